@@ -1,0 +1,30 @@
+"""`mosaic-photon COMMAND`: each command is one module of this package with `add_arguments(parser)` and `run(args)`."""
+
+import argparse
+import importlib
+import sys
+
+from mosaic_photon.errors import ConfigError
+
+COMMANDS = {
+    "prepare": "turn text into MDS shards of token arrays",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1."""
+    parser = argparse.ArgumentParser(prog="mosaic-photon", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words = sys.argv[1:] if argv is None else argv
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary)
+        if name in words[:1]:  # only the command asked for is imported
+            module = importlib.import_module(f"mosaic_photon.cli.{name.replace('-', '_')}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    args = parser.parse_args(words)
+    try:
+        return args.run(args)
+    except ConfigError as error:
+        print(f"mosaic-photon {args.command}: {error}", file=sys.stderr)
+        return 1
