@@ -1,0 +1,141 @@
+"""`mosaic-photon prepare`: turn text into MDS shards of token arrays, with train and val splits."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mosaic_photon.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from mosaic_photon.prepare.run import Work
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="files, folders and patterns ('corpus/**/*.txt'): text, .jsonl, each also .gz or .zst, .parquet "
+        "or .arrow, or a folder from Dataset.save_to_disk. None: the Python standard library's source",
+    )
+    add("--out", required=True, help="folder to write; holds train/, val/ and prepare.json")
+    add("--tokenizer", required=True, help="local folder with tokenizer.json")
+    add(
+        "--seq-len",
+        type=int,
+        default=2048,
+        help="targets per sample; a sample holds one token more (default 2048)",
+    )
+    add(
+        "--val",
+        type=float,
+        default=0.02,
+        help="share of documents for the val split; 0: no val split (default 0.02)",
+    )
+    add("--text-key", default="text", help="field or column that holds the text (default text)")
+    add("--bos-text", help="token before each document; '' for none (default: the tokenizer's bos)")
+    add("--eos-text", help="token after each document; '' for none (default: the tokenizer's eos)")
+    add("--compression", help="zstd, gz, br, bz2 or snappy, with a level: zstd:7 (default: none)")
+    add("--hashes", nargs="*", default=["xxh64"], help="hashes of each shard in the index (default xxh64)")
+    add("--shard-mib", type=int, default=64, help="size of a shard before compression, in MiB (default 64)")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a folder that was prepared with other options or sources",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from mosaic_photon.prepare.pool import Stopped, stop_signals
+    from mosaic_photon.prepare.run import prepare
+    from mosaic_photon.prepare.sources import display
+
+    start = time.monotonic()
+    try:
+        with stop_signals():
+            work = _check(args)
+            summary = prepare(work)
+    except Stopped as stopped:
+        print("\nstopped. What is finished is kept; the same command goes on from there.")
+        return 128 + int(stopped.args[0])
+    if summary is None:
+        print(f"{display(work.out)} is already prepared")
+        return 0
+    for split, part in summary.items():
+        print(
+            f"{display(work.out / split)}: {part['documents']:,} documents, {part['samples']:,} samples, "
+            f"{part['tokens']:,} tokens, {part['shards']} shards, {part['bytes'] / 2**20:.1f} MiB"
+        )
+    print(f"done in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> Work:
+    """The call as checked work. Raises ConfigError for what cannot be done."""
+    from mosaic_photon.prepare.record import Options, make_record
+    from mosaic_photon.prepare.run import Work
+    from mosaic_photon.prepare.shards import ShardFormat
+    from mosaic_photon.prepare.sources import find_sources, stdlib_files
+    from mosaic_photon.prepare.tokens import Tokenization, find_tokenizer, load_tokenizer, token_id
+
+    _check_numbers(args)
+    _check_codecs(args.compression, args.hashes)
+    file, special = find_tokenizer(args.tokenizer)
+    bos, eos = (
+        special.get(f"{name}_token", "") if given is None else given
+        for name, given in (("bos", args.bos_text), ("eos", args.eos_text))
+    )
+    tokenizer = load_tokenizer(file)
+    how = Tokenization(
+        file,
+        token_id(tokenizer, bos, "--bos-text"),
+        token_id(tokenizer, eos, "--eos-text"),
+        args.text_key,
+        args.val,
+    )
+    n = args.seq_len + 1
+    hashes = sorted(set(args.hashes))
+    form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    options = Options(
+        args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib
+    )
+    sources = find_sources(args.sources or stdlib_files())
+    out = Path(args.out).expanduser().absolute()
+    return Work(sources, how, form, make_record(options, sources), out, args.workers, args.overwrite)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for option, right in (("seq_len", args.seq_len >= 1), ("workers", args.workers >= 1)):
+        if not right:
+            raise ConfigError(f"--{option.replace('_', '-')} is {getattr(args, option)}, must be at least 1")
+    if not 0 <= args.val < 1:
+        raise ConfigError(f"--val is {args.val}: a share of the documents, from 0 to below 1")
+    if not 1 <= args.shard_mib <= 2048:
+        raise ConfigError(
+            f"--shard-mib is {args.shard_mib}, must be 1 to 2048 (offsets in a shard are 32 bits)"
+        )
+    if "://" in args.out:
+        raise ConfigError(f"--out {args.out!r}: prepare writes a local folder; upload it when it is finished")
+
+
+def _check_codecs(compression: str | None, hashes: list[str]) -> None:
+    if compression is None and hashes == ["xxh64"]:
+        return  # the defaults need no look at what Streaming knows, which takes seconds to import
+    from streaming.base.compression import get_compressions
+    from streaming.base.hashing import get_hashes
+
+    if compression is not None and compression not in get_compressions():
+        raise ConfigError(
+            f"--compression {compression!r} is not known.{nearest(compression, get_compressions())}"
+        )
+    for name in hashes:
+        if name not in get_hashes():
+            raise ConfigError(f"--hashes {name!r} is not known.{nearest(name, get_hashes())}")

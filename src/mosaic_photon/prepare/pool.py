@@ -1,0 +1,84 @@
+"""Worker processes that end when their parent does, and are not waited for when the user stops the work."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from mosaic_photon.errors import ConfigError
+
+PR_SET_PDEATHSIG = 1
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; the argument is the signal's number."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped inside."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_parallel(
+    workers: int,
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    finished: Callable[[int], object],
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[Any]:
+    """The results of all calls, in order.
+
+    Args:
+        finished: told the position of each call as it ends.
+        meanwhile: runs in this process while the first calls are at work.
+
+    Raises:
+        ConfigError: a worker was killed, or found a user's mistake.
+    """
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        futures = [executor.submit(function, *call) for call in calls]
+        positions = {future: position for position, future in enumerate(futures)}
+        meanwhile()
+        for future in as_completed(futures):
+            future.result()
+            finished(positions[future])
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a worker process was killed, most likely for want of memory: give fewer --workers. "
+            "What is finished is kept; the same command goes on from there"
+        ) from error
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux: do not outlive a killed parent
+    if os.getppid() != parent:
+        os._exit(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

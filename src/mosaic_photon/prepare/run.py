@@ -1,0 +1,237 @@
+"""Text -> MDS shards in two stages, each in parallel and each resumed where it was stopped.
+
+All work goes on in `<out>.partial`, which becomes `<out>` by one rename when it is whole:
+`tokens/` holds a file of token ids per unit of work and split, then `train/` and `val/` their shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.prepare import record as records
+from mosaic_photon.prepare.pool import run_parallel
+from mosaic_photon.prepare.shards import ShardFormat, TokenSequence, write_index, write_shard
+from mosaic_photon.prepare.sources import Piece, Source, cut, display
+from mosaic_photon.prepare.tokens import (
+    SPLITS,
+    Count,
+    Tokenization,
+    read_count,
+    tokenize_unit,
+    tokens_file,
+    write_json,
+)
+
+UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or lost at once
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call, checked."""
+
+    sources: list[Source]
+    how: Tokenization
+    form: ShardFormat
+    record: dict[str, Any]
+    out: Path
+    workers: int
+    overwrite: bool
+
+
+def prepare(work: Work) -> dict[str, Any] | None:
+    """Do the work; returns the summary per split, or None where the folder holds it already.
+
+    Raises:
+        ConfigError: the folder holds something else, a source is not text, or a split has less than a sample.
+    """
+    if _is_done(work):
+        return None
+    partial = work.out.with_name(work.out.name + ".partial")
+    with _claim(partial, work):
+        if _is_done(work):  # by the call that held the claim a moment ago
+            return None
+        summary = (records.read_record(partial) or {}).get("splits")
+        if summary is None:
+            summary = _build(work, partial)
+            write_json(partial / records.FILE, {**work.record, "splits": summary})
+        shutil.rmtree(partial / "tokens", ignore_errors=True)
+        _publish(partial, work.out)
+    return summary
+
+
+def _build(work: Work, partial: Path) -> dict[str, Any]:
+    with _progress() as progress:
+        counts = _tokenize(work, _units(work.sources), str(partial / "tokens"), progress)
+        return _write_splits(work, counts, partial, progress)
+
+
+def _is_done(work: Work) -> bool:
+    if not work.out.exists():
+        return False
+    before = records.read_record(work.out) if work.out.is_dir() else None
+    if before is None:
+        if work.out.is_dir() and not any(work.out.iterdir()):
+            return False
+        raise ConfigError(f"{display(work.out)} exists and was not written by prepare: choose another --out")
+    changed = records.differences(before, work.record)
+    if changed and not work.overwrite:
+        raise ConfigError(
+            f"{display(work.out)} was prepared otherwise: {'; '.join(changed)}. "
+            "Choose another --out, or give --overwrite to replace it"
+        )
+    return not changed
+
+
+@contextmanager
+def _claim(partial: Path, work: Work) -> Iterator[None]:
+    """Own the folder of unfinished work: resume the same work's, refuse another's."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(partial.with_name(partial.name + ".lock"), work.out):
+        before = records.read_record(partial)
+        changed = [] if before is None else records.differences(before, work.record)
+        if changed and not work.overwrite:
+            raise ConfigError(
+                f"{display(partial)} holds unfinished work of another call: {'; '.join(changed)}. "
+                "Finish that one, or give --overwrite to start anew"
+            )
+        if before is None or changed:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "tokens").mkdir(parents=True)
+            write_json(partial / records.FILE, work.record)
+        yield
+
+
+@contextmanager
+def _lock(path: Path, out: Path) -> Iterator[None]:
+    """A lock that ends with the process, however it ends."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another prepare is writing {display(out)} right now") from None
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def _units(sources: list[Source]) -> list[list[Piece]]:
+    """Pieces in order, grouped into units of work of about a 64th of the whole, within UNIT_BYTES."""
+    low, high = UNIT_BYTES
+    target = min(max(sum(source.size for source in sources) // 64, low), high)
+    units: list[list[Piece]] = [[]]
+    size = 0
+    for source in sources:
+        for piece in cut(source):
+            if size >= target:
+                units.append([])
+                size = 0
+            units[-1].append(piece)
+            size += piece.size
+    return units
+
+
+def _tokenize(work: Work, units: list[list[Piece]], folder: str, progress: Progress) -> list[Count]:
+    """Token files of all units; those an earlier run finished are kept."""
+    sizes = [sum(piece.size for piece in unit) for unit in units]
+    known = {number: count for number in range(len(units)) if (count := read_count(folder, number))}
+    missing = [number for number in range(len(units)) if number not in known]
+    task = progress.add_task("tokens", total=sum(sizes) / 2**20, unit="MiB")
+    progress.update(task, completed=sum(sizes[number] for number in known) / 2**20, refresh=True)
+
+    def finished(position: int) -> None:
+        progress.update(task, advance=sizes[missing[position]] / 2**20, refresh=True)
+
+    calls = [(number, units[number], work.how, folder) for number in missing]
+    if calls:
+        counts = run_parallel(work.workers, tokenize_unit, calls, finished, meanwhile=_import_streaming)
+        known.update(zip(missing, counts, strict=True))
+    return [known[number] for number in range(len(units))]
+
+
+def _import_streaming() -> None:
+    """Import it once, here, beside the workers' tokenizing: those of the second stage inherit it."""
+    import streaming  # noqa: F401
+
+
+def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Progress) -> dict[str, Any]:
+    _import_streaming()
+    splits = SPLITS if work.how.val else SPLITS[:1]
+    n = work.form.tokens_per_sample
+    sequences = {split: _sequence(counts, partial / "tokens", split) for split in splits}
+    for split, sequence in sequences.items():
+        if sum(sequence.sizes) < n:
+            shutil.rmtree(partial)
+            raise ConfigError(
+                f"the {split} split has {sum(sequence.sizes)} tokens, less than one sample of {n}: "
+                "give more text, another --val share or a smaller --seq-len"
+            )
+    calls = []
+    for split, sequence in sequences.items():
+        (partial / split).mkdir(exist_ok=True)
+        shards = -(-(sum(sequence.sizes) // n) // work.form.samples_per_shard)
+        notes = str(partial / "tokens" / split)
+        calls += [(number, sequence, work.form, str(partial / split), notes) for number in range(shards)]
+    task = progress.add_task("shards", total=len(calls), unit="shards")
+    entries = run_parallel(
+        work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True)
+    )
+    summary = {}
+    for split, sequence in sequences.items():
+        own = [entry for entry, call in zip(entries, calls, strict=True) if call[3] == str(partial / split)]
+        write_index(partial / split, own)
+        samples = sum(entry["samples"] for entry in own)
+        summary[split] = {
+            "documents": sum(count.documents[split] for count in counts),
+            "samples": samples,
+            "tokens": samples * n,
+            "tokens_left_over": sum(sequence.sizes) - samples * n,
+            "shards": len(own),
+            "bytes": sum((entry["zip_data"] or entry["raw_data"])["bytes"] for entry in own),
+        }
+    return summary
+
+
+def _sequence(counts: list[Count], folder: Path, split: str) -> TokenSequence:
+    files = [str(tokens_file(str(folder), number, split)) for number in range(len(counts))]
+    return TokenSequence(files, [count.tokens[split] for count in counts])
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Put the finished folder in place; an older one is there until the moment it is replaced."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _progress() -> Progress:
+    """Refreshed by hand: a thread that draws would be copied, half-way, into the worker processes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, auto_refresh=False)

@@ -1,0 +1,92 @@
+"""Second stage: the token files of a split, read as one long sequence -> MDS shards and their index.
+
+Sample i is tokens [i * n, (i + 1) * n) of that sequence, as llm-foundry's ConcatTokensDataset gives it, so
+each shard is written alone, and neither the number of workers nor a restart changes a byte of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosaic_photon.prepare.tokens import write_json
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What MDSWriter is told."""
+
+    tokens_per_sample: int
+    samples_per_shard: int
+    compression: str | None
+    hashes: list[str]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"tokens": f"ndarray:int32:{self.tokens_per_sample}"}
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token files laid end to end: sizes in tokens."""
+
+    files: list[str]
+    sizes: list[int]
+
+    def read(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Tokens [start, stop) as one int32 array."""
+        parts, begin = [], 0
+        for file, size in zip(self.files, self.sizes, strict=True):
+            low, high = max(start, begin), min(stop, begin + size)
+            if low < high:
+                parts.append(np.fromfile(file, np.int32, high - low, offset=4 * (low - begin)))
+            begin += size
+        return np.concatenate(parts)
+
+
+def write_shard(
+    number: int, sequence: TokenSequence, form: ShardFormat, folder: str, notes: str
+) -> dict[str, Any]:
+    """Write one shard into `folder` and, last, its entry of the index as a note; returns the entry.
+
+    A note left by an earlier run stands for a finished shard and is taken as it is.
+    """
+    from streaming import MDSWriter
+
+    note = Path(f"{notes}.{number:05}.json")
+    if note.is_file():
+        return json.loads(note.read_text())
+    n, first = form.tokens_per_sample, number * form.samples_per_shard
+    last = min(first + form.samples_per_shard, sum(sequence.sizes) // n)
+    rows = sequence.read(first * n, last * n).reshape(last - first, n)
+    temporary = Path(f"{notes}.{number:05}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with MDSWriter(
+        columns=form.columns,
+        out=str(temporary),
+        compression=form.compression,
+        hashes=form.hashes,
+        size_limit=None,
+        max_workers=1,
+    ) as writer:
+        for row in rows:
+            writer.write({"tokens": row})
+    (entry,) = json.loads((temporary / "index.json").read_text())["shards"]
+    for data in filter(None, (entry["raw_data"], entry["zip_data"])):
+        written, data["basename"] = data["basename"], data["basename"].replace("00000", f"{number:05}", 1)
+        if (temporary / written).is_file():
+            os.replace(temporary / written, Path(folder) / data["basename"])
+    shutil.rmtree(temporary)
+    write_json(note, entry)
+    return entry
+
+
+def write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Write index.json over finished shards."""
+    write_json(folder / "index.json", {"version": 2, "shards": entries})

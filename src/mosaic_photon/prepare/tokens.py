@@ -1,0 +1,153 @@
+"""First stage: pieces of text -> one file of token ids per split, and a note of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.prepare.read import read_piece
+from mosaic_photon.prepare.sources import Piece, display
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How text becomes tokens and which split a document goes to."""
+
+    tokenizer_file: str
+    bos: int | None  # put before each document; None: nothing
+    eos: int | None  # put after each document
+    text_key: str
+    val: float  # share of the documents
+
+
+@dataclass
+class Count:
+    """What a unit of work put into each split."""
+
+    tokens: dict[str, int]
+    documents: dict[str, int]
+
+
+def load_tokenizer(file: str) -> Any:
+    """The fast tokenizer of a tokenizer.json, without its truncation and padding."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(file)
+    except Exception as error:  # the library raises plain Exception for a malformed file
+        raise ConfigError(f"{display(file)} is not a tokenizer of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def find_tokenizer(folder: str) -> tuple[str, dict[str, str]]:
+    """(path of tokenizer.json, special tokens by name) of a Hugging Face tokenizer folder.
+
+    Raises:
+        ConfigError: no folder, or no tokenizer.json in it.
+    """
+    root = Path(folder).expanduser().absolute()
+    if root.is_file():
+        root = root.parent
+    file = root / "tokenizer.json"
+    if not root.is_dir():
+        raise ConfigError(
+            f"tokenizer folder {folder!r} does not exist. Give a local folder with tokenizer.json, "
+            "for example one that AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) wrote"
+        )
+    if not file.is_file():
+        raise ConfigError(f"no tokenizer.json in {folder!r}: it must hold a fast tokenizer (use_fast=True)")
+    special: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (root / name).is_file():
+            for key, value in json.loads((root / name).read_text("utf-8")).items():
+                content = value.get("content") if isinstance(value, dict) else value
+                if key.endswith("_token") and isinstance(content, str):
+                    special[key] = content
+    return str(file), special
+
+
+def token_id(tokenizer: Any, text: str | None, option: str) -> int | None:
+    """The id of a special token; None for no text.
+
+    Raises:
+        ConfigError: the vocabulary has no such token.
+    """
+    if not text:
+        return None
+    if (number := tokenizer.token_to_id(text)) is None:
+        raise ConfigError(
+            f"{option} {text!r} is not one token of the tokenizer.{nearest(text, _added(tokenizer))}"
+        )
+    return int(number)
+
+
+def _added(tokenizer: Any) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+
+
+def split_of(key: bytes, val: float) -> str:
+    """The split of a document, from a hash of its text alone: the same in every run and on every machine."""
+    number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+    return "val" if number < val * 2**64 else "train"
+
+
+def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: str) -> Count:
+    """Write NUMBER.train.bin and NUMBER.val.bin (int32 ids) and, last, NUMBER.json with their counts."""
+    tokenizer = _worker_tokenizer(how.tokenizer_file)
+    bos, eos = ([] if token is None else [token] for token in (how.bos, how.eos))
+    count = Count({split: 0 for split in SPLITS}, {split: 0 for split in SPLITS})
+    files = {split: _unit_file(folder, number, f"{split}.bin") for split in SPLITS}
+    with ExitStack() as stack:
+        streams = {split: stack.enter_context(open(f"{files[split]}.tmp", "wb")) for split in SPLITS}
+        for piece in pieces:
+            for fragment in read_piece(piece, how.text_key):
+                split = split_of(fragment.key, how.val)
+                (encoding,) = tokenizer.encode_batch_fast([fragment.text], add_special_tokens=False)
+                ids = (bos if fragment.first else []) + encoding.ids + (eos if fragment.last else [])
+                np.asarray(ids, np.int32).tofile(streams[split])
+                count.tokens[split] += len(ids)
+                count.documents[split] += fragment.first
+    for file in files.values():
+        os.replace(f"{file}.tmp", file)
+    write_json(_unit_file(folder, number, "json"), asdict(count))
+    return count
+
+
+def read_count(folder: str, number: int) -> Count | None:
+    """What an earlier run counted for a unit; None where it was not finished."""
+    file = _unit_file(folder, number, "json")
+    return Count(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def tokens_file(folder: str, number: int, split: str) -> Path:
+    """The token ids of one unit and split."""
+    return _unit_file(folder, number, f"{split}.bin")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def _unit_file(folder: str, number: int, suffix: str) -> Path:
+    return Path(folder) / f"{number:06}.{suffix}"
+
+
+@cache
+def _worker_tokenizer(file: str) -> Any:
+    return load_tokenizer(file)
