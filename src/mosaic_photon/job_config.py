@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torchtitan.config import job_config as titan
 
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
 
 @dataclass
 class Model(titan.Model):

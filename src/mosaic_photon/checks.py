@@ -1,0 +1,154 @@
+"""What a job cannot do, found before any process group, model or file exists."""
+
+import os
+from math import prod
+from typing import Any
+
+from tokenizers import Tokenizer
+from torchtitan.protocols.train_spec import TrainSpec
+
+from mosaic_photon.compat.cpu_device_type import ON_CPU
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job_config import MosaicJobConfig
+
+
+def check_job(job: MosaicJobConfig, spec: TrainSpec) -> None:
+    """Check what can be known from the configs, the environment and the tokenizer.
+
+    Raises:
+        ConfigError: the first thing found that the job cannot do.
+    """
+    world_size = int(os.environ["WORLD_SIZE"])
+    data_parallel = check_layout(job, world_size)
+    check_batch(job, data_parallel)
+    if job.parallelism.pipeline_parallel_degree > 1 and spec.pipelining_fn is None:
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_degree = {job.parallelism.pipeline_parallel_degree}: "
+            f"TorchTitan cannot split {job.model.name} into pipeline stages; it must be 1."
+        )
+    if ON_CPU:
+        check_cpu(job)
+    check_tokenizer(job, spec.model_args[job.model.flavor])
+    check_outputs(job, world_size)
+
+
+def check_layout(job: MosaicJobConfig, world_size: int) -> int:
+    """The parallel degrees must multiply to the number of processes; returns the data-parallel degree."""
+    layout = job.parallelism
+    degrees = {
+        "data_parallel_replicate_degree": layout.data_parallel_replicate_degree,
+        "context_parallel_degree": layout.context_parallel_degree,
+        "tensor_parallel_degree": layout.tensor_parallel_degree,
+        "pipeline_parallel_degree": layout.pipeline_parallel_degree,
+    }
+    for name, degree in degrees.items():
+        if degree < 1:
+            raise ConfigError(f"parallelism.{name} = {degree}: must be at least 1.")
+    others = prod(degrees.values())
+    shard = layout.data_parallel_shard_degree
+    if shard == -1:
+        shard = max(1, world_size // others)
+    if shard * others != world_size:
+        product = " * ".join(f"{name} {degree}" for name, degree in degrees.items())
+        raise ConfigError(
+            f"parallelism: data_parallel_shard_degree {shard} * {product} = {shard * others}, but the job has "
+            f"{world_size} process{'es' if world_size > 1 else ''} (WORLD_SIZE; torchrun's nnodes * nproc_per_node)."
+        )
+    replicate = layout.data_parallel_replicate_degree
+    if replicate > 1 and shard == 1 and replicate != world_size:
+        raise ConfigError(
+            f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, which "
+            "TorchTitan cannot combine with tensor, context or pipeline parallelism; shard the data too."
+        )
+    return replicate * shard
+
+
+def check_batch(job: MosaicJobConfig, data_parallel: int) -> None:
+    """The global batch must be whole micro-batches on every data-parallel rank, the sequence whole shards."""
+    training, layout = job.training, job.parallelism
+    if training.steps < 1 or training.local_batch_size < 1 or training.seq_len < 1:
+        raise ConfigError(
+            f"training: steps = {training.steps}, local_batch_size = {training.local_batch_size} and "
+            f"seq_len = {training.seq_len} must all be at least 1."
+        )
+    micro = training.local_batch_size * data_parallel
+    if training.global_batch_size > 0 and training.global_batch_size % micro:
+        raise ConfigError(
+            f"training.global_batch_size = {training.global_batch_size} does not divide into micro-batches: it must be "
+            f"a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel} = {micro}."
+        )
+    divisor = layout.tensor_parallel_degree * max(
+        1, 2 * layout.context_parallel_degree * (layout.context_parallel_degree > 1)
+    )
+    if training.seq_len % divisor:
+        raise ConfigError(
+            f"training.seq_len = {training.seq_len} must be a multiple of {divisor} "
+            "(tensor_parallel_degree * 2 * context_parallel_degree)."
+        )
+
+
+def check_cpu(job: MosaicJobConfig) -> None:
+    """What TorchTitan or torch cannot do on a machine without an accelerator."""
+    refused = [
+        ("parallelism.context_parallel_degree", job.parallelism.context_parallel_degree > 1, "1"),
+        ("checkpoint.async_mode", job.checkpoint.async_mode == "async_with_pinned_mem", '"async"'),
+        ("training.enable_cpu_offload", job.training.enable_cpu_offload, "false"),
+        ("profiling.enable_memory_snapshot", job.profiling.enable_memory_snapshot, "false"),
+        ("model.converters", bool(job.model.converters), "[]"),
+    ]
+    for name, asked, possible in refused:
+        if asked:
+            table, field = name.split(".")
+            given = getattr(getattr(job, table), field)
+            raise ConfigError(
+                f"{name} = {given!r} needs an accelerator; on this machine it must be {possible}."
+            )
+
+
+def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
+    """The tokenizer must load, and each of its ids must have a row in the model's embedding."""
+    path = os.path.join(job.model.hf_assets_path, "tokenizer.json")
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f"model.hf_assets_path: no tokenizer.json in {job.model.hf_assets_path!r}; give a folder with a Hugging Face "
+            "tokenizer (tests/assets/tokenizer has one for debugging)."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ConfigError(f"model.hf_assets_path: {path} is not a tokenizer: {error}.") from None
+    size, vocab_size = (
+        tokenizer.get_vocab_size(with_added_tokens=True),
+        getattr(model_args, "vocab_size", None),
+    )
+    if vocab_size is not None and size > vocab_size:
+        raise ConfigError(
+            f"model.hf_assets_path: the tokenizer in {job.model.hf_assets_path!r} has {size:,} tokens, more than "
+            f"the {vocab_size:,} of {job.model.name} {job.model.flavor}. Choose another tokenizer or flavor, or set "
+            f"[model.overrides] vocab_size = {size}."
+        )
+
+
+def check_outputs(job: MosaicJobConfig, world_size: int) -> None:
+    """Folders must be writable, and what is asked to be written must be possible."""
+    checkpoint = job.checkpoint
+    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
+        raise ConfigError(
+            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one process "
+            f"(are {world_size})."
+        )
+    if checkpoint.enable and checkpoint.keep_latest_k == 1:
+        raise ConfigError(
+            "checkpoint.keep_latest_k = 1: the newest may be half-written; keep at least 2, or 0 for all."
+        )
+    if job.validation.enable and not job.mosaic.eval_dataloader:
+        raise ConfigError(
+            f"validation.enable = true, but {job.mosaic.config} has no eval loader; add a [mosaic_eval_dataloader] table."
+        )
+    folder = os.path.abspath(job.job.dump_folder)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"job.dump_folder = {job.job.dump_folder!r}: {folder} is not a folder that can be written to."
+        )

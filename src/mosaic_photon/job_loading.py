@@ -1,0 +1,102 @@
+"""From a job config, a data config and command-line flags to one checked MosaicJobConfig."""
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from typing import Any
+
+from torchtitan.config import ConfigManager
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+from mosaic_photon.compat import tyro_bool_flags
+from mosaic_photon.dataloader.config import load_data_config
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job_config import MosaicJobConfig
+
+
+def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> MosaicJobConfig:
+    """Read both files and apply TorchTitan's flags, which win over the job config.
+
+    Raises:
+        ConfigError: a file that is missing or malformed, an unknown table or field, a value of the wrong type.
+        SystemExit: with code 0 after `--help`.
+    """
+    if any(flag.startswith(("--job.config_file", "--job.config-file")) for flag in titan_flags):
+        raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
+    check_tables(read_toml(config_path), MosaicJobConfig, config_path)
+    flags = tyro_bool_flags.normalise(titan_flags, MosaicJobConfig)
+    try:
+        job_config = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={config_path}", *flags])
+    except SystemExit as exit_:  # tyro has printed what is wrong with the flags
+        raise SystemExit(1 if exit_.code else 0) from None
+    if job_config.model.hf_assets_path and not os.path.isdir(job_config.model.hf_assets_path):
+        raise ConfigError(
+            f"model.hf_assets_path in {config_path}: there is no folder {job_config.model.hf_assets_path!r}. "
+            "It must hold tokenizer.json."
+        )
+    data = load_data_config(data_path)
+    job_config.mosaic.config = data_path
+    job_config.mosaic.dataloader = data.train
+    job_config.mosaic.eval_dataloader = data.eval or {}
+    return job_config
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read or is malformed.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the job config ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+
+
+def check_tables(values: dict[str, Any], config_cls: type, path: str, prefix: str = "") -> None:
+    """Refuse unknown tables and fields, and values of the wrong type, which TorchTitan lets through."""
+    fields = {field.name: field for field in dataclasses.fields(config_cls)}
+    for name, value in values.items():
+        where = f"{prefix}{name}"
+        if name not in fields:
+            kind = "table" if not prefix else "field"
+            raise ConfigError(f"{path}: unknown {kind} {where!r}.{nearest(name, fields)}")
+        expected = fields[name].type
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}: {where} is a table, [{where}], not {value!r}.")
+            check_tables(value, expected, path, f"{where}.")
+        elif not fits(value, expected):
+            raise ConfigError(f"{path}: {where} = {value!r} should be {describe(expected)}.")
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Whether a TOML value can stand for a field annotated with `expected`."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if origin is dict or expected is dict:
+        return isinstance(value, dict)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected) if isinstance(expected, type) else True
+
+
+def describe(expected: Any) -> str:
+    """A field's type in words."""
+    if typing.get_origin(expected) is typing.Literal:
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(expected))
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace(" | None", "")

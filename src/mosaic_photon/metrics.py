@@ -1,0 +1,41 @@
+"""TorchTitan's metrics, with token counts that are global and right after a change of layout."""
+
+from typing import Any
+
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+
+from mosaic_photon.compat import cpu_device_type, cpu_metrics
+
+
+class MosaicMetricsProcessor(MetricsProcessor):
+    """Reports the tokens that the data plane counted in place of TorchTitan's per-rank count."""
+
+    dataloader: Any = None
+    """The job's DataSpecDataLoader, set by the trainer."""
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        """TorchTitan's report of a step; n_tokens_seen counts inputs of all ranks, n_loss_tokens_seen labels not ignored."""
+        extra = dict(extra_metrics or {})
+        if self.dataloader is not None:
+            progress = self.dataloader.progress
+            extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
+
+
+def build_metrics_processor(
+    job_config: JobConfig, parallel_dims: ParallelDims, model_args: Any = None, tag: str | None = None
+) -> MosaicMetricsProcessor:
+    """TorchTitan's `build_metrics_processor_fn`."""
+    processor = MosaicMetricsProcessor(job_config, parallel_dims, tag)
+    if cpu_device_type.ON_CPU:
+        cpu_metrics.leave_out_device_metrics(processor)
+    return processor

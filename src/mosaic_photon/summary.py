@@ -1,0 +1,101 @@
+"""The table that a job shows before its first step."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from mosaic_photon.compat.cpu_device_type import ON_CPU
+
+if TYPE_CHECKING:
+    from mosaic_photon.trainer import MosaicTrainer
+
+
+def print_summary(trainer: "MosaicTrainer") -> None:
+    """Print the table on rank 0. Collective under pipeline parallelism."""
+    rows = job_rows(trainer)
+    if dist.get_rank() != 0:
+        return
+    table = Table(show_header=False, title="mosaic-photon", title_justify="left", pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    width = None if os.isatty(2) else 120
+    Console(stderr=True, width=width).print(table)
+
+
+def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
+    """Name and value of each line: model, data, batch, layout, device, outputs."""
+    job = trainer.job_config
+    training = job.training
+    rows = [("model", f"{job.model.name} {job.model.flavor}, {count_parameters(trainer):,} parameters")]
+    rows += [("stream", line) for line in trainer.dataloader.summary.stream_lines()]
+    rows.append(("epoch", trainer.dataloader.summary.epoch_line(training.steps)))
+    accumulation = trainer.gradient_accumulation_steps
+    micro = training.local_batch_size
+    global_batch = trainer.dataloader.summary.global_batch_size
+    rows.append(
+        (
+            "batch",
+            f"{global_batch} × {training.seq_len} tokens = {global_batch * training.seq_len:,} a step "
+            f"(micro-batch {micro}, {accumulation} accumulated)",
+        )
+    )
+    rows.append(
+        (
+            "optimizer",
+            f"{job.optimizer.name}, lr {job.optimizer.lr:g}, schedule {job.lr_scheduler.name or 'TorchTitan'}",
+        )
+    )
+    rows.append(("layout", layout_line(trainer)))
+    metrics = job.metrics
+    sinks = [
+        name
+        for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb))
+        if on
+    ]
+    where = os.path.join(job.job.dump_folder, metrics.save_tb_folder)
+    rows.append(("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"))
+    folder = os.path.join(job.job.dump_folder, job.checkpoint.folder)
+    rows.append(
+        (
+            "checkpoints",
+            f"{folder}, every {job.checkpoint.interval} steps" if job.checkpoint.enable else "off",
+        )
+    )
+    return rows
+
+
+def count_parameters(trainer: "MosaicTrainer") -> int:
+    """Parameters of the whole model, over all pipeline stages; shards count once."""
+    count = torch.tensor([sum(p.numel() for part in trainer.model_parts for p in part.parameters())])
+    mesh = trainer.parallel_dims.get_optional_mesh("pp")
+    if mesh is not None:
+        count = count.to(trainer.device)
+        dist.all_reduce(count, group=mesh.get_group())
+    return int(count)
+
+
+def layout_line(trainer: "MosaicTrainer") -> str:
+    """Processes, the parallel degrees above 1, device and precision."""
+    dims = trainer.parallel_dims
+    degrees = {
+        "replicate": dims.dp_replicate,
+        "shard": dims.dp_shard,
+        "cp": dims.cp,
+        "tp": dims.tp,
+        "pp": dims.pp,
+        "ep": dims.ep,
+    }
+    active = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    device = (
+        f"{torch.get_num_threads()} CPU threads each"
+        if ON_CPU
+        else torch.cuda.get_device_name(trainer.device)
+    )
+    processes = f"{dims.world_size} process{'es' if dims.world_size > 1 else ''}"
+    return f"{processes}{f' ({active})' if active else ''} on {device}, {trainer.job_config.training.mixed_precision_param}"

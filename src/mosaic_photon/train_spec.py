@@ -1,0 +1,159 @@
+"""The TrainSpecs: a TorchTitan language model, fed by Mosaic streams, with this project's optimizers and schedules.
+
+`<name>_mosaic` is TorchTitan's model `<name>` with the dataloader, optimizer, schedule, validator and metrics replaced;
+`mpt_mup_mosaic` is llm-foundry's MPT. Model code, parallelisation, loss and state dict adapter stay the model's own.
+"""
+
+import copy
+import dataclasses
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torchtitan.components.loss import build_cross_entropy_loss
+from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
+from torchtitan.components.tokenizer import build_hf_tokenizer
+from torchtitan.distributed import ParallelDims
+from torchtitan.models import _supported_models
+from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+from mosaic_photon.compat import layout_independent_init
+from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
+from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
+from mosaic_photon.compat.moe_load_balancing import with_load_balancing
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.dataloader import build_mosaic_dataloader
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.metrics import build_metrics_processor
+from mosaic_photon.optimizers.builder import build_optimizers
+from mosaic_photon.schedulers.builder import build_lr_schedulers
+from mosaic_photon.validator import build_validator
+
+SUFFIX = "_mosaic"
+NOT_TEXT = {"flux"}
+"""TorchTitan's models that are not language models."""
+
+
+def known_models() -> list[str]:
+    """Names that a job may give as `[model] name`."""
+    return sorted(f"{name}{SUFFIX}" for name in (_supported_models - NOT_TEXT) | {"mpt_mup"})
+
+
+def register(name: str) -> TrainSpec:
+    """Build the TrainSpec `name` and register it with TorchTitan under that name.
+
+    Raises:
+        ConfigError: no such model, or mpt_mup_mosaic without llm-foundry.
+        ValueError: TorchTitan already has a TrainSpec of this name.
+    """
+    spec = build_train_spec(name)
+    register_train_spec(name, spec)
+    return spec
+
+
+def register_llama3_mosaic() -> None:
+    """Register TorchTitan's Llama 3 on Mosaic streams as `llama3_mosaic`."""
+    register("llama3_mosaic")
+
+
+def register_mpt_mup_mosaic() -> None:
+    """Register llm-foundry's MPT as `mpt_mup_mosaic`; without llm-foundry warn and register nothing."""
+    if importlib.util.find_spec("llmfoundry") is None:
+        logging.getLogger(__name__).warning(
+            "mpt_mup_mosaic is not registered: it needs llm-foundry (pip install llm-foundry mosaicml)."
+        )
+        return
+    register("mpt_mup_mosaic")
+
+
+def build_train_spec(name: str) -> TrainSpec:
+    """The TrainSpec for `<TorchTitan model>_mosaic` or `mpt_mup_mosaic`, with model args of its own to change."""
+    if name not in known_models():
+        raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known_models())}")
+    upstream = _mpt_train_spec() if name == "mpt_mup_mosaic" else get_train_spec(name.removesuffix(SUFFIX))
+    moe = upstream.build_optimizers_fn is build_optimizers_with_moe_load_balancing
+    return dataclasses.replace(
+        upstream,
+        model_args=copy.deepcopy(dict(upstream.model_args)),  # the trainer writes the job's values into them
+        parallelize_fn=_right_gradients(upstream.parallelize_fn),
+        build_optimizers_fn=with_load_balancing(build_optimizers) if moe else build_optimizers,
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=build_mosaic_dataloader,
+        build_loss_fn=_divided_under_pipelining(upstream.build_loss_fn),
+        build_validator_fn=build_validator,
+        build_metrics_processor_fn=build_metrics_processor,
+    )
+
+
+def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
+    """Write `[model.overrides]` into the job's flavor.
+
+    Raises:
+        ConfigError: no such flavor, or an override names no field of its model args.
+    """
+    flavor, overrides = job_config.model.flavor, job_config.model.overrides
+    if flavor not in spec.model_args:
+        raise ConfigError(
+            f"model.flavor: {job_config.model.name} has no flavor {flavor!r}.{nearest(flavor, spec.model_args)}"
+        )
+    fields = {field.name for field in dataclasses.fields(spec.model_args[flavor])}
+    for name in overrides:
+        if name not in fields:
+            raise ConfigError(
+                f"model.overrides.{name}: the model args of {job_config.model.name} have no such field."
+                f"{nearest(name, fields)}"
+            )
+    if overrides:
+        spec.model_args[flavor] = dataclasses.replace(spec.model_args[flavor], **overrides)
+
+
+def _mpt_train_spec() -> TrainSpec:
+    if importlib.util.find_spec("llmfoundry") is None:
+        raise ConfigError("model.name: mpt_mup_mosaic needs llm-foundry (pip install llm-foundry mosaicml).")
+    from mosaic_photon.models import mpt_mup
+
+    return TrainSpec(
+        model_cls=mpt_mup.TitanComposerMPTMuP,
+        model_args=mpt_mup.MPT_MUP_CONFIGS,
+        parallelize_fn=mpt_mup.parallelize_mpt,
+        pipelining_fn=mpt_mup.pipeline_mpt,
+        build_optimizers_fn=build_optimizers,
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=build_mosaic_dataloader,
+        build_tokenizer_fn=build_hf_tokenizer,
+        build_loss_fn=build_cross_entropy_loss,
+        state_dict_adapter=mpt_mup.MPTStateDictAdapter,
+    )
+
+
+def _right_gradients(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`parallelize` with this project's initialisation and the gradient reductions that TorchTitan gets wrong."""
+
+    def parallelize_fn(
+        model: nn.Module, parallel_dims: ParallelDims, job_config: MosaicJobConfig
+    ) -> nn.Module:
+        model = parallelize(model, parallel_dims, job_config)
+        if parallel_dims.fsdp_enabled:
+            if torch.distributed.get_backend() == "gloo":
+                force_sum_reduction(model)
+        elif parallel_dims.dp_replicate_enabled:
+            sum_ddp_gradients(model, parallel_dims.get_mesh("dp_replicate"))
+        layout_independent_init.seed_init_by_name(
+            model, layout_independent_init.job_seed(job_config.debug.seed)
+        )
+        return model
+
+    return parallelize_fn
+
+
+def _divided_under_pipelining(build_loss: Callable[..., Any]) -> Callable[..., Any]:
+    def build_loss_fn(job_config: MosaicJobConfig, parallel_dims: ParallelDims, **kwargs: Any) -> Any:
+        loss_fn = build_loss(job_config, parallel_dims=parallel_dims, **kwargs)
+        return DividedLoss(loss_fn) if parallel_dims.pp_enabled else loss_fn
+
+    return build_loss_fn

@@ -1,0 +1,126 @@
+"""Train a TorchTitan model on Mosaic streams: parse, register, build the trainer, train.
+
+    python -m mosaic_photon.train_with_mosaic --config JOB.toml --mosaic-config DATA.toml [-- any TorchTitan flag]
+
+Exit codes: 0 done, 1 a mistake in the job (one message) or a failure (a traceback), 128 + n stopped by signal n.
+"""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from mosaic_photon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mosaic_photon.job_config import MosaicJobConfig
+
+CONFIGS = "examples/mosaic_photon/configs"
+EPILOG = """\
+TorchTitan's own flags, and this project's tables, go after `--` as --TABLE.FIELD=VALUE and win over the job config:
+  ... -- --training.steps=20 --optimizer.lr=1e-3 --metrics.enable_tensorboard=true --mosaic.allow_data_change=true
+  ... -- --help        lists all of them
+"""
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line at `--`: our options, and TorchTitan's flags."""
+    ours, titan = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(
+        prog="python -m mosaic_photon.train_with_mosaic",
+        description="Train a TorchTitan model on MosaicML streaming data configured by llm-foundry.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        default=f"{CONFIGS}/mosaic_job.toml",
+        metavar="JOB.toml",
+        help="job config (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mosaic-config",
+        default=f"{CONFIGS}/mosaic_dataloader.toml",
+        metavar="DATA",
+        help="data config, TOML or llm-foundry's YAML (default: %(default)s)",
+    )
+    args, unknown = parser.parse_known_args(ours)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}: TorchTitan's flags go after `--`")
+    return args, titan
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a job; returns the exit code."""
+    args, titan_flags = parse_arguments(sys.argv[1:] if argv is None else argv)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)  # started without torchrun: one process
+    try:
+        from mosaic_photon.job_loading import load_job
+
+        job_config = load_job(args.config, args.mosaic_config, titan_flags)
+    except ConfigError as error:
+        if os.environ["RANK"] == "0":  # every rank reads the same files
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        return run(job_config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(job_config: "MosaicJobConfig") -> int:
+    """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it."""
+    import torch.distributed as dist
+    from torchtitan.tools.logging import init_logger, logger
+
+    from mosaic_photon import train_spec
+    from mosaic_photon.checks import check_job
+    from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
+    from mosaic_photon.graceful_stop import GracefulStop
+    from mosaic_photon.summary import print_summary
+    from mosaic_photon.trainer import MosaicTrainer
+
+    init_logger()
+    if cpu_device_type.ON_CPU:
+        cpu_metrics.apply()
+        cpu_pg_timeouts.apply()
+    spec = train_spec.build_train_spec(job_config.model.name)
+    train_spec.apply_model_overrides(spec, job_config)
+    check_job(job_config, spec)
+    train_spec.register_train_spec(job_config.model.name, spec)
+    if int(os.environ["WORLD_SIZE"]) == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+    stop = GracefulStop()
+    trainer: MosaicTrainer | None = None
+    try:
+        trainer = MosaicTrainer(job_config, stop)
+        print_summary(trainer)
+        if job_config.checkpoint.create_seed_checkpoint:
+            trainer.checkpointer.save(curr_step=0, last_step=True)
+            logger.info("Created seed checkpoint")
+        else:
+            trainer.train()
+    finally:
+        stop.restore()
+        if trainer is not None:
+            trainer.close()
+        if sys.exc_info()[0] is None and dist.is_initialized():
+            dist.destroy_process_group()
+    return 128 + stop.signal_number if stop.signal_number else 0
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.tools.logging import logger
+from torchtitan.train import Trainer
+
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.dataloader import DataSpecDataLoader
+from mosaic_photon.graceful_stop import GracefulStop
+from mosaic_photon.job_config import MosaicJobConfig
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class MosaicTrainer(Trainer):
+    """Trains a `*_mosaic` TrainSpec. Same construction, same loop and same checkpoints as TorchTitan's Trainer."""
+
+    job_config: MosaicJobConfig
+    dataloader: DataSpecDataLoader
+
+    def __init__(self, job_config: MosaicJobConfig, stop: GracefulStop) -> None:
+        super().__init__(job_config)
+        self.stop = stop
+        self.metrics_processor.dataloader = self.dataloader
+        if job_config.validation.enable:
+            self.validator.fire = self.fire
+            self.validator.post_dataloading_process = self.post_dataloading_process
+
+    def fire(self, event: str, **facts: Any) -> None:
+        """Run one of Composer's events; without callbacks nothing happens."""
+
+    def train(self) -> None:
+        """TorchTitan's loop; a job that was asked to stop leaves a complete checkpoint where checkpointing is on."""
+        super().train()
+        if self.stopped_early and self.checkpointer.enable and not self.checkpointer.load_only:
+            self._save_now()
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.step < self.job_config.training.steps
+
+    def batch_generator(self, data_iterable: DataSpecDataLoader) -> Iterator[Batch]:
+        """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
+        self.stop.active = True
+        self.fire("fit_start")
+        return self._counted(super().batch_generator(data_iterable))
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Count labels here where one rank reads all data: the step's count would have to be fetched from the device."""
+        for input_dict, labels in batches:
+            if not self.parallel_dims.dp_enabled:
+                self.dataloader.add_loss_tokens(int((labels != IGNORE_INDEX).sum()))
+            yield input_dict, labels
+
+    def should_continue_training(self) -> bool:
+        """TorchTitan's, and nobody has asked for a stop. Collective."""
+        return super().should_continue_training() and not self.stop.agreed()
+
+    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        """TorchTitan's step between Composer's `batch_start` and `batch_end`."""
+        self.stop.begin_step()
+        self.microbatches_left = self.gradient_accumulation_steps
+        self.fire("batch_start")
+        super().train_step(data_iterator)
+        self.fire("batch_end")
+
+    def forward_backward_step(
+        self,
+        *,
+        input_dict: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        global_valid_tokens: torch.Tensor | float,
+    ) -> torch.Tensor:
+        """One micro-batch: forward, loss divided by the global batch's labels, backward.
+
+        Args:
+            input_dict: "input" LongTensor [B, S], and the model's other keyword inputs.
+            labels: LongTensor [B, S], -100 is ignored.
+            global_valid_tokens: labels not ignored, in the whole global batch.
+
+        Returns:
+            This rank's share of the global batch's mean loss, a scalar; -1 on pipeline stages without the loss.
+        """
+        if self.parallel_dims.dp_enabled and self.microbatches_left == self.gradient_accumulation_steps:
+            self.dataloader.add_loss_tokens(int(global_valid_tokens))
+        self.microbatches_left -= 1
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+        if self.parallel_dims.pp_enabled:
+            return self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
+        with self.train_context():
+            with self.maybe_enable_amp:
+                self.fire("before_forward", batch=input_dict)
+                prediction = self.model_parts[0](inputs, **extra_inputs, **extra_kwargs)
+                self.fire("after_forward", outputs=prediction)
+                self.fire("before_loss")
+                loss = self.loss_fn(prediction, labels) / global_valid_tokens
+            self.fire("after_loss", loss=loss)
+            del prediction  # frees the logits before backward
+            self.fire("before_backward")
+            loss.backward()
+            self.fire("after_backward")
+        return loss
+
+    def _pipeline_step(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        extra_inputs: dict[str, torch.Tensor],
+        extra_kwargs: dict[str, Any],
+        global_valid_tokens: torch.Tensor | float,
+    ) -> torch.Tensor:
+        """The schedule runs forward, loss and backward of all its micro-batches; its loss function divides."""
+        assert isinstance(self.loss_fn, DividedLoss)
+        self.loss_fn.denominator = global_valid_tokens
+        losses: list[torch.Tensor] = []
+        args = (inputs,) if self.pp_has_first_stage else ()
+        kwargs = (extra_inputs if self.pp_has_first_stage else {}) | extra_kwargs
+        if self.pp_has_last_stage:
+            kwargs |= {"target": labels, "losses": losses}
+        self.fire("before_forward")
+        with self.train_context():
+            self.pp_schedule.step(*args, **kwargs, return_outputs=False)
+        self.fire("after_backward")
+        if not self.pp_has_last_stage:
+            return torch.tensor(-1.0, device=self.device)
+        return torch.stack(losses).sum().to(self.device)
+
+    def close(self) -> None:
+        """Release checkpointer, metrics and data; safe to call twice and after a failed construction."""
+        super().close()
+        for name in ("dataloader", "validator"):
+            part = getattr(self, name, None)
+            loader = part if name == "dataloader" else getattr(part, "validation_dataloader", None)
+            if loader is not None:
+                loader.close()
+
+    def _save_now(self) -> None:
+        """Write a complete checkpoint of the current step unless the interval has just written it."""
+        if self.step == 0 or self.step % self.checkpointer.interval == 0:
+            return
+        begin = time.monotonic()
+        self.checkpointer.interval = 1  # TorchTitan saves completely only on the interval
+        self.checkpointer.save(self.step)
+        self.checkpointer._async_wait()
+        logger.info(
+            f"Stopped at step {self.step}; checkpoint written in {time.monotonic() - begin:.2f} seconds."
+        )

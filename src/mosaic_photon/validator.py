@@ -1,0 +1,115 @@
+"""Validation on the data config's eval loader: the exact mean loss over its tokens, on TorchTitan's schedule."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.validate import BaseValidator
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools import utils
+
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.dataloader import build_mosaic_eval_dataloader
+
+
+class MosaicValidator(BaseValidator):
+    """TorchTitan's Validator over Mosaic streams: same samples, same order, each pass; tokens weigh the same.
+
+    TorchTitan averages the batches' means, which weighs tokens of ragged batches more.
+    """
+
+    def __init__(  # noqa: PLR0913  (TorchTitan's signature)
+        self,
+        job_config: JobConfig,
+        dp_world_size: int,
+        dp_rank: int,
+        tokenizer: Any,
+        parallel_dims: ParallelDims,
+        loss_fn: Callable[..., torch.Tensor],
+        validation_context: Callable[[], AbstractContextManager[None]],
+        maybe_enable_amp: AbstractContextManager[None],
+        metrics_processor: Any,
+        pp_schedule: Any = None,
+        pp_has_first_stage: bool | None = None,
+        pp_has_last_stage: bool | None = None,
+    ) -> None:
+        super().__init__(job_config)
+        self.parallel_dims = parallel_dims
+        self.loss_fn = loss_fn
+        self.validation_dataloader = build_mosaic_eval_dataloader(
+            dp_world_size=dp_world_size, dp_rank=dp_rank, tokenizer=tokenizer, job_config=job_config
+        )
+        self.validation_context = validation_context
+        self.maybe_enable_amp = maybe_enable_amp
+        self.metrics_processor = metrics_processor
+        self.pp_schedule = pp_schedule
+        self.pp_has_first_stage = pp_has_first_stage
+        self.pp_has_last_stage = pp_has_last_stage
+        self.fire: Callable[..., None] = lambda event, **facts: None
+        """Receives Composer's event names; set by the trainer."""
+        self.post_dataloading_process: Callable[..., Any]
+        """The trainer's own: splits inputs, builds attention masks, shards for context parallelism; set by the trainer."""
+
+    @torch.no_grad()
+    def validate(self, model_parts: list[nn.Module], step: int) -> None:
+        """Log the mean loss per label over the eval set, or its first `validation.steps` global batches."""
+        for model in model_parts:
+            model.eval()
+        self.fire("eval_start")
+        limit = self.job_config.validation.steps
+        device = torch.device(utils.device_type)
+        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss summed over labels; labels
+        for input_dict, labels in islice(self.validation_dataloader, None if limit == -1 else limit):
+            self.fire("eval_batch_start", batch=input_dict | {"labels": labels})
+            self.metrics_processor.ntokens_since_last_log += labels.numel()
+            inputs = {name: tensor.to(device) for name, tensor in input_dict.items()}
+            labels = labels.to(device)
+            loss_sum = self._loss_sum(model_parts, inputs, labels)
+            if loss_sum is not None:
+                totals += torch.stack([_plain(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
+            self.fire("eval_batch_end")
+        loss = self._mean_over_ranks(totals)
+        self.metrics_processor.log_validation(loss=loss, step=step)
+        self.fire("eval_end", loss=loss)
+        for model in model_parts:
+            model.train()
+
+    def _loss_sum(
+        self, model_parts: list[nn.Module], input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Sum of the losses of this rank's labels; None on pipeline stages that do not see the loss."""
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+        if not self.parallel_dims.pp_enabled:
+            with self.validation_context(), self.maybe_enable_amp:
+                return self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
+        assert isinstance(self.loss_fn, DividedLoss)
+        self.loss_fn.denominator = 1.0
+        losses: list[torch.Tensor] = []
+        first_stage = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
+        last_stage = {"target": labels, "losses": losses} if self.pp_has_last_stage else {}
+        with self.validation_context():
+            self.pp_schedule.eval(*first_stage[0], **first_stage[1], **extra_kwargs, **last_stage)
+        return torch.stack(losses).sum().to(labels.device) if self.pp_has_last_stage else None
+
+    def _mean_over_ranks(self, totals: torch.Tensor) -> float:
+        for dimension in ("loss", "pp"):  # stages without the loss add nothing and learn the result
+            mesh = self.parallel_dims.get_optional_mesh(dimension)
+            if mesh is not None:
+                dist.all_reduce(totals, group=mesh.get_group())
+        return (totals[0] / totals[1]).item()
+
+
+def _plain(loss: torch.Tensor) -> torch.Tensor:
+    return loss.full_tensor() if isinstance(loss, DTensor) else loss  # a DTensor under loss parallelism
+
+
+def build_validator(**kwargs: Any) -> MosaicValidator:
+    """TorchTitan's `build_validator_fn`; arguments as MosaicValidator's."""
+    return MosaicValidator(**kwargs)
