@@ -57,8 +57,8 @@ def check_layout(job: MosaicJobConfig, world_size: int) -> int:
     replicate = layout.data_parallel_replicate_degree
     if replicate > 1 and shard == 1 and replicate != world_size:
         raise ConfigError(
-            f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, which "
-            "TorchTitan cannot combine with tensor, context or pipeline parallelism; shard the data too."
+            f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, "
+            "which TorchTitan cannot combine with tensor, context or pipeline parallelism; shard the data too."
         )
     return replicate * shard
 
@@ -75,7 +75,7 @@ def check_batch(job: MosaicJobConfig, data_parallel: int) -> None:
     if training.global_batch_size > 0 and training.global_batch_size % micro:
         raise ConfigError(
             f"training.global_batch_size = {training.global_batch_size} does not divide into micro-batches: it must be "
-            f"a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel} = {micro}."
+            f"a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel}, {micro}."
         )
     divisor = layout.tensor_parallel_degree * max(
         1, 2 * layout.context_parallel_degree * (layout.context_parallel_degree > 1)
@@ -100,9 +100,7 @@ def check_cpu(job: MosaicJobConfig) -> None:
         if asked:
             table, field = name.split(".")
             given = getattr(getattr(job, table), field)
-            raise ConfigError(
-                f"{name} = {given!r} needs an accelerator; on this machine it must be {possible}."
-            )
+            raise ConfigError(f"{name} = {given!r} needs an accelerator; on this machine it must be {possible}.")
 
 
 def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
@@ -110,8 +108,8 @@ def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
     path = os.path.join(job.model.hf_assets_path, "tokenizer.json")
     if not os.path.isfile(path):
         raise ConfigError(
-            f"model.hf_assets_path: no tokenizer.json in {job.model.hf_assets_path!r}; give a folder with a Hugging Face "
-            "tokenizer (tests/assets/tokenizer has one for debugging)."
+            f"model.hf_assets_path: no tokenizer.json in {job.model.hf_assets_path!r}; give a folder with a Hugging "
+            "Face tokenizer (tests/assets/tokenizer has one for debugging)."
         )
     try:
         tokenizer = Tokenizer.from_file(path)
@@ -134,8 +132,8 @@ def check_outputs(job: MosaicJobConfig, world_size: int) -> None:
     checkpoint = job.checkpoint
     if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
         raise ConfigError(
-            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one process "
-            f"(are {world_size})."
+            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
+            f"process (are {world_size})."
         )
     if checkpoint.enable and checkpoint.keep_latest_k == 1:
         raise ConfigError(
@@ -143,7 +141,8 @@ def check_outputs(job: MosaicJobConfig, world_size: int) -> None:
         )
     if job.validation.enable and not job.mosaic.eval_dataloader:
         raise ConfigError(
-            f"validation.enable = true, but {job.mosaic.config} has no eval loader; add a [mosaic_eval_dataloader] table."
+            f"validation.enable = true, but {job.mosaic.config} has no eval loader; add a "
+            "[mosaic_eval_dataloader] table."
         )
     folder = os.path.abspath(job.job.dump_folder)
     while not os.path.exists(folder):

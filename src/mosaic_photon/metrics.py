@@ -23,7 +23,7 @@ class MosaicMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        """TorchTitan's report of a step; n_tokens_seen counts inputs of all ranks, n_loss_tokens_seen labels not ignored."""
+        """TorchTitan's report; n_tokens_seen counts the inputs of all ranks, n_loss_tokens_seen labels not ignored."""
         extra = dict(extra_metrics or {})
         if self.dataloader is not None:
             progress = self.dataloader.progress

@@ -90,14 +90,10 @@ def from_base(
         ConfigError: base_width is missing, or a base size is not positive.
     """
     if base_width is None:
-        raise ConfigError(
-            f"[mup] base_width is missing: say at which d_model you tuned; this model's is {width}."
-        )
+        raise ConfigError(f"[mup] base_width is missing: say at which d_model you tuned; this model's is {width}.")
     for name, base in (("base_width", base_width), ("base_depth", base_depth)):
         if base is not None and base <= 0:
-            raise ConfigError(
-                f"[mup] {name} is {base}; it must be a positive size of the model you tuned on."
-            )
+            raise ConfigError(f"[mup] {name} is {base}; it must be a positive size of the model you tuned on.")
     depth_ratio = depth / base_depth if base_depth is not None else 1.0
     return Parametrization(enabled=True, width=width / base_width, depth=depth_ratio, **switches)
 

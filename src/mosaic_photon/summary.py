@@ -53,11 +53,7 @@ def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     )
     rows.append(("layout", layout_line(trainer)))
     metrics = job.metrics
-    sinks = [
-        name
-        for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb))
-        if on
-    ]
+    sinks = [name for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb)) if on]
     where = os.path.join(job.job.dump_folder, metrics.save_tb_folder)
     rows.append(("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"))
     folder = os.path.join(job.job.dump_folder, job.checkpoint.folder)
@@ -92,10 +88,7 @@ def layout_line(trainer: "MosaicTrainer") -> str:
         "ep": dims.ep,
     }
     active = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
-    device = (
-        f"{torch.get_num_threads()} CPU threads each"
-        if ON_CPU
-        else torch.cuda.get_device_name(trainer.device)
-    )
+    device = f"{torch.get_num_threads()} CPU threads each" if ON_CPU else torch.cuda.get_device_name(trainer.device)
     processes = f"{dims.world_size} process{'es' if dims.world_size > 1 else ''}"
-    return f"{processes}{f' ({active})' if active else ''} on {device}, {trainer.job_config.training.mixed_precision_param}"
+    precision = trainer.job_config.training.mixed_precision_param
+    return f"{processes}{f' ({active})' if active else ''} on {device}, {precision}"

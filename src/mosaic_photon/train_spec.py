@@ -134,18 +134,14 @@ def _mpt_train_spec() -> TrainSpec:
 def _right_gradients(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """`parallelize` with this project's initialisation and the gradient reductions that TorchTitan gets wrong."""
 
-    def parallelize_fn(
-        model: nn.Module, parallel_dims: ParallelDims, job_config: MosaicJobConfig
-    ) -> nn.Module:
+    def parallelize_fn(model: nn.Module, parallel_dims: ParallelDims, job_config: MosaicJobConfig) -> nn.Module:
         model = parallelize(model, parallel_dims, job_config)
         if parallel_dims.fsdp_enabled:
             if torch.distributed.get_backend() == "gloo":
                 force_sum_reduction(model)
         elif parallel_dims.dp_replicate_enabled:
             sum_ddp_gradients(model, parallel_dims.get_mesh("dp_replicate"))
-        layout_independent_init.seed_init_by_name(
-            model, layout_independent_init.job_seed(job_config.debug.seed)
-        )
+        layout_independent_init.seed_init_by_name(model, layout_independent_init.job_seed(job_config.debug.seed))
         return model
 
     return parallelize_fn

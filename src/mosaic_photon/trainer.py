@@ -51,7 +51,7 @@ class MosaicTrainer(Trainer):
         return self._counted(super().batch_generator(data_iterable))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Count labels here where one rank reads all data: the step's count would have to be fetched from the device."""
+        """Where one rank reads all data, count labels here: the step's count would have to leave the device."""
         for input_dict, labels in batches:
             if not self.parallel_dims.dp_enabled:
                 self.dataloader.add_loss_tokens(int((labels != IGNORE_INDEX).sum()))
@@ -147,6 +147,4 @@ class MosaicTrainer(Trainer):
         self.checkpointer.interval = 1  # TorchTitan saves completely only on the interval
         self.checkpointer.save(self.step)
         self.checkpointer._async_wait()
-        logger.info(
-            f"Stopped at step {self.step}; checkpoint written in {time.monotonic() - begin:.2f} seconds."
-        )
+        logger.info(f"Stopped at step {self.step}; checkpoint written in {time.monotonic() - begin:.2f} seconds.")

@@ -55,7 +55,7 @@ class MosaicValidator(BaseValidator):
         self.fire: Callable[..., None] = lambda event, **facts: None
         """Receives Composer's event names; set by the trainer."""
         self.post_dataloading_process: Callable[..., Any]
-        """The trainer's own: splits inputs, builds attention masks, shards for context parallelism; set by the trainer."""
+        """The trainer's own (splits inputs, builds masks, shards for context parallelism); set by the trainer."""
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:

@@ -1,7 +1,8 @@
-"""TorchTitan's metrics assume an accelerator: `torch.cpu` has no device name, capacity, memory statistics or peak FLOPS.
+"""TorchTitan's metrics assume an accelerator: `torch.cpu` has no name, capacity, memory statistics or peak FLOPS.
 
 On the CPU the memory columns report this process's resident set, and MFU, which would be that of an A100, is left out.
-TorchTitan supports accelerators only (no upstream issue). Delete when `DeviceMemoryMonitor` and `get_peak_flops` know the CPU.
+TorchTitan supports accelerators only (no upstream issue). Delete when its `DeviceMemoryMonitor` and `get_peak_flops`
+know the CPU.
 """
 
 import logging
@@ -21,7 +22,7 @@ DEVICE_ONLY = ("mfu(%)", "memory/num_alloc_retries", "memory/num_ooms")
 
 
 class ProcessMemoryMonitor:
-    """Stands in for TorchTitan's DeviceMemoryMonitor: the resident set of this process, in GiB and % of the machine's."""
+    """TorchTitan's DeviceMemoryMonitor for a CPU: the resident set of this process, in GiB and % of the machine's."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()

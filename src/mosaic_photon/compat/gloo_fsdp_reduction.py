@@ -1,7 +1,8 @@
 """FSDP2 on gloo: "Cannot use ReduceOp.PREMUL_SUM with Gloo".
 
 TorchTitan sets FSDP's gradient divide factor to 1, which FSDP2 carries out with a reduction gloo does not have.
-Upstream: pytorch/pytorch#155915 (the switch used here), pytorch/torchtitan#2332 (the same on XPU). Delete when FSDP2 chooses a plain sum on gloo by itself.
+Upstream: pytorch/pytorch#155915 (the switch used here), pytorch/torchtitan#2332 (the same on XPU). Delete when FSDP2
+chooses a plain sum on gloo by itself.
 """
 
 import torch

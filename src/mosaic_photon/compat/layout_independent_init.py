@@ -3,7 +3,8 @@
 DTensor draws each shard's random numbers by itself: on a CPU every shard gets the same ones, on GPUs they depend on the
 layout, and TorchTitan seeds pipeline stages differently. Here each parameter is drawn whole from a generator seeded by
 (seed, parameter name), and every rank keeps its shard.
-Upstream: pytorch/pytorch#168058, pytorch/torchtitan#3106. Delete when DTensor's initialisation equals the unsharded one.
+Upstream: pytorch/pytorch#168058, pytorch/torchtitan#3106. Delete when DTensor's initialisation equals the
+unsharded one.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def parameter_name(name: str) -> str:
 
 
 class SeededByName(TorchFunctionMode):
-    """Within it, a random in-place fill of one of `parameters` draws the whole tensor from that parameter's generator."""
+    """Within it, a random in-place fill of one of `parameters` draws the whole tensor from its own generator."""
 
     def __init__(self, parameters: dict[str, torch.Tensor], seed: int) -> None:
         super().__init__()

@@ -23,9 +23,7 @@ def with_load_balancing(build_optimizers: Callable[..., titan.OptimizersContaine
         original = titan.build_optimizers
         titan.build_optimizers = build_ours
         try:
-            return titan.build_optimizers_with_moe_load_balancing(
-                model_parts, optimizer_config, parallel_dims
-            )
+            return titan.build_optimizers_with_moe_load_balancing(model_parts, optimizer_config, parallel_dims)
         finally:
             titan.build_optimizers = original
 

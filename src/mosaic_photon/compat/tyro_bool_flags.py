@@ -21,7 +21,7 @@ def boolean_flags(config_cls: type, prefix: str = "") -> set[str]:
 
 
 def normalise(arguments: list[str], config_cls: type) -> list[str]:
-    """`--a.b=true` -> `--a.b`, `--a.b=false` -> `--a.no-b`, also as two words; everything else is passed on unchanged."""
+    """`--a.b=true` -> `--a.b`, `--a.b=false` -> `--a.no-b`, also as two words; all else is passed on unchanged."""
     flags = boolean_flags(config_cls)
     result: list[str] = []
     words = iter(range(len(arguments)))
