@@ -1,0 +1,228 @@
+"""OptimizerMonitor: what an optimizer does to each parameter, under Composer's names, at a fraction of the cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer.core import Callback, State, Time
+from composer.loggers import Logger
+from torch.distributed.tensor import DTensor
+
+from mosaic_photon.callbacks import curvature
+from mosaic_photon.callbacks.interval import Interval
+from mosaic_photon.callbacks.measure import (
+    LocalNumbers,
+    Reducer,
+    clean_name,
+    extremes,
+    local_shard,
+    shard_counts,
+    squared_norms,
+)
+
+MOMENTS = {"moment": ("exp_avg", "momentum_buffer"), "moment2": ("exp_avg_sq",)}
+"""Moment -> names that optimizers give that state."""
+
+L2_NORMS = {f"l2_norm/{tensor}" for tensor in ("grad", "param", "update", *MOMENTS)}
+
+CURVATURE = "curvature/"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that gets gradients."""
+
+    name: str
+    parameter: torch.nn.Parameter
+    optimizer: torch.optim.Optimizer
+
+    def gradient(self) -> torch.Tensor:
+        """This rank's shard of the gradient; zeros in a step that did not reach the parameter."""
+        if self.parameter.grad is None:
+            return torch.zeros_like(local_shard(self.parameter))
+        return local_shard(self.parameter.grad)
+
+
+class OptimizerMonitor(Callback):
+    """Logs norms of gradients, parameters, updates and moments, per parameter and over the model.
+
+    For each parameter NAME and for `global`, at the end of a reported batch: `l2_norm/grad/NAME`, `l2_norm/param/NAME`,
+    `l2_norm/update/NAME` (the change that the step made), `l2_norm/moment/NAME`, `l2_norm/moment2/NAME`,
+    `min/moment2/NAME`, `max/moment2/NAME`, and whatever else the optimizer itself reports to Composer's monitor.
+    Gradients are those that the optimizer was given, after clipping. Numbers are of whole parameters, however sharded.
+
+    With `curvature`, `curvature/MEASURE/NAME` for each of `curvature.MEASURES`, mean, median, min and max over the
+    parameters as `curvature/MEASURE/mean` …, and `curvature/local_lipschitz/global`, all between the last two steps;
+    nothing where there is no step before. That takes a copy of parameters and gradients from one step to the next.
+
+    Args:
+        log_optimizer_metrics: False logs the gradients' norms only.
+        batch_log_interval: batches between reports, Composer's name for `interval`.
+        interval: batches, or a time string such as "10ba" or "1000000tok". Not together with `batch_log_interval`.
+        only_global: leave out what belongs to a single parameter.
+        curvature: log curvature.
+
+    Raises:
+        ValueError: both intervals are given, or one is not positive.
+    """
+
+    def __init__(
+        self,
+        log_optimizer_metrics: bool = True,
+        batch_log_interval: int | None = None,
+        *,
+        interval: int | str | Time[Any] | None = None,
+        only_global: bool = False,
+        curvature: bool = False,
+    ) -> None:
+        if interval is not None and batch_log_interval is not None:
+            raise ValueError("interval and batch_log_interval mean the same: give one of them")
+        every = interval if interval is not None else batch_log_interval
+        self.interval = Interval(10 if every is None else every, ahead=curvature)
+        self.log_optimizer_metrics = log_optimizer_metrics
+        self.only_global = only_global
+        self.curvature = curvature
+        self._own_metrics = log_optimizer_metrics
+        self._forget()
+
+    def _forget(self) -> None:
+        self._report = False
+        self._trained: list[Trained] = []
+        self._before: list[torch.Tensor] = []
+        self._previous: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self._curvature_sums: dict[str, torch.Tensor] = {}
+        self._reducer: Reducer | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Count intervals from here."""
+        del logger
+        self._forget()
+        self.interval.start(state)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Before the optimizer's step: keep what the report needs and the step destroys."""
+        del logger
+        self._report, report_next = self.interval.due(state)
+        self._trained = self._trained or _trained(state)
+        if self._report and self.log_optimizer_metrics:
+            self._before = [local_shard(one.parameter).clone() for one in self._trained]
+        if self.curvature:
+            self._compare_with_previous(report_next)
+
+    def _compare_with_previous(self, report_next: bool) -> None:
+        previous, self._previous = self._previous, None
+        if not (report_next or (self._report and previous)):
+            return
+        parameters = [local_shard(one.parameter) for one in self._trained]
+        gradients = [one.gradient() for one in self._trained]
+        if self._report and previous is not None:
+            steps, changes = torch._foreach_sub(parameters, previous[0]), torch._foreach_sub(gradients, previous[1])
+            self._curvature_sums = curvature.local_sums(steps, changes, gradients)
+        if report_next:
+            self._previous = ([one.clone() for one in parameters], [one.clone() for one in gradients])
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Measure, reduce, log."""
+        if not self._report:
+            return
+        numbers = self._measure()
+        if self._reducer is None:
+            counts = shard_counts(state.model)
+            self._reducer = Reducer({one.name: counts[one.parameter] for one in self._trained}, numbers)
+        values = self._reducer.reduce(numbers)
+        logger.log_metrics(self._metrics(values, self._reducer.names))
+        self._report, self._before, self._curvature_sums = False, [], {}
+
+    def _measure(self) -> LocalNumbers:
+        sums = {"l2_norm/grad": squared_norms([one.gradient() for one in self._trained])}
+        maxima: dict[str, torch.Tensor] = {}
+        if self.log_optimizer_metrics:
+            parameters = [local_shard(one.parameter) for one in self._trained]
+            sums["l2_norm/param"] = squared_norms(parameters)
+            torch._foreach_sub_(self._before, parameters)
+            sums["l2_norm/update"] = squared_norms(self._before)
+            for moment, keys in MOMENTS.items():
+                tensors = self._states(keys)
+                if tensors:
+                    sums[f"l2_norm/{moment}"] = squared_norms(tensors)
+                    if moment == "moment2":
+                        maxima["max/moment2"], maxima["min/moment2"] = extremes(tensors)
+        if self.curvature:
+            nothing = torch.zeros_like(sums["l2_norm/grad"])
+            sums |= {CURVATURE + name: self._curvature_sums.get(name, nothing) for name in curvature.SUMS}
+        return LocalNumbers(sums, self._optimizers_own(), maxima)
+
+    def _states(self, keys: Sequence[str]) -> list[torch.Tensor]:
+        """This rank's shards of one optimizer state, for all parameters; empty where the optimizers do not keep it."""
+        for key in keys:
+            tensors = [one.optimizer.state[one.parameter].get(key) for one in self._trained]
+            if all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+                return [local_shard(tensor) for tensor in tensors]
+        return []
+
+    def _optimizers_own(self) -> dict[str, torch.Tensor]:
+        """Metrics beside norms that the optimizer reports to Composer's monitor, for each parameter."""
+        if not self._own_metrics:
+            return {}
+        reports: dict[str, list[torch.Tensor]] = {}
+        device = local_shard(self._trained[0].parameter).device
+        for one in self._trained:
+            reporter = getattr(one.optimizer, "report_per_parameter_metrics", None)
+            report = reporter(one.parameter, one.name, {}) if callable(reporter) else {}
+            for key, value in report.items():
+                quantity = key.removesuffix(f"/{one.name}")
+                if quantity not in L2_NORMS:
+                    number = value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
+                    reports.setdefault(quantity, []).append(number.detach().double().to(device).reshape(()))
+            if not reports:  # the first parameter tells what an optimizer reports
+                break
+        self._own_metrics = bool(reports)
+        return {quantity: torch.stack(values) for quantity, values in reports.items()}
+
+    def _metrics(self, values: dict[str, list[float]], names: Sequence[str]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for quantity, row in values.items():
+            if quantity.startswith(CURVATURE):
+                continue
+            if quantity in L2_NORMS:  # sums of squares
+                metrics[f"{quantity}/global"] = sum(row) ** 0.5
+                row = [value**0.5 for value in row]
+            elif quantity in ("max/moment2", "min/moment2"):
+                sign = 1 if quantity.startswith("max") else -1
+                metrics[f"{quantity}/global"] = sign * max(row)
+                row = [sign * value for value in row]
+            if not self.only_global:
+                metrics.update(zip([f"{quantity}/{name}" for name in names], row, strict=True))
+        if self.curvature:
+            sums = [{name: values[CURVATURE + name][index] for name in curvature.SUMS} for index in range(len(names))]
+            metrics |= self._curvature_metrics(sums, names)
+        return metrics
+
+    def _curvature_metrics(self, sums: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
+        measured = [curvature.measures(one) for one in sums]
+        metrics: dict[str, float] = {}
+        if not any(one["ss"] for one in sums):  # no step before this one
+            return metrics
+        for measure in curvature.MEASURES:
+            row = [one[measure] for one in measured]
+            for statistic, value in curvature.summary(row).items():
+                metrics[f"{CURVATURE}{measure}/{statistic}"] = value
+            if not self.only_global:
+                metrics.update(zip([f"{CURVATURE}{measure}/{name}" for name in names], row, strict=True))
+        metrics[f"{CURVATURE}local_lipschitz/global"] = curvature.global_lipschitz(sums)
+        return metrics
+
+
+def _trained(state: State) -> list[Trained]:
+    owners = {
+        parameter: optimizer
+        for optimizer in state.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    return [
+        Trained(clean_name(name), parameter, owners[parameter])
+        for name, parameter in state.model.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None and parameter in owners
+    ]
