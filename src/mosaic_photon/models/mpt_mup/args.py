@@ -1,0 +1,245 @@
+"""The model args of `mpt_mup_mosaic`: llm-foundry's MPT config as a self-checking dataclass; needs no llm-foundry."""
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+# isort: split
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torchtitan.protocols.model import BaseModelArgs
+
+from mosaic_photon import parametrization as rules
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.parametrization import Parametrization
+
+ATTN_KEYS = {
+    "attn_type": "multihead_attention",
+    "attn_impl": "sdpa",
+    "attn_pdrop": 0.0,
+    "qk_ln": False,
+    "qk_gn": False,
+    "fused_qkv": True,
+    "clip_qkv": None,
+    "softmax_scale": None,
+    "attn_uses_sequence_id": False,
+    "sliding_window_size": -1,
+    "attn_logit_softcapping": None,
+    "alibi": False,
+    "alibi_bias_max": 8,
+    "rope": False,
+    "rope_theta": 10000,
+    "rope_impl": "hf",
+    "rope_hf_config": {"type": "no_scaling", "factor": 1.0},
+    "kv_n_heads": None,
+}
+"""Keys of attn_config that are supported here, with defaults; llm-foundry's meaning."""
+FFN_KEYS = ("ffn_type", "ffn_hidden_size", "ffn_act_fn")
+INIT_KEYS = ("name", "fan_mode", "init_nonlinearity", "init_div_is_residual", "emb_init_std", "emb_init_uniform_lim",
+             "init_std", "init_gain")  # fmt: skip
+
+
+@dataclass
+class MPTMuPModelArgs(BaseModelArgs):
+    """llm-foundry's MPT config (same names and meaning), peri-norm, embedding norm and the parametrization.
+
+    Raises:
+        ConfigError: on construction, for any value that no MPT can have.
+    """
+
+    d_model: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    expansion_ratio: float = 4
+    max_seq_len: int = 2048
+    vocab_size: int = 50368
+    resid_pdrop: float = 0.0
+    emb_pdrop: float = 0.0
+    learned_pos_emb: bool = True
+    attn_config: dict[str, Any] = field(default_factory=dict)
+    """llm-foundry's, with `attn_impl = "sdpa"` the default."""
+    ffn_config: dict[str, Any] = field(default_factory=lambda: {"ffn_type": "mptmlp"})
+    init_config: dict[str, Any] = field(default_factory=dict)
+    """llm-foundry's. With muP: `init_std` and `emb_init_std`; the scheme is fixed."""
+    logit_scale: float | str | None = None
+    no_bias: bool = False
+    norm_type: str = "low_precision_layernorm"
+    norm_eps: float = 1e-5
+    embedding_fraction: float = 1.0
+    tie_word_embeddings: bool = True
+    final_logit_softcapping: float | None = None
+    peri_norm: bool = False
+    """Normalise each residual branch's output too (Peri-LN, arXiv 2502.02732)."""
+    embedding_norm: bool = False
+    """Normalise the embedding before the input multiplier."""
+    mup: dict[str, Any] = field(default_factory=dict)
+    """Fields of Parametrization. Filled from the job's `[mup]` table where that is enabled."""
+    mup_raw: dict[str, Any] = field(default_factory=dict)
+    """Alternative: nanoGPT-mup's or Photon's multiplier names (mup_width_multiplier, ...)."""
+
+    def __post_init__(self) -> None:
+        self._init_seed: int | None = None  # the job's seed; no field, since it is no part of the model
+        _check_keys("attn_config", self.attn_config, ATTN_KEYS)
+        _check_keys("ffn_config", self.ffn_config, FFN_KEYS)
+        _check_keys("init_config", self.init_config, INIT_KEYS)
+        _check_keys("mup", self.mup, asdict(Parametrization()))
+        _check_keys("mup_raw", self.mup_raw, rules.RAW_NAMES)
+        if self.mup and self.mup_raw:
+            raise ConfigError("model args have both mup and mup_raw; they say the same thing, keep one.")
+        self.attn_config = {**ATTN_KEYS, **self.attn_config}
+        if self.mup_raw:
+            self.mup, self.mup_raw = asdict(rules.from_raw_names(self.mup_raw)), {}
+        self._check_sizes()
+        self._check_choices()
+        if self.attn_config["alibi"] or self.attn_config["rope"]:
+            self.learned_pos_emb = False
+
+    def _check_sizes(self) -> None:
+        for name in ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value <= 0:
+                raise ConfigError(f"model args: {name} is {value!r}; it must be a positive integer.")
+        if self.d_model % self.n_heads:
+            below = max(n for n in range(1, self.n_heads + 1) if self.d_model % n == 0)
+            raise ConfigError(
+                f"model args: d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                f"n_heads = {below} would divide it."
+            )
+        if self.n_heads % self.kv_n_heads:
+            raise ConfigError(
+                f"model args: n_heads {self.n_heads} is not divisible by attn_config.kv_n_heads {self.kv_n_heads}."
+            )
+
+    def _check_choices(self) -> None:
+        attn = self.attn_config
+        _check_choice("attn_config.attn_type", attn["attn_type"],
+                      ("multihead_attention", "multiquery_attention", "grouped_query_attention"))  # fmt: skip
+        _check_choice("attn_config.attn_impl", attn["attn_impl"], ("sdpa", "torch"))
+        _check_choice("attn_config.rope_impl", attn["rope_impl"], ("hf",))
+        _check_choice("ffn_config.ffn_type", self.ffn_config.get("ffn_type", "mptmlp"), ("mptmlp", "mptglu"))
+        if attn["attn_type"] == "grouped_query_attention" and attn["kv_n_heads"] is None:
+            raise ConfigError("model args: attn_type grouped_query_attention needs attn_config.kv_n_heads.")
+        if attn["alibi"] and attn["rope"]:
+            raise ConfigError("model args: alibi and rope are both on; choose one way to encode positions.")
+        Parametrization(**self.mup)
+
+    @property
+    def kv_n_heads(self) -> int:
+        match self.attn_config["attn_type"]:
+            case "multiquery_attention":
+                return 1
+            case "grouped_query_attention":
+                return self.attn_config["kv_n_heads"] or self.n_heads
+            case _:
+                return self.n_heads
+
+    @property
+    def init_seed(self) -> int:
+        """Seed of the init: the job's, else the process's, which TorchTitan makes the same on all ranks of a stage."""
+        return torch.initial_seed() if self._init_seed is None else self._init_seed
+
+    @property
+    def parametrization(self) -> Parametrization:
+        return Parametrization(**self.mup)
+
+    def foundry_config(self) -> dict[str, Any]:
+        """Keyword arguments of MPTMuPConfig."""
+        config = {k: v for k, v in asdict(self).items() if k not in ("_enforced", "mup_raw")}
+        if config["attn_config"]["kv_n_heads"] is None:
+            del config["attn_config"]["kv_n_heads"]
+        if not config["init_config"]:
+            del config["init_config"]
+        return config
+
+    def update_from_config(self, job_config: Any, **_: Any) -> None:
+        """Read the sequence length and `[mup]` from the job, and refuse what this model cannot run.
+
+        Raises:
+            ConfigError: a parallelism or sequence length that this model cannot have, or a bad `[mup]` table.
+        """
+        seq_len = job_config.training.seq_len
+        if seq_len > self.max_seq_len:
+            if self.learned_pos_emb:
+                raise ConfigError(
+                    f"training.seq_len is {seq_len}, but the model's learned positions end at max_seq_len = "
+                    f"{self.max_seq_len}; set [model.overrides] max_seq_len = {seq_len}, or use rope or alibi."
+                )
+            self.max_seq_len = seq_len
+        self._check_parallelism(job_config.parallelism)
+        self._init_seed = job_config.debug.seed
+        table = job_config.mup
+        if table.enabled:
+            if self.mup.get("enabled"):
+                raise ConfigError("[mup] is enabled, but the model args bring multipliers of their own; keep one.")
+            self.mup = asdict(
+                rules.from_base(
+                    self.d_model, self.n_layers, table.base_width, table.base_depth,
+                    depth_alpha=table.depth_alpha, attention_scale=table.attention_scale,
+                    input_multiplier=table.input_multiplier, output_multiplier=table.output_multiplier,
+                )
+            )  # fmt: skip
+
+    def _check_parallelism(self, parallelism: Any) -> None:
+        tp, pp = parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree
+        if tp > 1:
+            self._check_tensor_parallel(tp)
+        if pp > 1 and self.tie_word_embeddings:
+            raise ConfigError(
+                f"pipeline_parallel_degree is {pp}, but the head is tied to the embedding, which lives on another "
+                "stage; set [model.overrides] tie_word_embeddings = false."
+            )
+        if parallelism.context_parallel_degree > 1:
+            self._check_context_parallel()
+
+    def _check_tensor_parallel(self, tp: int) -> None:
+        attn = self.attn_config
+        if attn["fused_qkv"]:
+            raise ConfigError(
+                f"tensor_parallel_degree is {tp}, but attn_config.fused_qkv is true: a column-wise shard of the fused "
+                "Wqkv would mix queries, keys and values; set attn_config.fused_qkv = false."
+            )
+        if attn["qk_ln"]:
+            raise ConfigError("tensor parallelism would split the norm of attn_config.qk_ln; use qk_gn, per head.")
+        sizes = {"d_model": self.d_model, "n_heads": self.n_heads, "kv_n_heads": self.kv_n_heads}
+        sizes["feed-forward size"] = self.ffn_hidden_size
+        for name, size in sizes.items():
+            if size % tp:
+                raise ConfigError(f"{name} is {size}, not divisible by tensor_parallel_degree {tp}.")
+
+    def _check_context_parallel(self) -> None:
+        attn = self.attn_config
+        for name in ("alibi", "attn_uses_sequence_id"):
+            if attn[name]:
+                raise ConfigError(
+                    f"context parallelism runs plain causal attention only; attn_config.{name} needs a bias."
+                )
+        if attn["sliding_window_size"] != -1 or attn["attn_impl"] != "sdpa":
+            raise ConfigError("context parallelism needs attn_impl = 'sdpa' without a sliding window.")
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        return self.ffn_config.get("ffn_hidden_size") or int(self.d_model * self.expansion_ratio)
+
+    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+        """Parameters, and training FLOPs per token by llm-foundry's formula (`ComposerMPTCausalLM.flops_per_batch`).
+
+        6 N_active + 12 n_layers d_model seq_len: forward and twice that for backward; an untied embedding is a look-up
+        and not counted; causality is not discounted.
+        """
+        nparams = sum(p.numel() for p in model.parameters())
+        active = nparams - (0 if self.tie_word_embeddings else self.vocab_size * self.d_model)
+        return nparams, 6 * active + 12 * self.n_layers * self.d_model * seq_len
+
+
+def _check_keys(table: str, given: Any, known: Any) -> None:
+    if not isinstance(given, dict):
+        raise ConfigError(f"model args: {table} is {given!r}; it must be a table.")
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"model args: {table} has no key {key!r}.{nearest(key, known)}")
+
+
+def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ConfigError(f"model args: {name} is {given!r}.{nearest(str(given), known)}")

@@ -1,0 +1,202 @@
+"""`sdpa`: torch's fused attention as an llm-foundry attention implementation, with the contract of its `torch` one.
+
+Shapes: B batch, S_q queries, S_k keys, H query heads, K key/value heads, D head size.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FlexBias:
+    """What flex attention needs in place of an additive bias."""
+
+    block_mask: Any
+    """torch.nn.attention.flex_attention.BlockMask: causality and documents."""
+    alibi_slopes_H: Tensor | None
+
+
+def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    n_heads: int,
+    kv_n_heads: int,
+    past_key_value: tuple[Tensor, Tensor] | None = None,
+    softmax_scale: float | None = None,
+    attn_bias: Tensor | FlexBias | None = None,
+    key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    needs_weights: bool = False,
+    attn_logit_softcapping: float | None = None,
+    sliding_window_size: int = -1,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Attention over [B, S, heads * D] inputs without materialising [S, S] scores.
+
+    Same arguments, cache layout (keys [B, K, D, S], values [B, K, S, D]) and result as llm-foundry's
+    `scaled_multihead_dot_product_attention`, to which the two cases that no fused kernel covers are handed: attention
+    weights wanted, and capped logits.
+    """
+    if needs_weights or attn_logit_softcapping is not None:
+        return _materialised(
+            query, key, value, n_heads, kv_n_heads, past_key_value, softmax_scale, attn_bias, key_padding_mask,
+            is_causal, dropout_p, training, needs_weights, attn_logit_softcapping, sliding_window_size,
+        )  # fmt: skip
+    q_BHSD = _split_heads(query, n_heads)
+    k_BKSD, v_BKSD = _split_heads(key, kv_n_heads), _split_heads(value, kv_n_heads)
+    if past_key_value is not None:
+        if len(past_key_value) != 0:
+            k_BKSD = torch.cat([past_key_value[0].transpose(2, 3), k_BKSD], dim=2)
+            v_BKSD = torch.cat([past_key_value[1], v_BKSD], dim=2)
+        past_key_value = (k_BKSD.transpose(2, 3), v_BKSD)
+    if isinstance(attn_bias, FlexBias):
+        out_BHSD = _flex(q_BHSD, k_BKSD, v_BKSD, attn_bias, softmax_scale)
+    else:
+        n_q, n_k = q_BHSD.size(2), k_BKSD.size(2)
+        plain = attn_bias is None and key_padding_mask is None and sliding_window_size == -1
+        kernel_causal = plain and is_causal and n_q == n_k
+        mask = None
+        if not plain or (is_causal and 1 < n_q < n_k):
+            mask = _mask(q_BHSD, n_k, attn_bias, key_padding_mask, is_causal, sliding_window_size)
+        if q_BHSD.device.type == "cpu" and kv_n_heads < n_heads:  # torch's CPU kernel would fall back to [S, S] scores
+            k_BKSD, v_BKSD = (t.repeat_interleave(n_heads // kv_n_heads, dim=1) for t in (k_BKSD, v_BKSD))
+        out_BHSD = F.scaled_dot_product_attention(
+            q_BHSD, k_BKSD, v_BKSD, attn_mask=mask, dropout_p=dropout_p if training else 0.0,
+            is_causal=kernel_causal, scale=softmax_scale, enable_gqa=k_BKSD.size(1) < n_heads,
+        )  # fmt: skip
+    return out_BHSD.transpose(1, 2).flatten(2), None, past_key_value
+
+
+class CausalKernel(nn.Module):
+    """torch's causal attention on [B, H, S, D] as a module, which context parallelism hooks."""
+
+    def forward(self, q_BHSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scale: float | None) -> Tensor:
+        gqa = k_BKSD.size(1) < q_BHSD.size(1)
+        return F.scaled_dot_product_attention(q_BHSD, k_BKSD, v_BKSD, is_causal=True, scale=scale, enable_gqa=gqa)
+
+
+class CausalAttention(nn.Module):
+    """The plain causal case of `sdpa_attention`, as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = CausalKernel()
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, n_heads: int, kv_n_heads: int,
+        softmax_scale: float | None = None, **_: Any,
+    ) -> tuple[Tensor, None, None]:  # fmt: skip
+        q_BHSD = _split_heads(query, n_heads)
+        k_BKSD, v_BKSD = _split_heads(key, kv_n_heads), _split_heads(value, kv_n_heads)
+        return self.kernel(q_BHSD, k_BKSD, v_BKSD, softmax_scale).transpose(1, 2).flatten(2), None, None
+
+
+def attention_bias(
+    n_tokens: int,
+    device: torch.device,
+    alibi_slopes_H: Tensor | None = None,
+    sequence_id_BS: Tensor | None = None,
+    attention_mask_BS: Tensor | None = None,
+) -> Tensor | FlexBias | None:
+    """What restricts attention beyond causality, causality included; None where plain causal attention is enough.
+
+    Flex attention on CUDA, elsewhere an additive float32 tensor of [B or 1, H or 1, S, S].
+
+    Args:
+        alibi_slopes_H: ALiBi's slope per head.
+        sequence_id_BS: document number of each token; tokens attend within their document.
+        attention_mask_BS: False at padding.
+    """
+    if alibi_slopes_H is None and sequence_id_BS is None and attention_mask_BS is None:
+        return None
+    if device.type == "cuda":
+        documents = _documents(sequence_id_BS, attention_mask_BS)
+        return FlexBias(_block_mask(n_tokens, device, documents), alibi_slopes_H)
+    position = torch.arange(n_tokens, device=device)
+    allowed = (position[:, None] >= position[None, :])[None, None]
+    if sequence_id_BS is not None:
+        allowed = allowed & (sequence_id_BS[:, None, :, None] == sequence_id_BS[:, None, None, :])
+    if attention_mask_BS is not None:
+        allowed = allowed & attention_mask_BS.bool()[:, None, None, :]
+    bias = torch.zeros((), device=device)
+    if alibi_slopes_H is not None:  # softmax ignores what is constant along a row, so the key's position is enough
+        bias = (position + 1 - n_tokens) * alibi_slopes_H.view(1, -1, 1, 1)
+    return torch.where(allowed, bias, torch.finfo(torch.float32).min)
+
+
+def _split_heads(x_BSM: Tensor, heads: int) -> Tensor:
+    return x_BSM.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _mask(
+    q_BHSD: Tensor, n_k: int, bias: Tensor | None, key_padding_mask: Tensor | None, is_causal: bool, window: int
+) -> Tensor:
+    """Additive mask of [B or 1, H or 1, S_q, S_k] in the query's dtype, from everything llm-foundry may pass."""
+    n_q, device = q_BHSD.size(2), q_BHSD.device
+    back = torch.arange(n_k - n_q, n_k, device=device)[:, None] - torch.arange(n_k, device=device)[None, :]
+    allowed = torch.ones(n_q, n_k, dtype=torch.bool, device=device)
+    if is_causal:
+        allowed &= back >= 0
+    if window != -1:
+        allowed &= back.abs() <= window
+    allowed = allowed[None, None]
+    if key_padding_mask is not None:
+        allowed = allowed & key_padding_mask.bool()[:, None, None, -n_k:]
+    if bias is None:
+        bias = torch.zeros((), device=device)
+    else:
+        bias = bias[:, :, max(0, bias.size(2) - n_q) :, max(0, bias.size(3) - n_k) :]
+    return torch.where(allowed, bias, torch.finfo(q_BHSD.dtype).min).to(q_BHSD.dtype)
+
+
+def _materialised(*args: Any) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    from llmfoundry.models.layers.attention import scaled_multihead_dot_product_attention
+
+    return scaled_multihead_dot_product_attention(*args)
+
+
+def _documents(sequence_id_BS: Tensor | None, attention_mask_BS: Tensor | None) -> Tensor | None:
+    """Padding is a document of its own, -1."""
+    if attention_mask_BS is None:
+        return sequence_id_BS
+    documents = torch.zeros_like(attention_mask_BS, dtype=torch.long) if sequence_id_BS is None else sequence_id_BS
+    return documents.masked_fill(~attention_mask_BS.bool(), -1)
+
+
+def _block_mask(n_tokens: int, device: torch.device, documents_BS: Tensor | None) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if documents_BS is None:
+            return q >= k
+        return (q >= k) & (documents_BS[b, q] == documents_BS[b, k])
+
+    batch = None if documents_BS is None else documents_BS.size(0)
+    return create_block_mask(allowed, batch, None, n_tokens, n_tokens, device=str(device))
+
+
+def _flex(q_BHSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: FlexBias, scale: float | None) -> Tensor:
+    slopes_H = bias.alibi_slopes_H
+
+    def alibi(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score + slopes_H[h] * (k - q)  # type: ignore[index]
+
+    return _flex_kernel(q_BHSD.device.type)(
+        q_BHSD, k_BKSD, v_BKSD, score_mod=None if slopes_H is None else alibi, block_mask=bias.block_mask,
+        scale=scale, enable_gqa=k_BKSD.size(1) < q_BHSD.size(1),
+    )  # fmt: skip
+
+
+@cache
+def _flex_kernel(device_type: str) -> Any:
+    """Compiled on CUDA; elsewhere the reference implementation, which is slow and good for checks."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
