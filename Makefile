@@ -1,22 +1,46 @@
-# `make train` and `make test` create .venv on a fresh machine; nothing is installed twice.
+# `make train` and `make test` need Python 3.11 or 3.12 and nothing else; what is installed or prepared once is kept.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint lock clean
-install: .venv/installed
+.PHONY: train test test-all lint format install lock clean
 
-.venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
-	touch $@
+train: install data/stdlib/prepare.json
+	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic \
+		--config examples/mosaic_photon/configs/mosaic_job.toml \
+		--mosaic-config examples/mosaic_photon/configs/mosaic_dataloader.toml
 
-lock:
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --output-file requirements.lock
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "$(PYTHON) is not Python 3.11 or 3.12; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	touch $@
+
+data/stdlib/prepare.json: | .venv/installed
+	$(BIN)/mosaic-photon prepare --out data/stdlib --tokenizer tests/assets/tokenizer --seq-len 256
+
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --output-file requirements.lock
+
+clean:
+	rm -rf .venv data outputs

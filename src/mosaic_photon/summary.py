@@ -33,18 +33,7 @@ def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     job = trainer.job_config
     training = job.training
     rows = [("model", f"{job.model.name} {job.model.flavor}, {count_parameters(trainer):,} parameters")]
-    rows += [("stream", line) for line in trainer.dataloader.summary.stream_lines()]
-    rows.append(("epoch", trainer.dataloader.summary.epoch_line(training.steps)))
-    accumulation = trainer.gradient_accumulation_steps
-    micro = training.local_batch_size
-    global_batch = trainer.dataloader.summary.global_batch_size
-    rows.append(
-        (
-            "batch",
-            f"{global_batch} × {training.seq_len} tokens = {global_batch * training.seq_len:,} a step "
-            f"(micro-batch {micro}, {accumulation} accumulated)",
-        )
-    )
+    rows += data_rows(trainer)
     rows.append(
         (
             "optimizer",
@@ -64,6 +53,22 @@ def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def data_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
+    """The streams, what an epoch of them is worth, and the global batch."""
+    training, data = trainer.job_config.training, trainer.dataloader.summary
+    rows = [
+        (f"stream {stream.name}", f"{stream.samples:,} samples, {stream.tokens:,} tokens ({stream.share:.0%})")
+        for stream in data.streams
+    ]
+    epochs = training.steps / data.steps_per_epoch
+    rows.append(("epoch", f"{data.steps_per_epoch:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
+    accumulation = trainer.gradient_accumulation_steps
+    size = trainer.dataloader.layout.global_batch
+    accumulated = f", {accumulation} accumulated" if accumulation > 1 else ""
+    tokens = f"{size} × {training.seq_len} = {size * training.seq_len:,} tokens a step"
+    return [*rows, ("batch", f"{tokens} (micro-batches of {training.local_batch_size}{accumulated})")]
 
 
 def count_parameters(trainer: "MosaicTrainer") -> int:

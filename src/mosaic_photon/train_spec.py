@@ -18,6 +18,7 @@ from torchtitan.components.optimizer import build_optimizers_with_moe_load_balan
 from torchtitan.components.tokenizer import build_hf_tokenizer
 from torchtitan.distributed import ParallelDims
 from torchtitan.models import _supported_models
+from torchtitan.protocols import train_spec as titan_specs
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
@@ -53,6 +54,14 @@ def register(name: str) -> TrainSpec:
     """
     spec = build_train_spec(name)
     register_train_spec(name, spec)
+    return spec
+
+
+def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
+    """Build the job's TrainSpec, with its `[model.overrides]`, in place of any earlier one of the same name."""
+    spec = build_train_spec(job_config.model.name)
+    apply_model_overrides(spec, job_config)
+    titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
 
 

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 a mistake in the job (one message) or a failure (a traceba
 """
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from mosaic_photon.errors import ConfigError
@@ -46,16 +48,16 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     args, unknown = parser.parse_known_args(ours)
     if unknown:
-        parser.error(f"unknown option {unknown[0]}: TorchTitan's flags go after `--`")
+        raise ConfigError(f"unknown option {unknown[0]}; TorchTitan's flags go after `--`.")
     return args, titan
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a job; returns the exit code."""
-    args, titan_flags = parse_arguments(sys.argv[1:] if argv is None else argv)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)  # started without torchrun: one process
     try:
+        args, titan_flags = parse_arguments(sys.argv[1:] if argv is None else argv)
         from mosaic_photon.job_loading import load_job
 
         job_config = load_job(args.config, args.mosaic_config, titan_flags)
@@ -83,13 +85,13 @@ def run(job_config: "MosaicJobConfig") -> int:
     from mosaic_photon.trainer import MosaicTrainer
 
     init_logger()
+    logging.getLogger("streaming").setLevel(logging.WARNING)
     if cpu_device_type.ON_CPU:
+        warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
+        job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
         cpu_metrics.apply()
         cpu_pg_timeouts.apply()
-    spec = train_spec.build_train_spec(job_config.model.name)
-    train_spec.apply_model_overrides(spec, job_config)
-    check_job(job_config, spec)
-    train_spec.register_train_spec(job_config.model.name, spec)
+    check_job(job_config, train_spec.register_for_job(job_config))
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))

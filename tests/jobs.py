@@ -1,0 +1,159 @@
+"""Write small jobs, run them in this process or by torchrun, and read what they logged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
+LOSS = "loss_metrics/global_avg_loss"
+
+JOB = """
+[job]
+dump_folder = "{out}"
+[model]
+name = "llama3_mosaic"
+flavor = "debugmodel"
+hf_assets_path = "{tokenizer}"
+[model.overrides]
+dim = 64
+n_layers = 2
+n_heads = 4
+[optimizer]
+name = "AdamW"
+lr = 3e-3
+[lr_scheduler]
+warmup_steps = 2
+[training]
+steps = 4
+local_batch_size = 2
+global_batch_size = 4
+seq_len = 64
+mixed_precision_param = "float32"
+[activation_checkpoint]
+mode = "none"
+[metrics]
+log_freq = 1
+enable_tensorboard = true
+disable_color_printing = true
+[checkpoint]
+last_save_model_only = false
+[validation]
+local_batch_size = 2
+seq_len = 64
+freq = 2
+[debug]
+seed = 3
+"""
+
+DATA = """
+[mosaic_dataloader]
+name = "text"
+num_workers = 0
+drop_last = true
+[mosaic_dataloader.dataset]
+local = "{data}"
+split = "train"
+shuffle = true
+shuffle_seed = 5
+num_canonical_nodes = 4
+[mosaic_eval_dataloader]
+name = "text"
+num_workers = 0
+drop_last = false
+[mosaic_eval_dataloader.dataset]
+local = "{data}"
+split = "val"
+shuffle = false
+"""
+
+
+def write_job(folder: Path, data: Path, job: str = JOB, dataloader: str = DATA) -> list[str]:
+    """Write both configs into `folder`; returns the command line's arguments up to `--`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.toml").write_text(job.format(out=folder / "out", tokenizer=TOKENIZER))
+    (folder / "data.toml").write_text(dataloader.format(data=data))
+    return ["--config", str(folder / "job.toml"), "--mosaic-config", str(folder / "data.toml")]
+
+
+def run_here(arguments: list[str], *flags: str) -> int:
+    """Run the job in this process, one rank; returns its exit code."""
+    from mosaic_photon.train_with_mosaic import main
+
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    return main([*arguments, "--", *flags])
+
+
+def start(arguments: list[str], *flags: str, ranks: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the job by torchrun from the repository's root, in a process group of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def launch(arguments: list[str], *flags: str, ranks: int = 1, expect: int = 0) -> str:
+    """Run the job by torchrun to its end; returns what it printed."""
+    process = start(arguments, *flags, ranks=ranks)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == expect, printed
+    return printed
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Wait until the checkpoint of `step` under `folder` is complete."""
+    marker = folder / "out" / "checkpoint" / f"step-{step}" / ".metadata"
+    deadline = time.monotonic() + timeout
+    while not marker.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the launcher and to the ranks that it started."""
+    import psutil
+
+    children = psutil.Process(process.pid).children(recursive=True)
+    for child in children:
+        child.send_signal(signal.SIGKILL)
+    process.kill()
+    process.communicate()
+
+
+def scalars(folder: Path, tag: str = LOSS) -> dict[int, float]:
+    """Step -> value of a TensorBoard tag, over all runs that wrote under `folder`; a later run's value wins."""
+    values: dict[int, tuple[float, float]] = {}
+    for events in (folder / "out" / "tb").rglob("events.*"):
+        accumulator = EventAccumulator(str(events)).Reload()
+        if tag not in accumulator.Tags()["scalars"]:
+            continue
+        for event in accumulator.Scalars(tag):
+            if event.wall_time >= values.get(event.step, (0.0, 0.0))[0]:
+                values[event.step] = (event.wall_time, event.value)
+    return {step: value for step, (_, value) in sorted(values.items())}
+
+
+def processes_mentioning(text: Any) -> list[str]:
+    """Command lines of live processes that contain `text`."""
+    import psutil
+
+    lines = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(text) in line and process.info["pid"] != os.getpid():
+            lines.append(line)
+    return lines

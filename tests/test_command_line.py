@@ -1,0 +1,89 @@
+"""The command line and each mistake a user can make with it: one message, exit code 1, nothing written."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jobs
+import pytest
+from mosaic_photon.compat.tyro_bool_flags import normalise
+from mosaic_photon.job_config import MosaicJobConfig
+
+
+def test_help_is_quick_and_points_to_titan_s_flags() -> None:
+    for module in ("mosaic_photon.train_with_mosaic", "examples.mosaic_photon.train_with_mosaic"):
+        begin = time.monotonic()
+        command = [sys.executable, "-m", module, "--help"]
+        printed = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=True).stdout
+        assert time.monotonic() - begin < 2
+        assert "--mosaic-config" in printed and "-- --help" in printed
+        assert "examples/mosaic_photon/configs/mosaic_job.toml" in printed
+
+
+def test_boolean_flags_take_values() -> None:
+    flags = ["--metrics.enable_tensorboard=true", "--checkpoint.enable=False", "--compile.enable", "true"]
+    assert normalise(flags, MosaicJobConfig) == [
+        "--metrics.enable_tensorboard",
+        "--checkpoint.no-enable",
+        "--compile.enable",
+    ]
+    untouched = ["--training.steps=20", "--model.name", "true", "--compile.enable", "--debug.no-deterministic"]
+    assert normalise(untouched, MosaicJobConfig) == untouched
+
+
+def without_tokens(data: str) -> str:
+    return data.replace("{data}", "{data}-none")
+
+
+MISTAKES: dict[str, tuple[Callable[[str], str], Callable[[str], str], list[str], str]] = {
+    # name: (change to the job, change to the data config, flags, what the message must say)
+    "malformed job": (lambda j: j + "\n[oops", lambda d: d, [], "job.toml: not valid TOML"),
+    "malformed data": (lambda j: j, lambda d: d + "\n[oops", [], "data.toml"),
+    "unknown table": (lambda j: j + "\n[trainig]\n", lambda d: d, [], "Did you mean 'training'?"),
+    "unknown field": (lambda j: j.replace("steps = 4", "step = 4"), lambda d: d, [], "Did you mean 'steps'?"),
+    "wrong type": (lambda j: j.replace("steps = 4", "steps = 'four'"), lambda d: d, [], "training.steps = 'four'"),
+    "unknown model": (lambda j: j.replace("llama3_m", "lama3_m"), lambda d: d, [], "Did you mean 'llama3_mosaic'?"),
+    "unknown flavor": (lambda j: j.replace("debugmodel", "debugmdel"), lambda d: d, [], "Did you mean 'debugmodel'?"),
+    "unknown override": (lambda j: j.replace("n_heads =", "n_head ="), lambda d: d, [], "Did you mean 'n_heads'?"),
+    "no tokenizer": (lambda j: j.replace("{tokenizer}", "{tokenizer}/none"), lambda d: d, [], "model.hf_assets_path"),
+    "small vocabulary": (lambda j: j.replace("dim = 64", "dim = 64\nvocab_size = 2000"), lambda d: d, [], "2,048 tokens"),
+    "batch": (lambda j: j, lambda d: d, ["--training.global_batch_size=5"], "multiple of local_batch_size 2"),
+    "layout": (lambda j: j, lambda d: d, ["--parallelism.tensor_parallel_degree=2"], "WORLD_SIZE"),
+    "pinned memory": (lambda j: j, lambda d: d, ["--checkpoint.async_mode=async_with_pinned_mem"], "needs an accelerator"),
+    "no eval loader": (
+        lambda j: j,
+        lambda d: d[: d.index("[mosaic_eval")],
+        ["--validation.enable=true"],
+        "no eval loader",
+    ),
+    "unwritable": (lambda j: j.replace("{out}", "/proc/out"), lambda d: d, [], "job.dump_folder"),
+    "seq_len": (lambda j: j, lambda d: d, ["--training.seq_len=65"], "65"),
+    "missing data": (lambda j: j, without_tokens, [], "-none"),
+    "unknown data key": (lambda j: j, lambda d: d.replace("shuffle_seed", "shufle_seed"), [], "shuffle_seed"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name: str, tmp_path: Path, prepared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    change_job, change_data, flags, expected = MISTAKES[name]
+    arguments = jobs.write_job(tmp_path, prepared_data, change_job(jobs.JOB), change_data(jobs.DATA))
+    before = sorted(prepared_data.rglob("*"))
+    assert jobs.run_here(arguments, *flags) == 1
+    printed = capfd.readouterr().err
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and expected in errors[0], printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+    assert sorted(prepared_data.rglob("*")) == before
+
+
+def test_missing_files_and_titan_flags_without_dashes(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert jobs.run_here(["--config", str(tmp_path / "none.toml")]) == 1
+    assert "none.toml: cannot read the job config" in capfd.readouterr().err
+    arguments = jobs.write_job(tmp_path, tmp_path)
+    assert jobs.run_here([*arguments, "--training.steps=2"]) == 1
+    assert "go after `--`" in capfd.readouterr().err
+    assert jobs.run_here(arguments, "--training.stepz=2") == 1
+    assert "--training.steps" in capfd.readouterr().err
