@@ -104,9 +104,7 @@ def _check(args: argparse.Namespace) -> Work:
     hashes = sorted(set(args.hashes))
     form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    options = Options(
-        args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib
-    )
+    options = Options(args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib)
     sources = find_sources(args.sources or stdlib_files())
     out = Path(args.out).expanduser().absolute()
     return Work(sources, how, form, make_record(options, sources), out, args.workers, args.overwrite)
@@ -119,9 +117,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if not 0 <= args.val < 1:
         raise ConfigError(f"--val is {args.val}: a share of the documents, from 0 to below 1")
     if not 1 <= args.shard_mib <= 2048:
-        raise ConfigError(
-            f"--shard-mib is {args.shard_mib}, must be 1 to 2048 (offsets in a shard are 32 bits)"
-        )
+        raise ConfigError(f"--shard-mib is {args.shard_mib}, must be 1 to 2048 (offsets in a shard are 32 bits)")
     if "://" in args.out:
         raise ConfigError(f"--out {args.out!r}: prepare writes a local folder; upload it when it is finished")
 
@@ -133,9 +129,7 @@ def _check_codecs(compression: str | None, hashes: list[str]) -> None:
     from streaming.base.hashing import get_hashes
 
     if compression is not None and compression not in get_compressions():
-        raise ConfigError(
-            f"--compression {compression!r} is not known.{nearest(compression, get_compressions())}"
-        )
+        raise ConfigError(f"--compression {compression!r} is not known.{nearest(compression, get_compressions())}")
     for name in hashes:
         if name not in get_hashes():
             raise ConfigError(f"--hashes {name!r} is not known.{nearest(name, get_hashes())}")

@@ -37,7 +37,7 @@ def read_piece(piece: Piece, text_key: str) -> Iterator[Fragment]:
         if not isinstance(text, str):
             raise ConfigError(f"{piece.path}, {where}: {text_key!r} is {type(text).__name__}, not text")
         if text:
-            yield Fragment(text, text.encode("utf-8", "surrogatepass"), first=True, last=True)
+            yield Fragment(text, _encode(text, f"{piece.path}, {where}"), first=True, last=True)
 
 
 def _text_fragments(piece: Piece) -> Iterator[Fragment]:
@@ -110,6 +110,13 @@ def _decode(block: bytes, path: str, offset: int) -> str:
         ) from error
 
 
+def _encode(text: str, where: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: half of a surrogate pair, which is no character: {error}") from error
+
+
 def _jsonl(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
     for offset, block in _blocks(piece, piece.start, piece.stop):
         for line in block.split(b"\n"):
@@ -119,13 +126,9 @@ def _jsonl(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise ConfigError(
-                    f"{piece.path}, {where}: not JSON, one object a line is wanted: {error}"
-                ) from error
+                raise ConfigError(f"{piece.path}, {where}: not JSON, one object a line is wanted: {error}") from error
             if not isinstance(record, dict):
-                raise ConfigError(
-                    f"{piece.path}, {where}: one JSON object a line is wanted, got {line[:40]!r}"
-                )
+                raise ConfigError(f"{piece.path}, {where}: one JSON object a line is wanted, got {line[:40]!r}")
             _check_key(text_key, record, f"{piece.path}, {where}")
             yield where, record[text_key]
 
@@ -178,6 +181,4 @@ def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
 
 def _check_key(text_key: str, known: Any, where: str) -> None:
     if text_key not in known:
-        raise ConfigError(
-            f"{where}: no {text_key!r} to read text from (--text-key).{nearest(text_key, known)}"
-        )
+        raise ConfigError(f"{where}: no {text_key!r} to read text from (--text-key).{nearest(text_key, known)}")

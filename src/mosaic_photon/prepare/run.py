@@ -77,9 +77,19 @@ def prepare(work: Work) -> dict[str, Any] | None:
 
 
 def _build(work: Work, partial: Path) -> dict[str, Any]:
-    with _progress() as progress:
-        counts = _tokenize(work, _units(work.sources), str(partial / "tokens"), progress)
-        return _write_splits(work, counts, partial, progress)
+    if work.how.val and len(work.sources) == 1 and work.sources[0].kind == "text":
+        raise ConfigError(
+            f"{display(work.sources[0].path)} is one document, which cannot be split: give --val 0, or more files, "
+            "or JSONL with a document a line"
+        )
+    try:
+        with _progress() as progress:
+            counts = _tokenize(work, _units(work.sources), str(partial / "tokens"), progress)
+            return _write_splits(work, counts, partial, progress)
+    except OSError as error:
+        raise ConfigError(
+            f"reading or writing failed: {error}. What is finished is kept; the same command goes on from there"
+        ) from error
 
 
 def _is_done(work: Work) -> bool:
@@ -102,7 +112,6 @@ def _is_done(work: Work) -> bool:
 @contextmanager
 def _claim(partial: Path, work: Work) -> Iterator[None]:
     """Own the folder of unfinished work: resume the same work's, refuse another's."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
     with _lock(partial.with_name(partial.name + ".lock"), work.out):
         before = records.read_record(partial)
         changed = [] if before is None else records.differences(before, work.record)
@@ -121,7 +130,12 @@ def _claim(partial: Path, work: Work) -> Iterator[None]:
 @contextmanager
 def _lock(path: Path, out: Path) -> Iterator[None]:
     """A lock that ends with the process, however it ends."""
-    with open(path, "w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ConfigError(f"cannot write beside {display(out)}: {error}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -190,9 +204,7 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
         notes = str(partial / "tokens" / split)
         calls += [(number, sequence, work.form, str(partial / split), notes) for number in range(shards)]
     task = progress.add_task("shards", total=len(calls), unit="shards")
-    entries = run_parallel(
-        work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True)
-    )
+    entries = run_parallel(work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True))
     summary = {}
     for split, sequence in sequences.items():
         own = [entry for entry, call in zip(entries, calls, strict=True) if call[3] == str(partial / split)]

@@ -50,9 +50,7 @@ class TokenSequence:
         return np.concatenate(parts)
 
 
-def write_shard(
-    number: int, sequence: TokenSequence, form: ShardFormat, folder: str, notes: str
-) -> dict[str, Any]:
+def write_shard(number: int, sequence: TokenSequence, form: ShardFormat, folder: str, notes: str) -> dict[str, Any]:
     """Write one shard into `folder` and, last, its entry of the index as a note; returns the entry.
 
     A note left by an earlier run stands for a finished shard and is taken as it is.

@@ -54,7 +54,10 @@ class Piece:
 def stdlib_files() -> list[str]:
     """The running Python's standard-library sources, in a fixed order, without packages and tests."""
     root = sysconfig.get_paths()["stdlib"]
-    return [path for path in _walk(root, STDLIB_LEFT_OUT) if path.endswith(".py")]
+    files = [path for path in _walk(root, STDLIB_LEFT_OUT) if path.endswith(".py")]
+    if not files:
+        raise ConfigError(f"this Python has no standard-library source below {root}: name a source")
+    return files
 
 
 def find_sources(given: Iterable[str]) -> list[Source]:
@@ -80,9 +83,7 @@ def cut(source: Source) -> list[Piece]:
     elif source.kind == "arrow" or source.codec:
         bounds = [(0, -1)]
     else:
-        bounds = [
-            (start, min(start + PIECE_BYTES, source.size)) for start in range(0, source.size, PIECE_BYTES)
-        ]
+        bounds = [(start, min(start + PIECE_BYTES, source.size)) for start in range(0, source.size, PIECE_BYTES)]
     share = source.size // max(len(bounds), 1)
     return [Piece(source.path, source.kind, source.codec, *bound, source.size, share) for bound in bounds]
 
@@ -122,8 +123,10 @@ def _source(path: str) -> Source:
         files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
         size = sum(stat.st_size for stat in files)
         return Source(path, "dataset", "", size, max(stat.st_mtime_ns for stat in files))
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path} is not a file: a pipe, a device or a broken link")
     if not os.access(path, os.R_OK):
-        raise ConfigError(f"cannot read {path}: permission denied, or a broken link")
+        raise ConfigError(f"cannot read {path}: permission denied")
     stem, suffix = os.path.splitext(path.lower())
     codec = CODECS.get(suffix, "")
     kind = KINDS.get(os.path.splitext(stem)[1] if codec else suffix, "text")

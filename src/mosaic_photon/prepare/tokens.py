@@ -88,9 +88,7 @@ def token_id(tokenizer: Any, text: str | None, option: str) -> int | None:
     if not text:
         return None
     if (number := tokenizer.token_to_id(text)) is None:
-        raise ConfigError(
-            f"{option} {text!r} is not one token of the tokenizer.{nearest(text, _added(tokenizer))}"
-        )
+        raise ConfigError(f"{option} {text!r} is not one token of the tokenizer.{nearest(text, _added(tokenizer))}")
     return int(number)
 
 

@@ -1,0 +1,331 @@
+"""mosaic-photon prepare: what it writes, that it can be stopped and resumed, and what it says of bad input."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import zstandard
+
+from mosaic_photon.cli import main
+from mosaic_photon.prepare import read, sources
+from mosaic_photon.prepare.sources import stdlib_files
+from mosaic_photon.prepare.tokens import split_of
+
+TOKENIZER = str(Path(__file__).parents[1] / "assets" / "tokenizer")
+COMMAND = str(Path(sys.executable).with_name("mosaic-photon"))
+SEQ_LEN = 63
+
+
+def documents(number, longest=200):
+    """Text of uneven length in several scripts, as real documents have it."""
+    rng = random.Random(number)
+    words = ["def", "return", "straße", "日本語", "naïve", "self.value", "\n", "\n\n", "    ", "🙂", "x = 1"]
+    return [" ".join(rng.choices(words, k=rng.randint(1, longest))) for _ in range(number)]
+
+
+def prepare(*args, out, tokenizer=TOKENIZER, **options):
+    options = {"seq-len": SEQ_LEN, "val": 0.2, "workers": 2} | options
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return main(["prepare", *map(str, args), "--out", str(out), "--tokenizer", tokenizer, *words])
+
+
+def samples(folder):
+    from streaming.base.format import reader_from_json
+
+    index = json.loads((folder / "index.json").read_text())
+    readers = [reader_from_json(str(folder.parent), folder.name, entry) for entry in index["shards"]]
+    return np.stack([reader[i]["tokens"] for reader in readers for i in range(reader.samples)])
+
+
+def concat_tokens(texts, bos="<|bos|>", eos="<|eos|>"):
+    """llm-foundry's own conversion of the same documents."""
+    from llmfoundry.data.data import ConcatTokensDataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    rows = ConcatTokensDataset([{"text": text} for text in texts], tokenizer, SEQ_LEN + 1, bos, eos, False)
+    return np.stack([row["tokens"] for row in rows])
+
+
+def by_split(texts, val=0.2):
+    return {split: [text for text in texts if split_of(text.encode(), val) == split] for split in ("train", "val")}
+
+
+def tree(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def write_jsonl(path, texts, key="text"):
+    path.write_text("".join(json.dumps({key: text, "id": i}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Cut files into pieces and work into units as small as only huge inputs are otherwise."""
+    monkeypatch.setattr(sources, "PIECE_BYTES", 700)
+    monkeypatch.setattr(read, "PIECE_BYTES", 700)
+    monkeypatch.setattr("mosaic_photon.prepare.run.UNIT_BYTES", (2000, 2000))
+
+
+def test_samples_equal_llm_foundrys(tmp_path, small_pieces):
+    texts = documents(300)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    assert prepare(source, out=tmp_path / "out", **{"shard-mib": 1}) == 0
+    for split, own in by_split(texts).items():
+        np.testing.assert_array_equal(samples(tmp_path / "out" / split), concat_tokens(own))
+    index = json.loads((tmp_path / "out/train/index.json").read_text())
+    assert index["shards"][0]["column_encodings"] == [f"ndarray:int32:{SEQ_LEN + 1}"]
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["prepare.json", "train", "val"]
+
+
+def test_other_tokens_around_documents(tmp_path):
+    texts = documents(40)
+    source = write_jsonl(tmp_path / "a.jsonl", texts, key="content")
+    options = {"bos-text": "", "eos-text": "<|pad|>", "text-key": "content", "val": 0}
+    assert prepare(source, out=tmp_path / "out", **options) == 0
+    np.testing.assert_array_equal(samples(tmp_path / "out/train"), concat_tokens(texts, "", "<|pad|>"))
+    assert not (tmp_path / "out/val").exists()
+
+
+def test_every_kind_of_source_gives_the_same_samples(tmp_path, small_pieces):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = documents(120, longest=50)  # each text file is one piece
+    plain = write_jsonl(tmp_path / "a.jsonl", texts)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(plain.read_bytes()))
+    dataset = datasets.Dataset.from_dict({"text": texts})
+    dataset.save_to_disk(tmp_path / "saved")
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "d.parquet", row_group_size=50)
+    (tmp_path / "arrow").mkdir()
+    for file in (tmp_path / "saved").glob("*.arrow"):
+        shutil.copy(file, tmp_path / "arrow")
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number:03}.txt").write_text(text)
+    given = ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "saved", "d.parquet", "arrow", "texts", "te*/[0-9]*.txt"]
+    expected = {split: concat_tokens(own) for split, own in by_split(texts).items()}
+    for number, source in enumerate(given):
+        assert prepare(tmp_path / source, out=tmp_path / f"out{number}") == 0
+        for split in ("train", "val"):
+            np.testing.assert_array_equal(samples(tmp_path / f"out{number}" / split), expected[split], source)
+
+
+@pytest.mark.parametrize("codec", ["", "gz", "zst"])
+def test_a_large_text_file_is_one_document(tmp_path, small_pieces, codec):
+    text = "\n".join(documents(60))
+    data = {"": bytes, "gz": gzip.compress, "zst": zstandard.compress}[codec](text.encode())
+    file = tmp_path / (f"a.txt.{codec}" if codec else "a.txt")
+    file.write_bytes(data)
+    assert prepare(file, out=tmp_path / "out", val=0) == 0
+    got = samples(tmp_path / "out/train").reshape(-1)
+    from tokenizers import Tokenizer
+
+    decoded = Tokenizer.from_file(f"{TOKENIZER}/tokenizer.json").decode(got.tolist())
+    assert text.startswith(decoded.rstrip("\ufffd"))  # the last character may be cut
+    bos, eos = 0, 1
+    assert got[0] == bos
+    assert not np.isin(got[1:], [bos, eos]).any()
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path, small_pieces):
+    source = write_jsonl(tmp_path / "a.jsonl", documents(100))
+    prepare(source, out=tmp_path / "one", workers=1, compression="zstd:3", hashes="sha1")
+    prepare(source, out=tmp_path / "four", workers=4, compression="zstd:3", hashes="sha1")
+    assert tree(tmp_path / "one") == tree(tmp_path / "four")
+    (entry,) = json.loads((tmp_path / "one/train/index.json").read_text())["shards"]
+    assert entry["zip_data"]["basename"] == "shard.00000.mds.zstd"
+    assert list(entry["zip_data"]["hashes"]) == ["sha1"]
+
+
+def test_many_shards_hold_the_samples_in_order(tmp_path):
+    texts = documents(3000)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    assert prepare(source, out=tmp_path / "out", **{"shard-mib": 1}, val=0) == 0
+    index = json.loads((tmp_path / "out/train/index.json").read_text())
+    names = [entry["raw_data"]["basename"] for entry in index["shards"]]
+    assert names == [f"shard.{number:05}.mds" for number in range(len(names))]
+    assert len(names) > 2
+    np.testing.assert_array_equal(samples(tmp_path / "out/train"), concat_tokens(texts))
+
+
+def test_second_call_is_quick_and_other_options_are_refused(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "a.jsonl", documents(100))
+    assert prepare(source, out=tmp_path / "out") == 0
+    before = tree(tmp_path / "out")
+    start = time.monotonic()
+    assert prepare(source, out=tmp_path / "out") == 0
+    assert time.monotonic() - start < 2
+    assert "already prepared" in capsys.readouterr().out
+
+    assert prepare(source, out=tmp_path / "out", **{"seq-len": 31}) == 1
+    assert "seq_len is 63, asked for 31" in capsys.readouterr().err
+    os.utime(source, ns=(1, 1))
+    assert prepare(source, out=tmp_path / "out") == 1
+    assert "source files" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == before
+
+    words = ["prepare", str(source), "--out", str(tmp_path / "out"), "--tokenizer", TOKENIZER]
+    assert main([*words, "--seq-len", "31", "--val", "0.2", "--overwrite"]) == 0
+    assert samples(tmp_path / "out/train").shape[1] == 32
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out"]
+
+
+def command(out, *words):
+    base = [COMMAND, "prepare", "--out", str(out), "--tokenizer", TOKENIZER]
+    return [*base, "--seq-len", str(SEQ_LEN), "--workers", "2", *words]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_work_is_resumed(tmp_path, number):
+    """A stop in the first stage; the second call keeps what was finished and ends as if never stopped."""
+    partial = tmp_path / "out.partial"
+    texts = [Path(file).read_text("utf-8") for file in stdlib_files()[:250]]
+    sources = [str(write_jsonl(tmp_path / f"{part}.jsonl", texts[part::4])) for part in range(4)]
+    words = command(tmp_path / "out", *sources, "--workers", "1")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: any(partial.glob("tokens/*.json")))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert ("same command goes on" in output) == (number != signal.SIGKILL)
+    wait_for(lambda: not any(psutil.pid_exists(worker.pid) for worker in workers), 5)
+    assert not (tmp_path / "out").exists()
+
+    kept = sorted(partial.glob("tokens/*.json"))
+    assert 0 < len(kept) < 4
+    tokens = kept[0].with_suffix("").with_suffix(".train.bin")
+    marked = np.zeros(tokens.stat().st_size // 4, np.int32)  # to be found again, if it is not made anew
+    marked.tofile(tokens)
+    assert main(words[1:]) == 0
+    got = samples(tmp_path / "out/train").reshape(-1)
+    assert not got[: len(marked)].any()
+    assert got[len(marked) :].any()
+    assert sorted(os.listdir(tmp_path)) == [*map(os.path.basename, sources), "out"]
+
+
+def test_standard_library_is_the_source_when_none_is_named(tmp_path):
+    assert main(command(tmp_path / "out")[1:]) == 0
+    texts = [Path(file).read_bytes().decode() for file in stdlib_files()]
+    own = by_split([text for text in texts if text], val=0.02)
+    np.testing.assert_array_equal(samples(tmp_path / "out/val"), concat_tokens(own["val"]))
+    record = json.loads((tmp_path / "out/prepare.json").read_text())
+    assert record["splits"]["train"]["tokens"] > 2_000_000
+    assert record["splits"]["train"]["documents"] == len(own["train"])
+
+
+def test_killed_between_the_last_steps(tmp_path):
+    """The folder is whole but not yet in place: the next call puts it there."""
+    source = write_jsonl(tmp_path / "a.jsonl", documents(50))
+    prepare(source, out=tmp_path / "out")
+    expected = tree(tmp_path / "out")
+    os.rename(tmp_path / "out", tmp_path / "out.partial")
+    assert prepare(source, out=tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == expected
+
+
+BAD = {
+    "empty.txt": (b"", "no text in"),
+    "binary.bin": (b"abc\0def", "binary file (null byte at 3)"),
+    "latin.txt": ("über".encode("latin-1"), "not UTF-8 text (byte 0 is 0xfc)"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "line at byte 14: not JSON"),
+    "list.jsonl": (b"[1, 2]\n", "one JSON object a line"),
+    "key.jsonl": (b'{"txt": "a"}\n', "Did you mean 'txt'?"),
+    "number.jsonl": (b'{"text": 3}\n', "'text' is int, not text"),
+    "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "surrogate"),
+    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 1000)[:-20], "cannot read"),
+    "cut.jsonl.zst": (b"not zstandard at all", "cannot read"),
+    "bad.parquet": (b"PAR1 not really", "not a Parquet file"),
+    "bad.arrow": (b"not arrow", "not an Arrow file"),
+    "short.jsonl": (b'{"text": "a"}\n', "less than one sample of 64"),
+    "text.txt": (b"a document", "one document, which cannot be split"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_source(tmp_path, capsys, name):
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    val = 0.2 if name == "text.txt" else 0
+    assert prepare(tmp_path / name, out=tmp_path / "out", workers=1, val=val) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "/nowhere"}, "tokenizer folder '/nowhere' does not exist"),
+        ({"tokenizer": "."}, "no tokenizer.json"),
+        ({"seq-len": 0}, "--seq-len is 0, must be at least 1"),
+        ({"val": 1.5}, "--val is 1.5"),
+        ({"compression": "zstt"}, "Did you mean 'zstd'?"),
+        ({"hashes": "sha11"}, "Did you mean 'sha1'?"),
+        ({"eos-text": "<|end|>"}, "is not one token of the tokenizer"),
+        ({"out": "s3://bucket/data"}, "prepare writes a local folder"),
+        ({"shard-mib": 0}, "--shard-mib is 0"),
+    ],
+)
+def test_bad_option(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    source = write_jsonl(tmp_path / "a.jsonl", documents(3))
+    assert prepare(source, **({"out": tmp_path / "out"} | options)) == 1
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_missing_sources(tmp_path, capsys):
+    for source, message in (("none.txt", "does not exist"), ("*.txt", "no file matches")):
+        assert prepare(tmp_path / source, out=tmp_path / "out") == 1
+        assert message in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert prepare(tmp_path, out=tmp_path / "out") == 1
+    assert "is not a file" in capsys.readouterr().err
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "a.jsonl", documents(50))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    words = ["prepare", str(source), "--out", str(tmp_path / "out"), "--tokenizer", TOKENIZER, "--overwrite"]
+    assert main(words) == 1
+    assert "was not written by prepare" in capsys.readouterr().err
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+def test_debug_tokenizer(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    assert len(tokenizer) == 2048
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+    text = "def naïve(self):\n    return '日本語 🙂'\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_help_is_quick():
+    start = time.monotonic()
+    subprocess.run([COMMAND, "prepare", "--help"], check=True, stdout=subprocess.DEVNULL)
+    assert time.monotonic() - start < 2
