@@ -1,8 +1,8 @@
 """Lets `streaming.base` be imported without `streaming`'s vision, multimodal and text packages.
 
 `streaming/__init__.py` imports torchvision, transformers and scikit-learn for dataset classes that no language model
-uses: 2-3 s beside the 0.1-0.2 s of `streaming.base` itself. Here the package is entered in `sys.modules` unexecuted; the
-first access to a name that only its `__init__` defines (`from streaming import Stream`) executes it as usual.
+uses: 2-3 s beside the 0.1-0.2 s of `streaming.base` itself. Here the package is entered in `sys.modules` unexecuted;
+the first access to a name that only its `__init__` defines (`from streaming import Stream`) executes it as usual.
 Upstream: no issue filed yet; mosaicml/streaming 0.13.0, `streaming/__init__.py`. Delete when that file imports lazily.
 """
 

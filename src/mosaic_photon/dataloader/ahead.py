@@ -1,0 +1,128 @@
+"""Work done ahead of the trainer: batches read by a thread, shards fetched by several."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic_photon.dataloader.cache import ShardCache
+
+T = TypeVar("T")
+FETCHERS = 8
+SHARDS_AHEAD = 32
+
+
+class ReadAhead(Generic[T]):
+    """Iterates over `source` in a thread, `depth` items ahead. An exception in the thread is raised by `next`."""
+
+    def __init__(self, source: Iterator[T], depth: int) -> None:
+        self._items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), name="mosaic-read", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item, error = self._items.get()
+        if error is not None:
+            self._items.put((None, error))  # every later call fails in the same way
+            raise error
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Stop the thread and wait for it. The item it is making is finished first."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._items.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+
+    def _run(self, source: Iterator[T]) -> None:
+        try:
+            for item in source:
+                self._items.put((item, None))
+                if self._stop.is_set():
+                    return
+            raise StopIteration
+        except BaseException as error:  # handed to the thread that waits for the item
+            self._items.put((None, error))
+
+
+class FetchAhead:
+    """Fetches shards by several threads in the order in which samples will need them."""
+
+    def __init__(self, cache: ShardCache, threads: int = FETCHERS) -> None:
+        self._cache = cache
+        self._wanted: list[tuple[int, int]] = []  # (position of the first sample that needs it, shard)
+        self._next, self._position, self._passed, self._window = 0, 0, 0, 0
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, name=f"mosaic-fetch-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def plan(self, shard_ids: NDArray[np.int64], samples_ahead: int | None) -> None:
+        """Set out what is needed: `shard_ids` of the coming samples, in order; position 0 is the first.
+
+        Shards are fetched up to `samples_ahead` samples ahead of the position; None: 32 shards ahead, or as many as
+        fill half of the cache limit.
+        """
+        shards, first = np.unique(shard_ids, return_index=True)
+        order = np.argsort(first)
+        ahead = SHARDS_AHEAD
+        if self._cache.limit is not None:
+            ahead = max(1, min(ahead, self._cache.limit // (2 * max(s.max_bytes for s in self._cache.shards))))
+        with self._changed:
+            self._wanted = list(zip(first[order].tolist(), shards[order].tolist(), strict=True))
+            self._next, self._position, self._passed = 0, 0, 0
+            self._samples_ahead, self._shards_ahead = samples_ahead, ahead
+            self._changed.notify_all()
+
+    def advance(self, position: int) -> None:
+        """Samples before `position` have been read. Raises what a fetching thread raised."""
+        if self._error is not None:
+            raise self._error
+        with self._changed:
+            self._position = position
+            while self._passed < len(self._wanted) and self._wanted[self._passed][0] < position:
+                self._passed += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Tell the threads to stop; each ends after the shard it is fetching."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _may_fetch(self) -> bool:
+        if self._next >= len(self._wanted):
+            return False
+        if self._samples_ahead is not None:
+            return self._wanted[self._next][0] <= self._position + self._samples_ahead
+        return self._next < self._passed + self._shards_ahead
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._may_fetch())
+                if self._stopped:
+                    return
+                shard_id = self._wanted[self._next][1]
+                self._next += 1
+            try:
+                if not self._cache.is_here(shard_id):
+                    self._cache.ensure(shard_id)
+            except BaseException as error:  # raised in the reading thread by advance()
+                self._error = error
+                return

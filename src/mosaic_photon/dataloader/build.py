@@ -1,0 +1,102 @@
+"""From a job config to loaders: TorchTitan's `build_dataloader_fn`, and its counterpart for validation."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mosaic_photon.dataloader.config import STREAMING_KEYS, check_loader, streams_of
+from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.layout import Layout
+from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.tokenizer import pad_token_id
+from mosaic_photon.dataloader.tokens import TokenBatches, Window
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job_config import MosaicJobConfig
+
+
+def build_mosaic_dataloader(
+    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
+) -> DataSpecDataLoader:
+    """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on."""
+    training = job_config.training
+    layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
+    data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
+    return DataSpecDataLoader(data, layout, training.seq_len, job_config.mosaic.allow_data_change)
+
+
+def build_mosaic_eval_dataloader(
+    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
+) -> EvalLoader:
+    """The validation loader of one data-parallel rank. Raises as `build_mosaic_dataloader`."""
+    if not job_config.mosaic.eval_dataloader:
+        raise ConfigError(
+            f"validation is enabled, but {job_config.mosaic.config or 'the data config'} has no mosaic_eval_dataloader"
+        )
+    validation = job_config.validation
+    layout = Layout.of(dp_world_size, dp_rank, validation.local_batch_size, -1)
+    return EvalLoader(_data(job_config, "eval_dataloader", tokenizer, layout, validation.seq_len), layout)
+
+
+def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:
+    where = f"{job_config.mosaic.config or 'data config'}: mosaic_{which}"
+    loader = copy.deepcopy(getattr(job_config.mosaic, which))
+    check_loader(loader, where)
+    config = loader["dataset"]
+    window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset")
+    config["max_seq_len"] = window.width
+    _fill_in_folders(config)
+    dataset = _token_dataset(config, where) if loader["name"] == "text" else None
+    if dataset is None:
+        from mosaic_photon.dataloader.foundry import foundry_data
+
+        data = foundry_data(loader, job_config.model.hf_assets_path, layout.local_batch, window)
+    else:
+        pad_id = pad_token_id(job_config.model.hf_assets_path, tokenizer)
+        encoding = config.get("token_encoding_type") or "int64"
+        make_batch = TokenBatches(dataset, window, pad_id, tokenizer.get_vocab_size(), encoding)
+        pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
+        data = Data(dataset, make_batch, pin_memory=pin_memory)
+    _check_cache(data.dataset, job_config.mosaic.verify_cache)
+    return data
+
+
+def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:
+    """The dataset if all its samples are token arrays, None if some are text to be tokenised."""
+    arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
+    dataset = ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+    for shard, source in zip(dataset.shards, dataset.cache.source_of, strict=True):
+        names = {column.name for column in shard.columns}
+        if "text" in names:
+            return None
+        if "tokens" not in names:
+            raise DataError(
+                f"{where}: stream {source.name!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
+            )
+    return dataset
+
+
+def _fill_in_folders(config: dict[str, Any]) -> None:
+    """Give streams without `local` a folder of the node's temporary directory, the same in every run."""
+    for stream in [config, *(config.get("streams") or {}).values()]:
+        if stream.get("remote") and not stream.get("local"):
+            digest = hashlib.blake2s(stream["remote"].encode(), digest_size=8).hexdigest()
+            stream["local"] = str(Path(tempfile.gettempdir(), "mosaic-photon", digest))
+
+
+def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
+    """On one rank of each node; the others find by size what was damaged when they open it."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        dataset.cache.check(hashes)
+    if hashes and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+_STREAMING_ARGUMENTS = STREAMING_KEYS - {"streams", "remote", "local", "batch_size", "replication", "stream_config"}

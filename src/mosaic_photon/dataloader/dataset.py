@@ -1,0 +1,167 @@
+"""Streaming's dataset without its shared memory: the same samples in the same order, read by sample id.
+
+StreamingDataset learns who it is from the environment, which is wrong in layouts with pipeline parallelism
+(mosaicml/streaming#827, #854), and coordinates through /dev/shm segments that a killed job leaves behind. This subclass
+keeps Streaming's sampling, shuffling and partitioning, and replaces the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic_photon.compat import streaming_lazy_package
+from mosaic_photon.dataloader.cache import ShardCache, Source, fetch_index
+from mosaic_photon.dataloader.reader import ShardReader
+from mosaic_photon.errors import ConfigError
+
+streaming_lazy_package.install()
+
+from streaming.base.batching import generate_work  # noqa: E402
+from streaming.base.dataset import StreamingDataset  # noqa: E402
+from streaming.base.format.mds.encodings import mds_decode  # noqa: E402
+from streaming.base.stream import Stream  # noqa: E402
+from streaming.base.util import bytes_to_int, number_abbrev_to_int  # noqa: E402
+from streaming.base.world import World  # noqa: E402
+
+ONE_RANK = World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0)
+SIGNATURE = inspect.signature(StreamingDataset.__init__)
+
+
+class ShardedDataset(StreamingDataset):
+    """A StreamingDataset of StreamingDataset's arguments that any process may read by sample id, in any order.
+
+    Has the attributes that Streaming's `generate_work` needs. As a second base beside a subclass of StreamingDataset
+    (llm-foundry's StreamingTextDataset, ...) it takes StreamingDataset's place under that subclass.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Fetches the indexes. Raises DataError for data that can't be used, ConfigError for wrong settings."""
+        bound = SIGNATURE.bind(self, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        for name in arguments.keys() - _ELSEWHERE:
+            setattr(self, name, arguments[name])
+        self.initial_physical_nodes = None
+        self.epoch_seed_change = self.shuffle and self.sampling_method == "balanced"
+        self.streams = _streams(arguments)
+        self.num_streams = len(self.streams)
+        self._load_shards(arguments["cache_limit"])
+        self._weigh_streams(arguments["epoch_size"])
+        # Streaming's rule for one node, as the order must not depend on the number of nodes.
+        nodes = 64 if self.shuffle_algo in ("py1s", "py2s") else 1
+        self.num_canonical_nodes = arguments["num_canonical_nodes"] or nodes
+        if arguments["shuffle_block_size"] is None:
+            self._set_shuffle_block_size(ONE_RANK)
+        else:
+            self.shuffle_block_size = int(arguments["shuffle_block_size"])
+
+    def _load_shards(self, cache_limit: int | str | None) -> None:
+        sources = [_source(stream, number) for number, stream in enumerate(self.streams)]
+        indexes = [fetch_index(source, self.allow_unsafe_types) for source in sources]
+        limit = bytes_to_int(cache_limit) if cache_limit else None
+        self.cache = ShardCache(sources, indexes, limit)
+        self.shards = self.cache.shards
+        self.num_shards = len(self.shards)
+        counts = np.array([len(index) for index in indexes], np.int64)
+        self.shards_per_stream = counts
+        self.shard_offset_per_stream = counts.cumsum() - counts
+        self.stream_per_shard = np.repeat(np.arange(self.num_streams), counts)
+        self.samples_per_shard = np.array([shard.samples for shard in self.shards], np.int64)
+        self.shard_ends = self.samples_per_shard.cumsum()
+        self.sample_offset_per_shard = self.shard_ends - self.samples_per_shard
+        self.samples_per_stream = np.array([sum(shard.samples for shard in index) for index in indexes], np.int64)
+        self.sample_offset_per_stream = self.samples_per_stream.cumsum() - self.samples_per_stream
+        self.num_samples = int(self.samples_per_stream.sum())
+        self.reader = ShardReader(self.cache)
+
+    def _weigh_streams(self, epoch_size: int | str | None) -> None:
+        size = number_abbrev_to_int(epoch_size) if epoch_size else None
+        self.epoch_size = Stream.apply_weights(self.streams, self.samples_per_stream, size, self.shuffle_seed)
+        self.length = self.epoch_size
+
+    def locate(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard of each sample and its place in the shard, both of the shape of `sample_ids`."""
+        shard_ids = np.searchsorted(self.shard_ends, sample_ids, side="right")
+        return shard_ids, sample_ids - self.sample_offset_per_shard[shard_ids]
+
+    def get_item(self, sample_id: int, retry: int = 0) -> dict[str, Any]:
+        """The decoded sample: column name to value."""
+        shard_id = int(np.searchsorted(self.shard_ends, sample_id, side="right"))
+        data = self.reader.sample(shard_id, int(sample_id - self.sample_offset_per_shard[shard_id]))
+        return decode_sample(self.shards[shard_id].columns, data)
+
+    def epoch_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
+        """The sample ids of an epoch, in the order in which one rank with this batch size gets them from Streaming.
+
+        Where Streaming fills up a last batch with -1, those are left out.
+        """
+        self.batch_size = batch_size
+        try:
+            work = generate_work(self.batching_method, self, ONE_RANK, epoch, 0)
+        except ValueError as error:
+            raise ConfigError(f"the data config does not make an epoch of batches of {batch_size}: {error}") from error
+        ids = work.reshape(-1)
+        return ids[ids >= 0]
+
+    def __del__(self) -> None:
+        """Nothing to release: StreamingDataset's destructor is for shared memory."""
+
+
+def decode_sample(columns: Sequence[Any], data: bytes) -> dict[str, Any]:
+    """Decode an MDS sample: sizes of the variable columns as uint32, then the columns' values."""
+    variable = sum(column.size is None for column in columns)
+    sizes = iter(np.frombuffer(data, np.uint32, variable).tolist())
+    begin, sample = 4 * variable, {}
+    for column in columns:
+        end = begin + (column.size if column.size is not None else next(sizes))
+        sample[column.name] = mds_decode(column.encoding, data[begin:end])
+        begin = end
+    return sample
+
+
+def build_streams(streams: dict[str, dict[str, Any]]) -> list[Stream]:
+    """Streaming's Stream for each stream of a config. Raises ConfigError for a remote that it does not know."""
+    built = []
+    for name, stream in streams.items():
+        try:
+            built.append(Stream(**stream))
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"stream {name!r}: {error}") from error
+        built[-1].name = name
+    return built
+
+
+_STREAM_DEFAULTS = ("remote", "local", "split", "download_retry", "download_timeout", "validate_hash", "keep_zip")
+_ELSEWHERE = {"self", "streams", "epoch_size", "stream_name", "stream_config", *_STREAM_DEFAULTS}
+
+
+def _streams(arguments: dict[str, Any]) -> list[Stream]:
+    defaults = {name: arguments[name] for name in _STREAM_DEFAULTS}
+    streams = list(arguments["streams"] or [Stream(remote=defaults["remote"], local=defaults["local"])])
+    for stream in streams:
+        stream.apply_default(defaults)
+    return streams
+
+
+def _source(stream: Stream, number: int) -> Source:
+    folder = Path(stream.local, stream.split)
+    remote = os.path.join(stream.remote, stream.split).rstrip("/") if stream.remote else None
+    if remote is not None and Path(remote).absolute() == folder.absolute():
+        remote = None
+    return Source(
+        name=getattr(stream, "name", str(number)),
+        folder=folder,
+        remote=remote,
+        attempts=1 + stream.download_retry,
+        timeout=stream.download_timeout,
+        validate_hash=stream.validate_hash,
+        keep_zip=stream.safe_keep_zip,
+        downloader=stream._downloader,
+    )

@@ -1,0 +1,145 @@
+"""Loaders that need llm-foundry: text tokenised on the fly, and finetuning data.
+
+`llmfoundry.data.dataloader.build_dataloader` gets the user's config and builds its dataset and collator; both are taken
+out of the DataLoader that it returns, so that samples are assigned and counted here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mosaic_photon.dataloader.config import streams_of
+from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.loader import Data
+from mosaic_photon.dataloader.tokens import Batch, Window
+from mosaic_photon.errors import ConfigError
+
+_FOUNDRY_CLASSES = {
+    "StreamingTextDataset": "llmfoundry.data.text_data",
+    "StreamingFinetuningDataset": "llmfoundry.data.finetuning.tasks",
+}
+Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
+
+
+def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: Window) -> Data:
+    """The dataset and batches of an llm-foundry loader config. Raises ConfigError for what llm-foundry refuses."""
+    try:
+        from llmfoundry.data.dataloader import build_dataloader
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the data config's loader ({loader['name']!r}, not pre-tokenized text) needs llm-foundry: {error}"
+        ) from error
+    tokenizer = _tokenizer(assets)
+    workers = loader.get("num_workers", 0)
+    config = {"drop_last": True, "num_workers": 0, **loader}
+    if not workers:
+        config |= {"prefetch_factor": None, "persistent_workers": False}
+    names = list(streams_of(config["dataset"]))
+    with _our_datasets():
+        try:
+            spec = build_dataloader(config, tokenizer, local_batch)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"the data config is refused by llm-foundry: {error}") from error
+    dataset, collate = spec.dataloader.dataset, spec.dataloader.collate_fn
+    for name, stream in zip(names, dataset.streams, strict=True):
+        stream.name = name
+    samples = _Samples(dataset)
+
+    def make_batch(sample_ids: NDArray[np.int64]) -> Batch:
+        return _to_batch(collate([samples[int(i)] for i in sample_ids if i >= 0]), len(sample_ids), window)
+
+    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:
+        loader = _worker_loader(samples, collate, ids, spec.dataloader)
+        return (_to_batch(batch, local_batch, window) for batch in loader)
+
+    return Data(dataset, make_batch, through_workers if workers else None)
+
+
+class _Samples(Dataset[Any]):
+    """A dataset by sample id: torch's DataLoader would iterate over a StreamingDataset."""
+
+    def __init__(self, dataset: ShardedDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, sample_id: int) -> Any:
+        return self.dataset[sample_id]
+
+
+def _tokenizer(assets: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        # Padding goes right: TorchTitan's batches have no attention mask, and behind the text it changes nothing.
+        return AutoTokenizer.from_pretrained(assets, padding_side="right", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.hf_assets_path: no tokenizer for transformers in {assets!r}: {error}") from error
+
+
+@cache
+def __getattr__(name: str) -> type:
+    """An llm-foundry dataset class over ShardedDataset in StreamingDataset's place. Pickle finds it here, too."""
+    if name not in _FOUNDRY_CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    original = getattr(importlib.import_module(_FOUNDRY_CLASSES[name]), name)
+    ours = type(name, (original, ShardedDataset), {"__module__": __name__})
+    ours.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # llm-foundry reads it
+    return ours
+
+
+@contextmanager
+def _our_datasets() -> Iterator[None]:
+    """Within it, llm-foundry builds its datasets over ShardedDataset."""
+    modules = {name: importlib.import_module(module) for name, module in _FOUNDRY_CLASSES.items()}
+    originals = {name: getattr(module, name) for name, module in modules.items()}
+    for name, module in modules.items():
+        setattr(module, name, __getattr__(name))
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            setattr(module, name, originals[name])
+
+
+def _worker_loader(
+    samples: _Samples, collate: Collate, ids: Iterator[NDArray[np.int64]], like: DataLoader[Any]
+) -> DataLoader[Any]:
+    """A DataLoader over batches of sample ids, with the worker settings of llm-foundry's."""
+    return DataLoader(
+        samples,
+        batch_sampler=(batch.tolist() for batch in ids),
+        collate_fn=collate,
+        num_workers=like.num_workers,
+        prefetch_factor=like.prefetch_factor,
+        timeout=like.timeout,
+        pin_memory=like.pin_memory and torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # otherwise the workers' seed is drawn from the global generator
+    )
+
+
+def _start_worker(_: int) -> None:
+    info = torch.utils.data.get_worker_info()
+    assert info is not None
+    info.dataset.dataset.cache.close()  # type: ignore[attr-defined]  # connections can't be shared with the parent
+
+
+def _to_batch(batch: Mapping[str, torch.Tensor], rows: int, window: Window) -> Batch:
+    """TorchTitan's batch of llm-foundry's; rows that are missing are filled up with ignored labels."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    missing = rows - len(ids)
+    if missing > 0:
+        ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
+        labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=-100)
+    return window.batch(ids[:, : window.width], labels[:, : window.width])

@@ -1,0 +1,106 @@
+"""Where a run is in its data, what fixed the order of samples, and the JSON that a checkpoint keeps of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mosaic_photon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mosaic_photon.dataloader.dataset import ShardedDataset
+
+VERSION = 1
+ORDER_SETTINGS = (
+    "batching_method",
+    "sampling_method",
+    "sampling_granularity",
+    "partition_algo",
+    "num_canonical_nodes",
+    "epoch_size",
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trainer has been handed, counted over all ranks."""
+
+    epoch: int = 0
+    samples_in_epoch: int = 0
+    samples: int = 0
+    """Since the first step of the run."""
+    tokens: int = 0
+    """Target positions, ignored ones included."""
+    loss_tokens: int = 0
+    """Target positions that the loss counts, as the trainer reported them to `add_loss_tokens`."""
+
+    def advance(self, samples: int, tokens: int, epoch_samples: int) -> Progress:
+        """After one more micro-batch of all ranks. The end of an epoch of `epoch_samples` is the begin of the next."""
+        in_epoch = self.samples_in_epoch + samples
+        ended = in_epoch >= epoch_samples
+        return dataclasses.replace(
+            self,
+            epoch=self.epoch + ended,
+            samples_in_epoch=0 if ended else in_epoch,
+            samples=self.samples + samples,
+            tokens=self.tokens + tokens,
+        )
+
+
+def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
+    """All that fixes which samples an optimizer step gets: settings, and a digest of what the streams hold.
+
+    Not the folders and remotes (data may move), nor anything of the parallel layout. The local batch is part of it only
+    where batches of a device are drawn from one stream.
+    """
+    settings = {name: getattr(dataset, name) for name in ORDER_SETTINGS}
+    shuffling = ("shuffle_algo", "shuffle_block_size") if dataset.shuffle else ()
+    settings |= {name: getattr(dataset, name) for name in ("shuffle", "shuffle_seed", *shuffling)}
+    settings["global_batch_size"] = global_batch
+    if dataset.batching_method == "device_per_stream":
+        settings["local_batch_size"] = local_batch
+    begin = 0
+    for number, (stream, count) in enumerate(zip(dataset.streams, dataset.shards_per_stream.tolist(), strict=True)):
+        name = getattr(stream, "name", str(number))
+        shards = dataset.shards[begin : begin + count]
+        begin += count
+        settings[f"streams.{number}.{name}.choose"] = int(stream.choose)
+        settings[f"streams.{number}.{name}.content"] = _digest(shards)
+    return {key: value if isinstance(value, str | bool) else int(value) for key, value in settings.items()}
+
+
+def dump_state(progress: Progress, marks: dict[str, Any]) -> str:
+    """The JSON text of a checkpoint, equal on all ranks."""
+    state = {"version": VERSION, **dataclasses.asdict(progress), "fingerprint": marks}
+    return json.dumps(state, sort_keys=True)
+
+
+def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Progress, str]:
+    """The progress in a checkpoint, and how its fingerprint differs ('' if it does not).
+
+    Raises ConfigError where it differs and `allow_change` is false, and for a state of another version.
+    """
+    state = json.loads(text)
+    if state.get("version") != VERSION:
+        raise ConfigError(
+            f"the checkpoint's data state has version {state.get('version')!r}; this release reads version {VERSION}"
+        )
+    saved = state["fingerprint"]
+    keys = sorted(key for key in saved.keys() | marks.keys() if saved.get(key) != marks.get(key))
+    difference = "\n".join(f"  {key}: {saved.get(key, '(absent)')} -> {marks.get(key, '(absent)')}" for key in keys)
+    if difference and not allow_change:
+        raise ConfigError(
+            "the data config changes which samples the next steps get (checkpoint -> now):\n"
+            f"{difference}\nRestore the data config, or go on knowingly with --mosaic.allow_data_change"
+        )
+    fields = {field.name for field in dataclasses.fields(Progress)}
+    return Progress(**{name: value for name, value in state.items() if name in fields}), difference
+
+
+def _digest(shards: list[Any]) -> str:
+    """Of the shards' sizes and hashes, so that data re-written under the same names is noticed."""
+    facts = [[shard.samples, shard.raw.bytes, sorted(shard.raw.hashes.items())] for shard in shards]
+    return hashlib.blake2s(json.dumps(facts).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,125 @@
+"""Read samples and token rows from raw MDS shard files."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import FileIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic_photon.dataloader.cache import ShardCache
+from mosaic_photon.dataloader.index import Column, DataError
+
+KEEP_OPEN = 128
+
+
+@dataclass
+class OpenShard:
+    """A raw shard file, unbuffered, and the byte offsets of its samples, int64 of shape (samples + 1,)."""
+
+    file: FileIO
+    offsets: NDArray[np.int64]
+
+    def read(self, begin: int, size: int) -> bytes:
+        """`size` bytes from `begin`; fewer only if the file shrank."""
+        return os.pread(self.file.fileno(), size, begin)
+
+
+class ShardReader:
+    """The open shards of one process; the least recently used are closed. One thread at a time may read."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.cache = cache
+        # An evicted shard frees its disk space only when nobody has it open any more.
+        self._keep_open = KEEP_OPEN if cache.limit is None else 1
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def shard(self, shard_id: int) -> OpenShard:
+        """The shard, opened if it is not; fetched if it is not here. Raises DataError if its header is damaged."""
+        shard = self._open.get(shard_id)
+        if shard is None:
+            shard = self._open[shard_id] = self._open_shard(shard_id)
+            while len(self._open) > self._keep_open:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(shard_id)
+        return shard
+
+    def sample(self, shard_id: int, index: int) -> bytes:
+        """The bytes of one sample."""
+        shard = self.shard(shard_id)
+        begin, end = shard.offsets[index : index + 2].tolist()
+        data = shard.read(begin, end - begin)
+        if len(data) != end - begin:
+            raise self._damaged(shard_id, "shrank while it was read")
+        return data
+
+    def close(self) -> None:
+        """Close all shards."""
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # a spawned worker opens its own
+
+    def _open_shard(self, shard_id: int) -> OpenShard:
+        file = FileIO(self.cache.open(shard_id), "rb")
+        info = self.cache.shards[shard_id]
+        header = np.frombuffer(os.pread(file.fileno(), 4 * (info.samples + 2), 0), np.uint32).astype(np.int64)
+        shard = OpenShard(file, header[1:])
+        in_order = len(header) == info.samples + 2 and bool((np.diff(header[1:]) >= 0).all())
+        if not in_order or header[0] != info.samples or header[-1] != info.raw.bytes:
+            raise self._damaged(shard_id, "has a damaged header")
+        return shard
+
+    def _damaged(self, shard_id: int, what: str) -> DataError:
+        path = self.cache.source_of[shard_id].folder / self.cache.shards[shard_id].raw.basename
+        return DataError(
+            f"{path}: {what}; remove the file, or run with --mosaic.verify_cache to find all damaged files"
+        )
+
+
+@dataclass(frozen=True)
+class TokenColumn:
+    """Where the tokens of a shard's samples are.
+
+    With `length` set, each sample has `length` tokens of `dtype` at `offset` bytes from its begin; without, samples
+    must be decoded one by one.
+    """
+
+    dtype: np.dtype[Any]
+    length: int | None
+    offset: int = 0
+
+
+def token_column(columns: tuple[Column, ...], bytes_dtype: str, where: str) -> TokenColumn | None:
+    """The layout of a shard's `tokens` column, None if it has none. Raises DataError if the column holds no token ids.
+
+    `bytes_dtype` is the type of tokens stored as plain bytes (llm-foundry's token_encoding_type).
+    """
+    names = [column.name for column in columns]
+    if "tokens" not in names:
+        return None
+    at = names.index("tokens")
+    encoding, *rest = columns[at].encoding.split(":")
+    if encoding == "bytes":
+        return TokenColumn(np.dtype(bytes_dtype), None)
+    if encoding != "ndarray":
+        raise DataError(
+            f"{where}: column 'tokens' is encoded as {columns[at].encoding!r}, not as an array of token ids"
+        )
+    if not rest:
+        return TokenColumn(np.dtype(np.int64), None)
+    dtype = np.dtype(rest[0])
+    if dtype.kind not in "iu":
+        raise DataError(f"{where}: column 'tokens' holds {dtype.name} values, not token ids")
+    shape = rest[1].split(",") if len(rest) > 1 else []
+    before = [column.size for column in columns[:at]]
+    fixed = [size for size in before if size is not None]
+    if len(shape) != 1 or len(fixed) < len(before):
+        return TokenColumn(dtype, None)
+    variable = sum(column.size is None for column in columns)
+    return TokenColumn(dtype, int(shape[0]), 4 * variable + sum(fixed))
