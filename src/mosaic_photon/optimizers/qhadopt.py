@@ -1,0 +1,291 @@
+"""ADOPT, and QHADOPT: ADOPT with a quasi-hyperbolic first moment. Needs torch alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.optimizers import metrics, update
+
+Clip = Callable[[Any], Any]
+
+
+def fourth_root(step: Any) -> Any:
+    """ADOPT's clipping bound at call `step`, a number or a tensor: step ** 0.25."""
+    return step**0.25
+
+
+class QHADOPT(Optimizer):
+    """ADOPT with the step (1 - v1) * g_hat + v1 * m in place of m; v1 = 1 is ADOPT. See `update` for the formula.
+
+    As in ADOPT, call 0 only sets the second moment and there is no bias correction. State per parameter: `step`, a
+    scalar, and `exp_avg` and `exp_avg_sq` of the parameter's shape and dtype. Parameters may be complex (updated as
+    pairs of reals) or DTensors (updated shard by shard).
+
+    Args:
+        params: parameters, named parameters or groups of them. A group may set any of lr, betas, v1, eps,
+            weight_decay, decouple, maximize, capturable, foreach and fused for itself.
+        lr: learning rate; a one-element tensor is read at each step.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        v1: weight of the momentum in the step, in [0, 1].
+        eps: lower bound of the root of the second moment.
+        clip_lambda: bound of |g_hat| at call t, a function of t; None does not clip. With `capturable`, t is a tensor.
+        weight_decay: L2 penalty added to the gradient, or see `decouple`.
+        decouple: multiply parameters by 1 - (lr / initial_lr) * weight_decay instead, the convention of
+            llm-foundry's DecoupledAdamW: the decay follows the schedule and is not multiplied by the learning rate.
+        foreach: many tensors an operation; the default unless fused. False: tensor by tensor.
+        maximize: ascend.
+        capturable: keep `step` on the parameter's device and never read it on the host (CUDA graphs).
+        fused: one compiled kernel (torch.compile) that reads and writes each element once.
+
+    Raises:
+        ConfigError: a hyper-parameter is negative, not finite or out of its range.
+        RuntimeError: a gradient is sparse; nothing was updated.
+    """
+
+    decay_includes_lr = False
+    """Whether decoupled decay is multiplied by lr, so that a parametrization which divides lr must raise it."""
+
+    def __init__(  # noqa: PLR0913, the optimizer's hyper-parameters, as torch spells them
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.999, 0.9999),
+        v1: float = 0.9,
+        eps: float = 1e-6,
+        clip_lambda: Clip | None = fourth_root,
+        weight_decay: float = 0.0,
+        decouple: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self.clip_lambda = clip_lambda
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "v1": v1,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decouple": decouple,
+            "foreach": foreach,
+            "maximize": maximize,
+            "capturable": capturable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; checks the group's numbers and notes its learning rate as `initial_lr` unless it has one."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check(type(self).__name__, group)
+        group.setdefault("initial_lr", float(group["lr"]))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which moves `step` to the device for a fused optimizer; ours stays where the host reads it."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not group["capturable"] and "step" in self.state.get(p, {}):
+                    self.state[p]["step"] = self.state[p]["step"].cpu()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        for group in self.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            for p in with_grad:
+                self._init_state(p, group)
+            if group["capturable"]:
+                self._step_capturable(group, with_grad)
+            else:
+                self._step_group(group, with_grad)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for step, tensors in self._by_step(params):
+            h = self._hyper(group, step)
+            if step == 0:
+                update.first_step(tensors, h)
+            elif group["fused"]:
+                update.fused(tensors, update.scalars_of(h, tensors.p[0]), h.maximize)
+            elif group["foreach"] is False:
+                update.for_loop(tensors, h)
+            else:
+                update.foreach(tensors, h)
+        if params:
+            torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
+
+    def _step_capturable(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        h = self._hyper({**group, "lr": 0.0}, 0)
+        for p in params:
+            tensors = update.Tensors()
+            tensors.append(self._row(p))
+            step = self.state[p]["step"]
+            lr = torch.as_tensor(group["lr"], dtype=update.compute_dtype(tensors.p[0]), device=step.device)
+            clip = torch.full_like(lr, math.inf) if self.clip_lambda is None else self.clip_lambda(step.to(lr))
+            scalars = update.capturable_scalars(h, lr, torch.as_tensor(self._decay(group, lr)).to(lr), clip, step)
+            form = update.fused if group["fused"] else update.for_loop_traced
+            form(tensors, scalars, h.maximize)
+            step.add_(1)
+
+    def _hyper(self, group: dict[str, Any], step: float) -> update.Hyper:
+        lr = float(group["lr"])
+        beta1, beta2 = group["betas"]
+        return update.Hyper(
+            lr=lr,
+            decay=float(self._decay(group, lr)),
+            coupled=0.0 if group["decouple"] else group["weight_decay"],
+            beta1=beta1,
+            beta2=beta2,
+            v1=group["v1"],
+            eps=group["eps"],
+            clip=None if self.clip_lambda is None else float(self.clip_lambda(step)),
+            maximize=group["maximize"],
+        )
+
+    def _decay(self, group: dict[str, Any], lr: Any) -> Any:
+        """Share of a parameter that decoupled decay takes away at this learning rate."""
+        if not group["decouple"]:
+            return 0.0
+        initial_lr = float(group["initial_lr"])
+        return (lr / initial_lr if initial_lr else 1.0) * group["weight_decay"]
+
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    def _row(self, p: Tensor) -> tuple[Tensor, ...]:
+        state = self.state[p]
+        assert p.grad is not None
+        return tuple(plain(tensor, p) for tensor in (p, p.grad, state["exp_avg"], state["exp_avg_sq"]))
+
+    def _by_step(self, params: list[Tensor]) -> Iterator[tuple[float, update.Tensors]]:
+        """Parameters of one device, dtype and number of calls together: a late comer has its own call 0."""
+        buckets: dict[tuple[Any, ...], update.Tensors] = {}
+        for p in params:
+            row = self._row(p)
+            key = (self.state[p]["step"].item(), row[0].device, row[0].dtype)
+            if row[0].numel():  # a shard may be empty
+                buckets.setdefault(key, update.Tensors()).append(row)
+        for key, tensors in buckets.items():
+            yield key[0], tensors
+
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                name = type(self).__name__
+                raise RuntimeError(f"{name} does not take sparse gradients: build nn.Embedding with sparse=False")
+
+    # What Composer's and llm-foundry's OptimizerMonitor calls.
+
+    def report_per_parameter_metrics(
+        self, param: Tensor, name: str, optimizer_metrics: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Norms of this rank's part of a parameter, of its gradient, moments and last update; call it after `step`."""
+        group = next(g for g in self.param_groups if any(param is p for p in g["params"]))
+        if param.grad is not None and self.state.get(param):
+            calls = float(self.state[param]["step"])
+            row = self._row(param)
+            optimizer_metrics.update(metrics.per_parameter(name, row, calls, self._hyper(group, max(calls - 1, 0))))
+        return optimizer_metrics
+
+    def pre_reduce_metrics(self, optimizer_metrics: dict[str, Any]) -> dict[str, Any]:
+        """Squares what is to be summed over ranks."""
+        return metrics.pre_reduce(optimizer_metrics)
+
+    def dist_reduce_metrics(self, optimizer_metrics: dict[str, Any]) -> dict[str, Any]:
+        """Whole-parameter values from every rank's part; a collective."""
+        return metrics.dist_reduce(optimizer_metrics)
+
+
+class ADOPT(QHADOPT):
+    """ADOPT, with the defaults and the conventions of the reference package torch-adopt.
+
+    Differs from `QHADOPT(v1=1)` in `decouple`, which here multiplies parameters by 1 - lr * weight_decay.
+    """
+
+    decay_includes_lr = True
+
+    def __init__(  # noqa: PLR0913, the optimizer's hyper-parameters, as torch spells them
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_lambda: Clip | None = fourth_root,
+        weight_decay: float = 0.0,
+        decouple: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            1.0,
+            eps,
+            clip_lambda,
+            weight_decay,
+            decouple,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            fused=fused,
+        )
+
+    def _decay(self, group: dict[str, Any], lr: Any) -> Any:
+        return lr * group["weight_decay"] if group["decouple"] else 0.0
+
+
+def plain(tensor: Tensor, param: Tensor) -> Tensor:
+    """This rank's part of a tensor that goes with `param`, real and without autograd; it shares the tensor's memory."""
+    if isinstance(tensor, DTensor):
+        assert isinstance(param, DTensor)
+        tensor = tensor.redistribute(param.device_mesh, param.placements).to_local()
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _check(name: str, group: dict[str, Any]) -> None:
+    """Raise ConfigError for a number that no run can use."""
+    for key in ("lr", "eps", "weight_decay"):
+        value = group[key]
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ConfigError(f"{name}: a tensor {key} must have one element, not shape {tuple(value.shape)}")
+        if not 0.0 <= float(value) < math.inf:
+            raise ConfigError(f"{name}: {key} = {value}: a finite number >= 0 is right")
+    betas = group["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ConfigError(f"{name}: betas = {betas}: two numbers in [0, 1) are right")
+    if not 0.0 <= group["v1"] <= 1.0:
+        raise ConfigError(f"{name}: v1 = {group['v1']}: a number in [0, 1] is right")
+    if group["foreach"] and group["fused"]:
+        raise ConfigError(f"{name}: foreach and fused exclude each other: set one")
