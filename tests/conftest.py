@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import mosaic_photon.compat  # noqa: F401  (before any test imports TorchTitan)
+
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,6 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "shards"
     sources = [str(Path(module.__file__ or "").parent) for module in (__import__("json"), __import__("email"))]
     command = [sys.executable, "-m", "mosaic_photon.cli", "prepare", *sources, "--out", str(out), "--val=0.2"]
-    command += ["--tokenizer", str(TOKENIZER), "--seq-len=64", "--workers=1", "--shard-mib=0.1"]
+    command += ["--tokenizer", str(TOKENIZER), "--seq-len=64", "--workers=1"]
     subprocess.run(command, check=True, capture_output=True)
     return out

@@ -1,5 +1,6 @@
 """Write small jobs, run them in this process or by torchrun, and read what they logged."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -88,10 +89,15 @@ def run_here(arguments: list[str], *flags: str) -> int:
 
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    return main([*arguments, "--", *flags])
+    try:
+        return main([*arguments, "--", *flags])
+    finally:
+        logging.getLogger().handlers.clear()  # TorchTitan's, bound to this test's captured stderr
 
 
-def start(arguments: list[str], *flags: str, ranks: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], *flags: str, ranks: int = 1, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start the job by torchrun from the repository's root, in a process group of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]

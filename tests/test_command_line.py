@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jobs
-import pytest
 from mosaic_photon.compat.tyro_bool_flags import normalise
+
+import pytest
+
+import jobs
 from mosaic_photon.job_config import MosaicJobConfig
 
 
@@ -48,17 +50,27 @@ MISTAKES: dict[str, tuple[Callable[[str], str], Callable[[str], str], list[str],
     "unknown flavor": (lambda j: j.replace("debugmodel", "debugmdel"), lambda d: d, [], "Did you mean 'debugmodel'?"),
     "unknown override": (lambda j: j.replace("n_heads =", "n_head ="), lambda d: d, [], "Did you mean 'n_heads'?"),
     "no tokenizer": (lambda j: j.replace("{tokenizer}", "{tokenizer}/none"), lambda d: d, [], "model.hf_assets_path"),
-    "small vocabulary": (lambda j: j.replace("dim = 64", "dim = 64\nvocab_size = 2000"), lambda d: d, [], "2,048 tokens"),
+    "small vocabulary": (
+        lambda j: j.replace("dim = 64", "dim = 64\nvocab_size = 2000"),
+        lambda d: d,
+        [],
+        "2,048 tokens",
+    ),
     "batch": (lambda j: j, lambda d: d, ["--training.global_batch_size=5"], "multiple of local_batch_size 2"),
     "layout": (lambda j: j, lambda d: d, ["--parallelism.tensor_parallel_degree=2"], "WORLD_SIZE"),
-    "pinned memory": (lambda j: j, lambda d: d, ["--checkpoint.async_mode=async_with_pinned_mem"], "needs an accelerator"),
+    "pinned memory": (
+        lambda j: j,
+        lambda d: d,
+        ["--checkpoint.async_mode=async_with_pinned_mem"],
+        "needs an accelerator",
+    ),
     "no eval loader": (
         lambda j: j,
         lambda d: d[: d.index("[mosaic_eval")],
         ["--validation.enable=true"],
         "no eval loader",
     ),
-    "unwritable": (lambda j: j.replace("{out}", "/proc/out"), lambda d: d, [], "job.dump_folder"),
+    "unwritable": (lambda j: j.replace("{out}", "{tokenizer}/tokenizer.json/out"), lambda d: d, [], "job.dump_folder"),
     "seq_len": (lambda j: j, lambda d: d, ["--training.seq_len=65"], "65"),
     "missing data": (lambda j: j, without_tokens, [], "-none"),
     "unknown data key": (lambda j: j, lambda d: d.replace("shuffle_seed", "shufle_seed"), [], "shuffle_seed"),

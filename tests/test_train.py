@@ -1,13 +1,13 @@
 """A job from its command line to its last step: what it logs, validates, saves and resumes."""
 
-import math
 import os
 import signal
 import time
 from pathlib import Path
 
-import jobs
 import pytest
+
+import jobs
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> 
 def test_losses_fall_and_every_step_is_logged(whole_run: Path) -> None:
     losses = jobs.scalars(whole_run)
     assert list(losses) == list(range(1, 13))
-    assert losses[1] == pytest.approx(math.log(2048), rel=0.03)
+    assert 7 < losses[1] < 9  # log(2048) = 7.6 and a random readout
     assert losses[12] < losses[1] - 0.5
 
 
@@ -46,7 +46,13 @@ def test_metrics_of_a_device_are_left_out_on_a_cpu(whole_run: Path) -> None:
 def test_validation_sees_the_same_samples_each_time(tmp_path: Path, prepared_data: Path) -> None:
     """With a learning rate of zero every pass must give the same loss to the last bit."""
     arguments = jobs.write_job(tmp_path, prepared_data)
-    flags = ("--optimizer.lr=0", "--optimizer.weight_decay=0", "--validation.enable", "--validation.freq=1")
+    flags = (
+        "--optimizer.lr=0",
+        "--optimizer.weight_decay=0",
+        "--validation.enable",
+        "--validation.freq=1",
+        "--validation.steps=2",
+    )
     assert jobs.run_here(arguments, *flags) == 0
     losses = jobs.scalars(tmp_path, "validation_metrics/loss")
     assert len(losses) == 4

@@ -4,10 +4,11 @@ import os
 from math import prod
 from typing import Any
 
+from mosaic_photon.compat.cpu_device_type import ON_CPU
+
 from tokenizers import Tokenizer
 from torchtitan.protocols.train_spec import TrainSpec
 
-from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 

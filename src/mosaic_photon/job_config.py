@@ -4,9 +4,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torchtitan.config import job_config as titan
-
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+from torchtitan.config import job_config as titan
 
 
 @dataclass

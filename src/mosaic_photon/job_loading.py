@@ -7,10 +7,11 @@ import types
 import typing
 from typing import Any
 
-from torchtitan.config import ConfigManager
-
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 from mosaic_photon.compat import tyro_bool_flags
+
+from torchtitan.config import ConfigManager
+
 from mosaic_photon.dataloader.config import load_data_config
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
@@ -21,16 +22,13 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
 
     Raises:
         ConfigError: a file that is missing or malformed, an unknown table or field, a value of the wrong type.
-        SystemExit: with code 0 after `--help`.
+        SystemExit: after `--help`, and for unknown flags; tyro has printed its message then.
     """
     if any(flag.startswith(("--job.config_file", "--job.config-file")) for flag in titan_flags):
         raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
     check_tables(read_toml(config_path), MosaicJobConfig, config_path)
     flags = tyro_bool_flags.normalise(titan_flags, MosaicJobConfig)
-    try:
-        job_config = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={config_path}", *flags])
-    except SystemExit as exit_:  # tyro has printed what is wrong with the flags
-        raise SystemExit(1 if exit_.code else 0) from None
+    job_config = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={config_path}", *flags])
     if job_config.model.hf_assets_path and not os.path.isdir(job_config.model.hf_assets_path):
         raise ConfigError(
             f"model.hf_assets_path in {config_path}: there is no folder {job_config.model.hf_assets_path!r}. "

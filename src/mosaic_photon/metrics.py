@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from mosaic_photon.compat import cpu_device_type, cpu_metrics
+
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
-
-from mosaic_photon.compat import cpu_device_type, cpu_metrics
 
 
 class MosaicMetricsProcessor(MetricsProcessor):

@@ -81,21 +81,27 @@ class Parametrization:
         return self.depth if self.enabled and self.depth_alpha > 0 else 1.0
 
 
-def from_base(
-    width: int, depth: int, base_width: int | None, base_depth: int | None, **switches: Any
-) -> Parametrization:
-    """The enabled parametrization of a (width, depth) model tuned at (base_width, base_depth).
+def from_table(table: Any, width: int, depth: int) -> Parametrization:
+    """What a job's enabled `[mup]` table (job_config.MuP) means for a model of this d_model and n_layers.
 
     Raises:
-        ConfigError: base_width is missing, or a base size is not positive.
+        ConfigError: base_width is missing, a base size is not positive, or a multiplier or the exponent is wrong.
     """
-    if base_width is None:
+    if table.base_width is None:
         raise ConfigError(f"[mup] base_width is missing: say at which d_model you tuned; this model's is {width}.")
-    for name, base in (("base_width", base_width), ("base_depth", base_depth)):
+    for name in ("base_width", "base_depth"):
+        base = getattr(table, name)
         if base is not None and base <= 0:
-            raise ConfigError(f"[mup] {name} is {base}; it must be a positive size of the model you tuned on.")
-    depth_ratio = depth / base_depth if base_depth is not None else 1.0
-    return Parametrization(enabled=True, width=width / base_width, depth=depth_ratio, **switches)
+            raise ConfigError(f"[mup] {name} is {base}; it must be the positive size of the model you tuned on.")
+    return Parametrization(
+        enabled=True,
+        width=width / table.base_width,
+        depth=1.0 if table.base_depth is None else depth / table.base_depth,
+        depth_alpha=table.depth_alpha,
+        attention_scale=table.attention_scale,
+        input_multiplier=table.input_multiplier,
+        output_multiplier=table.output_multiplier,
+    )
 
 
 def init_std_factor(role: Role, p: Parametrization) -> float:

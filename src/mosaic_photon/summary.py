@@ -3,12 +3,12 @@
 import os
 from typing import TYPE_CHECKING
 
+from mosaic_photon.compat.cpu_device_type import ON_CPU
+
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-
-from mosaic_photon.compat.cpu_device_type import ON_CPU
 
 if TYPE_CHECKING:
     from mosaic_photon.trainer import MosaicTrainer

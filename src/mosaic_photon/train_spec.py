@@ -11,6 +11,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+from mosaic_photon.compat import layout_independent_init
+from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
+from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
+from mosaic_photon.compat.moe_load_balancing import with_load_balancing
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+
 import torch
 import torch.nn as nn
 from torchtitan.components.loss import build_cross_entropy_loss
@@ -21,12 +28,6 @@ from torchtitan.models import _supported_models
 from torchtitan.protocols import train_spec as titan_specs
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-from mosaic_photon.compat import layout_independent_init
-from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
-from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
-from mosaic_photon.compat.moe_load_balancing import with_load_balancing
-from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.dataloader import build_mosaic_dataloader
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ["RANK"] == "0":  # every rank reads the same files
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except SystemExit as exit_:  # from --help, or from tyro, which has printed what is wrong with the flags
+        return 1 if exit_.code else 0
     try:
         return run(job_config)
     except ConfigError as error:
@@ -74,12 +76,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(job_config: "MosaicJobConfig") -> int:
     """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it."""
+    from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
+
     import torch.distributed as dist
     from torchtitan.tools.logging import init_logger, logger
 
     from mosaic_photon import train_spec
     from mosaic_photon.checks import check_job
-    from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
     from mosaic_photon.graceful_stop import GracefulStop
     from mosaic_photon.summary import print_summary
     from mosaic_photon.trainer import MosaicTrainer

@@ -4,12 +4,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+
 import torch
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 
-from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.callbacks.host import CallbackHost
+from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.graceful_stop import GracefulStop
 from mosaic_photon.job_config import MosaicJobConfig
@@ -24,21 +27,27 @@ class MosaicTrainer(Trainer):
     dataloader: DataSpecDataLoader
 
     def __init__(self, job_config: MosaicJobConfig, stop: GracefulStop) -> None:
+        callbacks = build_callbacks(job_config.callbacks)  # mistakes come to light before a model is built
         super().__init__(job_config)
         self.stop = stop
         self.metrics_processor.dataloader = self.dataloader
         if job_config.validation.enable:
             self.validator.fire = self.fire
             self.validator.post_dataloading_process = self.post_dataloading_process
+        self.callbacks = CallbackHost(callbacks)
+        self.callbacks.attach(self)
+        self.checkpointer.states["callbacks"] = self.callbacks
 
     def fire(self, event: str, **facts: Any) -> None:
         """Run one of Composer's events; without callbacks nothing happens."""
+        self.callbacks.fire(event, **facts)
 
     def train(self) -> None:
         """TorchTitan's loop; a job that was asked to stop leaves a complete checkpoint where checkpointing is on."""
         super().train()
         if self.stopped_early and self.checkpointer.enable and not self.checkpointer.load_only:
             self._save_now()
+        self.fire("fit_end")
 
     @property
     def stopped_early(self) -> bool:
@@ -59,13 +68,15 @@ class MosaicTrainer(Trainer):
 
     def should_continue_training(self) -> bool:
         """TorchTitan's, and nobody has asked for a stop. Collective."""
-        return super().should_continue_training() and not self.stop.agreed()
+        self.fire("batch_checkpoint")
+        asked = self.callbacks.stop_requested or self.stop.agreed()
+        return super().should_continue_training() and not asked
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
-        """TorchTitan's step between Composer's `batch_start` and `batch_end`."""
+        """TorchTitan's step between Composer's `before_dataloader` and `batch_end`."""
         self.stop.begin_step()
         self.microbatches_left = self.gradient_accumulation_steps
-        self.fire("batch_start")
+        self.fire("before_dataloader")
         super().train_step(data_iterator)
         self.fire("batch_end")
 
@@ -86,15 +97,17 @@ class MosaicTrainer(Trainer):
         Returns:
             This rank's share of the global batch's mean loss, a scalar; -1 on pipeline stages without the loss.
         """
-        if self.parallel_dims.dp_enabled and self.microbatches_left == self.gradient_accumulation_steps:
-            self.dataloader.add_loss_tokens(int(global_valid_tokens))
+        if self.microbatches_left == self.gradient_accumulation_steps:
+            if self.parallel_dims.dp_enabled:
+                self.dataloader.add_loss_tokens(int(global_valid_tokens))
+            self.fire("batch_start", batch=input_dict | {"labels": labels})
         self.microbatches_left -= 1
+        self.fire("before_forward", batch=input_dict | {"labels": labels})
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         if self.parallel_dims.pp_enabled:
             return self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
         with self.train_context():
             with self.maybe_enable_amp:
-                self.fire("before_forward", batch=input_dict)
                 prediction = self.model_parts[0](inputs, **extra_inputs, **extra_kwargs)
                 self.fire("after_forward", outputs=prediction)
                 self.fire("before_loss")
@@ -122,16 +135,17 @@ class MosaicTrainer(Trainer):
         kwargs = (extra_inputs if self.pp_has_first_stage else {}) | extra_kwargs
         if self.pp_has_last_stage:
             kwargs |= {"target": labels, "losses": losses}
-        self.fire("before_forward")
         with self.train_context():
             self.pp_schedule.step(*args, **kwargs, return_outputs=False)
-        self.fire("after_backward")
-        if not self.pp_has_last_stage:
-            return torch.tensor(-1.0, device=self.device)
-        return torch.stack(losses).sum().to(self.device)
+        loss = torch.stack(losses).sum().to(self.device) if losses else torch.zeros((), device=self.device)
+        for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
+            self.fire(event, loss=loss.detach())  # the schedule has interleaved them
+        return loss if self.pp_has_last_stage else torch.tensor(-1.0, device=self.device)
 
     def close(self) -> None:
-        """Release checkpointer, metrics and data; safe to call twice and after a failed construction."""
+        """Release callbacks, checkpointer, metrics and data; safe to call twice and after a failed construction."""
+        if hasattr(self, "callbacks"):
+            self.callbacks.close()
         super().close()
         for name in ("dataloader", "validator"):
             part = getattr(self, name, None)

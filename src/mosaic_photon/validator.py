@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+from mosaic_photon.compat.pipeline_gradients import DividedLoss
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -15,7 +17,6 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
 
-from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 
 

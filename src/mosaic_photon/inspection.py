@@ -1,0 +1,164 @@
+"""What a data config's streams hold, as plain records: read from their indexes, the cache and, if asked, the files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS, _fill_in_folders
+from mosaic_photon.dataloader.cache import _best_hash, _fault
+from mosaic_photon.dataloader.config import streams_of
+from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.index import Shard
+from mosaic_photon.dataloader.reader import token_column
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass
+class StreamReport:
+    """One stream. Sizes in bytes."""
+
+    name: str
+    remote: str | None
+    local: str
+    shards: int
+    shards_here: int  # whole and uncompressed in `local`
+    samples: int
+    tokens: int | None  # None: text, tokenized when it is read
+    tokens_exact: bool  # False: an upper bound from file sizes, samples being of different lengths
+    raw_bytes: int
+    stored_bytes: int  # as they are in the remote
+    columns: dict[str, str]  # name -> encoding
+    compression: list[str]
+    hashes: list[str]  # algorithms in the index
+    epoch_samples: int
+    share: float  # of an epoch's samples
+    files_verified: int | None = None  # None: not asked for
+    damaged: dict[str, str] = field(default_factory=dict)  # file -> what is wrong with it
+
+
+@dataclass
+class LoaderReport:
+    """One loader of a data config."""
+
+    loader: str
+    epoch_samples: int
+    streams: list[StreamReport]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def open_dataset(loader: dict[str, Any]) -> ShardedDataset:
+    """The loader's shards, indexes fetched, nothing else read. Raises ConfigError, DataError as a job would."""
+    config = copy.deepcopy(loader["dataset"])
+    _fill_in_folders(config)
+    arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
+    return ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+
+
+def inspect_loader(loader: dict[str, Any], dataset: ShardedDataset) -> LoaderReport:
+    """All that the indexes and file sizes tell."""
+    bytes_dtype = loader["dataset"].get("token_encoding_type") or "int64"
+    streams = [_stream(dataset, number, bytes_dtype) for number in range(dataset.num_streams)]
+    return LoaderReport(loader["name"], dataset.epoch_size, streams)
+
+
+def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int], None]) -> None:
+    """Hash every file that is here; `advance` is told the bytes read. Nothing is changed on disk.
+
+    A file without a hash in its index is compared by size. A shard that is neither here nor has a remote is damage.
+    """
+    by_name = {stream.name: stream for stream in report.streams}
+    for stream in report.streams:
+        stream.files_verified = 0
+    for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True):
+        stream = by_name[source.name]
+        files = [file for file in (shard.raw, shard.zip) if file and (source.folder / file.basename).exists()]
+        if not files and not source.remote:
+            stream.damaged[str(source.folder / shard.stored.basename)] = "missing, and the stream has no remote"
+        for file in files:
+            path = source.folder / file.basename
+            if fault := _fault(path, file, _best_hash(file)):
+                stream.damaged[str(path)] = fault
+            stream.files_verified = (stream.files_verified or 0) + 1
+            advance(file.bytes)
+
+
+def bytes_here(dataset: ShardedDataset) -> int:
+    """Bytes that `verify` will read."""
+    return sum(
+        file.bytes
+        for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True)
+        for file in (shard.raw, shard.zip)
+        if file and (source.folder / file.basename).exists()
+    )
+
+
+def first_samples(dataset: ShardedDataset, count: int, decode: Decode | None, bytes_dtype: str) -> list[dict[str, Any]]:
+    """The first samples of each stream, in the order of its shards; fetched where they are not here."""
+    shown = []
+    for number, stream in enumerate(dataset.streams):
+        first = int(dataset.sample_offset_per_stream[number])
+        for sample_id in range(first, first + min(count, int(dataset.samples_per_stream[number]))):
+            sample = dataset.get_item(sample_id)
+            shown.append({"stream": stream.name, "sample": sample_id - first, **_shown(sample, decode, bytes_dtype)})
+    return shown
+
+
+def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamReport:
+    source, stream = dataset.cache.sources[number], dataset.streams[number]
+    begin = int(dataset.shard_offset_per_stream[number])
+    ids = range(begin, begin + int(dataset.shards_per_stream[number]))
+    shards = [dataset.shards[shard_id] for shard_id in ids]
+    tokens, exact = _tokens(shards, bytes_dtype, f"stream {source.name!r}")
+    return StreamReport(
+        name=source.name,
+        remote=source.remote,
+        local=str(source.folder),
+        shards=len(shards),
+        shards_here=sum(dataset.cache.is_here(shard_id) for shard_id in ids),
+        samples=int(dataset.samples_per_stream[number]),
+        tokens=tokens,
+        tokens_exact=exact,
+        raw_bytes=sum(shard.raw.bytes for shard in shards),
+        stored_bytes=sum(shard.stored.bytes for shard in shards),
+        columns={column.name: column.encoding for shard in shards for column in shard.columns},
+        compression=sorted({shard.compression or "none" for shard in shards}),
+        hashes=sorted({name for shard in shards for name in shard.stored.hashes}),
+        epoch_samples=int(stream.choose),
+        share=int(stream.choose) / dataset.epoch_size,
+    )
+
+
+def _tokens(shards: list[Shard], bytes_dtype: str, where: str) -> tuple[int | None, bool]:
+    total, exact = 0, True
+    for shard in shards:
+        column = token_column(shard.columns, bytes_dtype, where)
+        if column is None:
+            return None, True
+        if column.length is None:
+            exact = False
+            total += shard.raw.bytes // column.dtype.itemsize
+        else:
+            total += shard.samples * column.length
+    return total, exact
+
+
+def _shown(sample: dict[str, Any], decode: Decode | None, bytes_dtype: str) -> dict[str, Any]:
+    """A sample's values as JSON has them; its tokens also as text."""
+    import numpy as np
+
+    shown: dict[str, Any] = {}
+    for name, value in sample.items():
+        if name == "tokens":
+            array = np.frombuffer(value, bytes_dtype) if isinstance(value, bytes) else np.asarray(value)
+            shown["tokens"] = array.tolist()
+            if decode is not None:
+                shown["decoded"] = decode(shown["tokens"])
+        elif isinstance(value, np.ndarray | np.generic):
+            shown[name] = value.tolist()
+        else:
+            shown[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return shown

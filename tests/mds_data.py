@@ -1,0 +1,76 @@
+"""Small MDS data whose samples can be told apart, and job configs that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from streaming import MDSWriter
+
+from mosaic_photon.job_config import MosaicJobConfig
+
+ASSETS = Path(__file__).parent / "assets" / "tokenizer"
+SEQ_LEN = 16
+
+
+def sample_tokens(number: int, length: int = SEQ_LEN + 1) -> np.ndarray:
+    """Tokens of sample `number`: its number in base 1000 in the first two, then a pattern; ids 3 to 1999."""
+    tokens = (np.arange(length) * 31 + number * 7) % 1900 + 100
+    tokens[:2] = 3 + number // 1000, 3 + number % 1000
+    return tokens
+
+
+def numbers(batch: tuple[dict[str, torch.Tensor], torch.Tensor]) -> list[int]:
+    """Which samples a micro-batch holds."""
+    first = batch[0]["input"][:, :2] - 3
+    return (first[:, 0] * 1000 + first[:, 1]).tolist()
+
+
+def write_mds(
+    out: Path,
+    samples: int,
+    *,
+    start: int = 0,
+    encoding: str = "ndarray:int32:17",
+    shard_samples: int = 16,
+    **writer: Any,
+) -> Path:
+    """`samples` token samples from number `start` on, `shard_samples` a shard."""
+    dtype = np.dtype(encoding.split(":")[1]) if encoding.startswith("ndarray:") else np.dtype(np.int64)
+    tokens = [sample_tokens(start + i).astype(dtype) for i in range(samples)]
+    encoded = [t.tobytes() if encoding == "bytes" else t for t in tokens]
+    size_limit = 4 + 4 + (4 + tokens[0].nbytes) * shard_samples + 400
+    writer = {"hashes": ["sha1", "xxh64"], "size_limit": size_limit, **writer}
+    with MDSWriter(out=str(out), columns={"tokens": encoding}, **writer) as mds:
+        for value in encoded:
+            mds.write({"tokens": value})
+    return out
+
+
+def text_loader(dataset: dict[str, Any], **loader: Any) -> dict[str, Any]:
+    return {"name": "text", "drop_last": True, "num_workers": 0, "dataset": dataset, **loader}
+
+
+def job(
+    dataset: dict[str, Any] | None = None,
+    *,
+    loader: dict[str, Any] | None = None,
+    eval_loader: dict[str, Any] | None = None,
+    local: int = 2,
+    batch: int = 8,
+    seq_len: int = SEQ_LEN,
+    **mosaic: Any,
+) -> MosaicJobConfig:
+    """A job config with this data, `local` samples a micro-batch and `batch` an optimizer step."""
+    config = MosaicJobConfig()
+    config.mosaic.dataloader = loader or text_loader(dataset or {})
+    config.mosaic.eval_dataloader = eval_loader or {}
+    for name, value in mosaic.items():
+        setattr(config.mosaic, name, value)
+    config.model.hf_assets_path = str(ASSETS)
+    config.training.local_batch_size, config.training.global_batch_size = local, batch
+    config.training.seq_len = config.validation.seq_len = seq_len
+    config.validation.local_batch_size = local
+    return config
