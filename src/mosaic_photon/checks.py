@@ -75,8 +75,9 @@ def check_batch(job: MosaicJobConfig, data_parallel: int) -> None:
     micro = training.local_batch_size * data_parallel
     if training.global_batch_size > 0 and training.global_batch_size % micro:
         raise ConfigError(
-            f"training.global_batch_size = {training.global_batch_size} does not divide into micro-batches: it must be "
-            f"a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel}, {micro}."
+            f"training.global_batch_size = {training.global_batch_size} does not divide into micro-batches: it must "
+            f"be a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel}, "
+            f"{micro}."
         )
     divisor = layout.tensor_parallel_degree * max(
         1, 2 * layout.context_parallel_degree * (layout.context_parallel_degree > 1)

@@ -31,7 +31,6 @@ def print_summary(trainer: "MosaicTrainer") -> None:
 def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     """Name and value of each line: model, data, batch, layout, device, outputs."""
     job = trainer.job_config
-    training = job.training
     rows = [("model", f"{job.model.name} {job.model.flavor}, {count_parameters(trainer):,} parameters")]
     rows += data_rows(trainer)
     rows.append(
