@@ -95,16 +95,14 @@ def run_here(arguments: list[str], *flags: str) -> int:
         logging.getLogger().handlers.clear()  # TorchTitan's, bound to this test's captured stderr
 
 
-def start(
-    arguments: list[str], *flags: str, ranks: int = 1, env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
+def start(arguments: list[str], *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
     """Start the job by torchrun from the repository's root, in a process group of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -73,7 +73,7 @@ class SeededByName(TorchFunctionMode):
         return target
 
 
-def seed_init_by_name(model: torch.nn.Module, seed: int) -> None:
+def seed_init_by_name(model: Any, seed: int) -> None:
     """Replace `model.init_weights` by itself run under `SeededByName`. Parameters exist when it is called, not now."""
     init_weights = model.init_weights
 
