@@ -7,6 +7,7 @@ import sys
 from mosaic_photon.errors import ConfigError
 
 COMMANDS = {
+    "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",
 }
 

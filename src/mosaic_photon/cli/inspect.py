@@ -1,0 +1,210 @@
+"""`mosaic-photon inspect`: what a data config's streams hold, whether they are whole, and what a job makes of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mosaic_photon.inspection import Decode, LoaderReport
+    from mosaic_photon.job_config import MosaicJobConfig
+
+SHOWN_CHARACTERS = 400
+SHOWN_TOKENS = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", metavar="DATA.toml", help="data config, TOML or llm-foundry's YAML")
+    add("--verify", action="store_true", help="hash every shard file that is on this machine")
+    add("--samples", type=int, default=0, metavar="N", help="show the first N samples of each stream, decoded")
+    add("--tokenizer", metavar="DIR", help="folder with tokenizer.json (default: the job's)")
+    add("--job", metavar="JOB.toml", help="job config: show its steps per epoch and epochs")
+    add(
+        "--world-size",
+        type=int,
+        default=int(os.environ.get("WORLD_SIZE", 1)),
+        metavar="N",
+        help="processes the job has (default: WORLD_SIZE, else 1)",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 1 where a file is damaged."""
+    from mosaic_photon.dataloader.config import load_data_config
+
+    config = load_data_config(args.config)
+    job_config = _load_job(args) if args.job else None
+    decode = _decoder(args.tokenizer or (job_config and job_config.model.hf_assets_path))
+    reports = {
+        name: _inspect(loader, args, decode)
+        for name, loader in (("train", config.train), ("eval", config.eval))
+        if loader
+    }
+    damaged = any(stream.damaged for report in reports.values() for stream in report.streams)
+    job = _epochs(job_config, args) if job_config and not damaged else None
+    if args.json:
+        loaders = {name: asdict(report) for name, report in reports.items()}
+        print(json.dumps({"config": args.config, **loaders, "job": job}, indent=2))
+    else:
+        _print(reports, job)
+    return int(damaged)
+
+
+def _inspect(loader: dict[str, Any], args: argparse.Namespace, decode: Decode | None) -> LoaderReport:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mosaic_photon import inspection
+
+    dataset = inspection.open_dataset(loader)
+    report = inspection.inspect_loader(loader, dataset)
+    if args.verify:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("verifying", total=inspection.bytes_here(dataset))
+            inspection.verify(report, dataset, lambda size: progress.advance(task, size))
+    bytes_dtype = loader["dataset"].get("token_encoding_type") or "int64"
+    report.samples = inspection.first_samples(dataset, args.samples, decode, bytes_dtype)
+    dataset.reader.close()
+    dataset.cache.close()
+    return report
+
+
+def _decoder(folder: str | None) -> Decode | None:
+    if folder is None:
+        return None
+    from mosaic_photon.prepare.tokens import find_tokenizer, load_tokenizer
+
+    tokenizer = load_tokenizer(find_tokenizer(folder)[0])
+
+    def decode(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=False)
+
+    return decode
+
+
+def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
+    from mosaic_photon.job_loading import load_job
+
+    return load_job(args.job, args.config, [])
+
+
+def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Steps and epochs of a job on this data, from the loader that its first rank would have."""
+    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+    from mosaic_photon.checks import check_batch, check_layout
+    from mosaic_photon.dataloader import build_mosaic_dataloader
+
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer  # isort: skip
+
+    data_parallel = check_layout(job, args.world_size)
+    check_batch(job, data_parallel)
+    loader = build_mosaic_dataloader(data_parallel, 0, HuggingFaceTokenizer(job.model.hf_assets_path), job)
+    samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
+    steps = loader.summary.steps_per_epoch
+    loader.close()
+    return {
+        "config": args.job,
+        "world_size": args.world_size,
+        "data_parallel": data_parallel,
+        "samples_per_step": samples,
+        "tokens_per_step": tokens,
+        "steps_per_epoch": steps,
+        "steps": job.training.steps,
+        "epochs": job.training.steps / steps,
+    }
+
+
+def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width: keep a stream on one line
+    for name, report in reports.items():
+        _print_loader(console, name, report)
+    if job:
+        console.print(
+            f"job {job['config']} on {job['world_size']} process(es): {job['samples_per_step']:,} samples = "
+            f"{job['tokens_per_step']:,} tokens a step, {job['steps_per_epoch']:,} steps an epoch; "
+            f"its {job['steps']:,} steps make {job['epochs']:.2f} epochs",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{name}: loader {report.loader}, {report.epoch_samples:,} samples an epoch"
+    table = Table(title=title, title_justify="left")
+    for heading in ("stream", "shards", "samples", "tokens", "size", "columns", "compression", "hashes", "share"):
+        right = heading in ("shards", "samples", "tokens", "size", "share")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for stream in report.streams:
+        tokens = "text" if stream.tokens is None else f"{'' if stream.tokens_exact else '< '}{stream.tokens:,}"
+        packed = f", {_size(stream.stored_bytes)} stored" if stream.stored_bytes != stream.raw_bytes else ""
+        table.add_row(
+            escape(stream.name),
+            f"{stream.shards:,}" + (f", {stream.shards_here:,} here" if stream.remote else ""),
+            f"{stream.samples:,}",
+            tokens,
+            _size(stream.raw_bytes) + packed,
+            escape(", ".join(f"{column} {encoding}" for column, encoding in stream.columns.items())),
+            ", ".join(stream.compression),
+            f"{', '.join(stream.hashes) or 'none'} ({_verified(stream)})",
+            f"{stream.share:.1%}",
+        )
+    console.print(table)
+    for stream in report.streams:
+        place = f"{stream.remote} -> {stream.local}" if stream.remote else stream.local
+        console.print(escape(f"  {stream.name}: {place}"), highlight=False, soft_wrap=True)
+        for file, fault in stream.damaged.items():
+            console.print(f"[bold red]  damaged[/] {escape(f'{file}: {fault}')}", highlight=False, soft_wrap=True)
+    for sample in report.samples:
+        console.print(f"[bold]{escape(sample['stream'])}[/], sample {sample['sample']}:", highlight=False)
+        for line in _sample_lines(sample):
+            console.print(escape(f"  {line}"), highlight=False, soft_wrap=True)
+
+
+def _verified(stream: Any) -> str:
+    if stream.files_verified is None:
+        return "not verified"
+    good = stream.files_verified - sum("missing" not in fault for fault in stream.damaged.values())
+    return f"{good} of {stream.files_verified} files good" if stream.files_verified else "nothing here to verify"
+
+
+def _sample_lines(sample: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, value in sample.items():
+        if name in ("stream", "sample"):
+            continue
+        if name == "tokens":
+            more = ", ..." if len(value) > SHOWN_TOKENS else ""
+            lines.append(f"tokens ({len(value):,}): {', '.join(map(str, value[:SHOWN_TOKENS]))}{more}")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=repr)
+            lines.append(
+                f"{name}: {_printable(text[:SHOWN_CHARACTERS])}{' ...' if len(text) > SHOWN_CHARACTERS else ''}"
+            )
+    return lines
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, which data could use to write over the terminal; line ends are indented."""
+    kept = (c if c.isprintable() or c == "\n" else " " if c == "\t" else repr(c)[1:-1] for c in text)
+    return "".join(kept).replace("\n", "\n    ")
+
+
+def _size(size: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.1f} TiB"
