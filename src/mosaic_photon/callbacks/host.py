@@ -1,0 +1,193 @@
+"""Runs Composer callbacks inside TorchTitan's loop: Composer's events in their order, failures on all ranks together.
+
+Nothing of Composer is imported by a job without callbacks.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torchtitan.tools.logging import logger as console
+
+from mosaic_photon.callbacks.states import decode_state, encode_state
+
+if TYPE_CHECKING:
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+
+    from mosaic_photon.callbacks.job_state import JobState
+
+STATE_KEY = "composer_callbacks"
+
+EVENTS: dict[str, Sequence[str]] = {
+    "batch_start": ("after_dataloader", "batch_start", "before_train_batch"),
+    "eval_start": ("eval_before_all", "eval_start"),
+    "eval_batch_start": ("eval_batch_start", "eval_before_forward"),
+    "eval_batch_end": ("eval_after_forward", "eval_batch_end"),
+    "eval_end": ("eval_end", "eval_after_all"),
+    "fit_start": ("after_load", "fit_start"),
+}
+"""Events of the trainer that stand for several of Composer's; all others are Composer's own."""
+
+AGREED_AFTER = {"init", "fit_start", "batch_end", "eval_end", "epoch_end", "fit_end"}
+"""Events after which the ranks agree on whether to stop, or whether a callback failed on one of them."""
+
+
+class CallbackError(RuntimeError):
+    """A callback raised; the message says which, in which event, at which step and rank, and what."""
+
+
+class CallbackHost:
+    """The callbacks of one job. Without callbacks every method does nothing.
+
+    Args:
+        callbacks: name -> callback, as `registry.build_callbacks` makes them.
+    """
+
+    def __init__(self, callbacks: Mapping[str, "Callback"]) -> None:
+        self.callbacks = dict(callbacks)
+        self.stop_requested = False
+        """A callback has asked to stop after the current step. The same on all ranks."""
+        self._job: JobState | None = None
+        self._state: State | None = None
+        self._logger: Logger | None = None
+        self._group: dist.ProcessGroup | None = None
+        self._failures: dict[str, CallbackError] = {}
+        self._saved = "{}"
+
+    def attach(self, trainer: Any) -> None:
+        """Show the callbacks the finished trainer, and run `init`. Collective.
+
+        Raises:
+            CallbackError: a callback failed in `init`.
+        """
+        if not self.callbacks:
+            return
+        from composer.loggers import Logger, LoggerDestination
+
+        from mosaic_photon.callbacks.job_state import JobState
+        from mosaic_photon.callbacks.view import TitanDestination
+
+        if dist.get_world_size() > 1:  # the CPU's own group: agreeing must not wait for a device
+            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]
+        titan = TitanDestination(trainer.metrics_processor.logger, dist.get_rank() == 0)
+        self._job = JobState(trainer, list(self.callbacks.values()), self._group)
+        self._state = self._job.state
+        self._logger = Logger(self._state, [titan, *own])
+        trainer.optimizers.register_step_pre_hook(lambda *_: self.fire("after_train_batch"))
+        self._run("init", "before_load")
+        self._agree("init")
+
+    def fire(self, event: str, **facts: Any) -> None:
+        """Run one event of the training loop.
+
+        Args:
+            event: a Composer event's name; EVENTS says which stand for several.
+            **facts: what has become known: batch, outputs, loss.
+
+        Raises:
+            CallbackError: at the events in AGREED_AFTER, on all ranks; with one process at once.
+        """
+        if self._job is None:
+            return
+        if event == "batch_checkpoint":
+            self._end_batch()
+            return
+        self._job.learn(event, facts)
+        if event == "before_dataloader":
+            self._run(*self._job.begins())
+        self._run(*EVENTS.get(event, (event,)))
+        self._job.forget(event)
+        if event in AGREED_AFTER:
+            self._agree(event)
+
+    def state_dict(self) -> dict[str, str]:
+        """The callbacks' states and the clock, as one JSON string under one key. Rank 0's copy counts."""
+        if self._job is None:
+            return {STATE_KEY: self._saved}
+        states = {name: encode_state(name, callback.state_dict()) for name, callback in self.callbacks.items()}
+        return {STATE_KEY: json.dumps({"clock": self._job.clock(), "callbacks": states})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give each callback its state back; one that the checkpoint does not know starts anew."""
+        self._saved = state_dict.get(STATE_KEY, "{}")
+        saved = json.loads(self._saved)
+        if self._job is None or not saved:
+            return
+        self._job.set_clock(saved["clock"])
+        for name, callback in self.callbacks.items():
+            state = decode_state(saved["callbacks"].get(name))
+            if state:
+                callback.load_state_dict(state)
+
+    def close(self) -> None:
+        """Run `close` and `post_close` of every callback, after success and after errors. Safe to call twice."""
+        if self._state is None:
+            return
+        state, self._state, self._job = self._state, None, None
+        for name, callback in self.callbacks.items():
+            try:
+                callback.close(state, self._logger)
+                callback.post_close()
+            except Exception:  # the others are to be closed, and an error under way to be seen
+                console.exception(f"Callback {name!r} failed in close.")
+
+    def _end_batch(self) -> None:
+        """What follows a batch and its checkpoint and validation: `batch_checkpoint`, and an epoch's end."""
+        assert self._job is not None
+        if self._job.batch_done:
+            self._job.batch_done = False
+            self._run("batch_checkpoint")
+        if self._job.end_epoch():
+            self._run("epoch_end", "epoch_checkpoint")
+            self._agree("epoch_end")
+
+    def _run(self, *events: str) -> None:
+        """Run events on each callback; one that failed is not run again, so that the others stay in step over ranks."""
+        from composer.core import Event
+
+        for name in events:
+            for key, callback in self.callbacks.items():
+                if key in self._failures:
+                    continue
+                try:
+                    callback.run_event(Event(name), self._state, self._logger)
+                except Exception as error:
+                    self._fail(key, name, error)
+
+    def _fail(self, key: str, event: str, error: Exception) -> None:
+        assert self._job is not None
+        where = f" on rank {dist.get_rank()}" if self._group is not None else ""
+        failure = CallbackError(
+            f"callback {key!r} failed in {event} at step {self._job.step}{where}: {type(error).__name__}: {error}"
+        )
+        if self._group is None:
+            raise failure from error
+        failure.__cause__ = error
+        self._failures[key] = failure
+
+    def _agree(self, event: str) -> None:
+        """Let all ranks know whether one of them wants to stop or has a failure."""
+        assert self._job is not None
+        wants_stop = self._job.wants_stop() if event != "init" else False
+        if self._group is not None:
+            flags = torch.tensor([wants_stop, bool(self._failures)], dtype=torch.int32)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+            wants_stop = bool(flags[0])
+            if flags[1]:
+                self._raise_together()
+        if wants_stop and not self.stop_requested:
+            self.stop_requested = True
+            self._job.stop()
+
+    def _raise_together(self) -> None:
+        """Raise the lowest rank's failure on all ranks."""
+        mine = next(iter(self._failures.values()), None)
+        messages: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, str(mine) if mine else None, group=self._group)
+        if mine is not None:
+            raise mine
+        raise CallbackError(next(message for message in messages if message))

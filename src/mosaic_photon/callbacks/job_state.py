@@ -1,0 +1,210 @@
+"""A composer.State that follows a TorchTitan trainer: model, optimizers, data, clock and losses, counted globally."""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from composer.core import Callback, State, Timestamp
+from composer.devices import Device, DeviceCPU, DeviceGPU
+from torch.distributed.tensor import DTensor
+
+from mosaic_photon.callbacks.view import ModelView, language_metrics, set_loss
+
+
+class JobState:
+    """Keeps `state` right at every event.
+
+    `state.loss` is the mean over this rank's micro-batch at `after_loss`, if labels are spread evenly over the global
+    batch, and the mean over the global batch at `batch_end`; both stay on the device. `state.batch` is the current
+    micro-batch with `input_ids` and the shifted `labels`.
+
+    Args:
+        trainer: a finished MosaicTrainer.
+        callbacks: as State.callbacks.
+        group: the CPU's process group, None with one process.
+    """
+
+    def __init__(self, trainer: Any, callbacks: Sequence[Callback], group: dist.ProcessGroup | None) -> None:
+        training, layout = trainer.job_config.training, trainer.parallel_dims
+        self._trainer, self._group = trainer, group
+        batch_mesh = layout.get_optional_mesh("batch")
+        data_parallel = batch_mesh.size() if batch_mesh is not None else 1
+        self._shares = trainer.gradient_accumulation_steps * data_parallel
+        tokens = self._shares * training.local_batch_size * training.seq_len
+        flops = getattr(trainer.metrics_processor, "num_flops_per_token", 0) * tokens / dist.get_world_size()
+        self.state = State(
+            model=ModelView(trainer.model_parts, flops),
+            rank_zero_seed=trainer.job_config.debug.seed or 0,
+            run_name=trainer.job_config.job.dump_folder,
+            device=_composer_device(trainer.device),
+            max_duration=f"{training.steps}ba",
+            device_train_microbatch_size=training.local_batch_size,
+            train_dataloader=trainer.dataloader,
+            dataloader=trainer.dataloader,
+            dataloader_label="train",
+            dataloader_len=trainer.dataloader.summary.steps_per_epoch,
+            precision=_precision(trainer),
+            optimizers=list(trainer.optimizers),
+            callbacks=list(callbacks),
+        )
+        self.state.schedulers = list(trainer.lr_schedulers.schedulers)
+        self.state.train_metrics = language_metrics()
+        self.state.eval_metrics = {"eval": language_metrics()}
+        self.batch_done = False
+        """A batch has ended and its `batch_checkpoint` has not run."""
+        self._clock = timedelta(0)
+        self._batch_began = self._eval_began = self._eval_batch_began = time.monotonic()
+        self._loss: torch.Tensor | None = None
+
+    @property
+    def step(self) -> int:
+        """TorchTitan's number of the current step, from 1."""
+        return self._trainer.step
+
+    def learn(self, event: str, facts: dict[str, Any]) -> None:
+        """Take in what the trainer says with an event, before the callbacks see it."""
+        if "batch" in facts:
+            batch = dict(facts["batch"])
+            self.state.batch = {"input_ids": batch.pop("input", None)} | batch
+        if "outputs" in facts:
+            self.state.outputs = facts["outputs"]
+        if event == "fit_start":
+            self._start()
+        elif event == "after_loss":
+            self._add_loss(facts["loss"])
+        elif event == "batch_end":
+            self._end_batch()
+        elif event.startswith("eval_"):
+            self._evaluate(event, facts)
+
+    def forget(self, event: str) -> None:
+        """Free what the callbacks have seen: the logits before backward, the eval data afterwards."""
+        if event in ("after_loss", "after_backward"):
+            self.state.outputs = torch.Tensor()
+        elif event == "eval_end":
+            loader = self._trainer.dataloader
+            self.state.set_dataloader(loader, "train", loader.summary.steps_per_epoch)
+            self._batch_began += time.monotonic() - self._eval_began
+
+    def begins(self) -> list[str]:
+        """Events that come before the first batch of an iteration and of an epoch."""
+        stamp = self.state.timestamp
+        events = ["iteration_start"] if stamp.batch == 0 else []
+        return [*events, "epoch_start"] if stamp.batch_in_epoch == 0 else events
+
+    def end_epoch(self) -> bool:
+        """Move the clock to the next epoch if the data has begun it."""
+        stamp = self.state.timestamp
+        if self._trainer.dataloader.progress.epoch <= stamp.epoch.value:
+            return False
+        self.state.previous_timestamp, self.state.timestamp = stamp, stamp.to_next_epoch()
+        return True
+
+    def wants_stop(self) -> bool:
+        """A callback has called `state.stop_training()` on this rank."""
+        assert self.state.max_duration is not None
+        return self.state.timestamp.get(self.state.max_duration.unit) >= self.state.max_duration
+
+    def stop(self) -> None:
+        """Let this rank's state say what all ranks have agreed on."""
+        if not self.wants_stop():
+            self.state.stop_training()
+
+    def clock(self) -> dict[str, float]:
+        """What the data loader's progress does not tell of the timestamp."""
+        stamp = self.state.timestamp
+        return {
+            "epoch": stamp.epoch.value,
+            "batch_in_epoch": stamp.batch_in_epoch.value,
+            "sample_in_epoch": stamp.sample_in_epoch.value,
+            "token_in_epoch": stamp.token_in_epoch.value,
+            "total_seconds": stamp.total_wct.total_seconds(),
+            "epoch_seconds": stamp.epoch_wct.total_seconds(),
+        }
+
+    def set_clock(self, clock: dict[str, Any]) -> None:
+        """Go on from `clock()`."""
+        total, epoch = timedelta(seconds=clock["total_seconds"]), timedelta(seconds=clock["epoch_seconds"])
+        counts = {name: clock[name] for name in ("epoch", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")}
+        self.state.timestamp = Timestamp(**counts, total_wct=total, iteration_wct=total, epoch_wct=epoch)
+
+    def _start(self) -> None:
+        """Take the counts from where the checkpoint left the trainer."""
+        progress = self._trainer.dataloader.progress
+        self.state.timestamp = self.state.timestamp.copy(
+            batch=self._trainer.step, sample=progress.samples, token=progress.tokens, token_in_iteration=progress.tokens
+        )
+        self._batch_began = time.monotonic()
+
+    def _add_loss(self, share: torch.Tensor) -> None:
+        share = share.detach()
+        share = share.full_tensor() if isinstance(share, DTensor) else share
+        self.state.loss = share * self._shares
+        self._loss = share if self._loss is None else self._loss + share
+
+    def _end_batch(self) -> None:
+        if self._loss is not None:
+            self._set_train_loss(self._loss)
+            self._loss = None
+        progress, stamp, now = self._trainer.dataloader.progress, self.state.timestamp, time.monotonic()
+        seconds = torch.tensor(now - self._batch_began, dtype=torch.float64)
+        if self._group is not None:  # one clock for all ranks: what happens by time happens on all
+            dist.all_reduce(seconds, op=dist.ReduceOp.MAX, group=self._group)
+        self.state.previous_timestamp = stamp
+        self.state.timestamp = stamp.to_next_batch(
+            samples=progress.samples - stamp.sample.value,
+            tokens=progress.tokens - stamp.token.value,
+            duration=timedelta(seconds=seconds.item()),
+        )
+        self._batch_began, self.batch_done = now, True
+
+    def _set_train_loss(self, share: torch.Tensor) -> None:
+        """The global batch's mean loss, on the device; it is not waited for."""
+        loss = share.clone()
+        for dimension in ("loss", "pp"):  # stages without the loss have added nothing
+            mesh = self._trainer.parallel_dims.get_optional_mesh(dimension)
+            if mesh is not None:
+                dist.all_reduce(loss, group=mesh.get_group())
+        self.state.loss = loss
+        assert self.state.train_metrics is not None
+        self.state.train_metric_values = set_loss(self.state.train_metrics, loss)
+
+    def _evaluate(self, event: str, facts: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if event == "eval_start":
+            self.state.set_dataloader(self._trainer.validator.validation_dataloader, "eval")
+            self.state.eval_timestamp = Timestamp()
+            self._eval_began = now
+        elif event == "eval_batch_start":
+            self._eval_batch_began = now
+        elif event == "eval_batch_end":
+            inputs = self.state.batch["input_ids"]
+            self.state.eval_timestamp = self.state.eval_timestamp.to_next_batch(
+                samples=len(inputs) * self._shares // self._trainer.gradient_accumulation_steps,
+                tokens=inputs.numel() * self._shares // self._trainer.gradient_accumulation_steps,
+                duration=timedelta(seconds=now - self._eval_batch_began),
+            )
+        elif event == "eval_end":
+            loss = torch.as_tensor(facts["loss"])
+            self.state.eval_metric_values |= set_loss(self.state.eval_metrics["eval"], loss)
+
+
+def _composer_device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return DeviceCPU()
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    composer_device = DeviceGPU(device.index)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before  # DeviceGPU turns TF32 on
+    return composer_device
+
+
+def _precision(trainer: Any) -> str:
+    """Composer's name of what the matrix multiplications run in; it decides what SpeedMonitor takes for the peak."""
+    training = trainer.job_config.training
+    if training.dtype == "bfloat16":
+        return "amp_bf16"
+    mixed = trainer.device.type == "cuda" and training.mixed_precision_param == "bfloat16"
+    return "amp_bf16" if mixed else "fp32"
