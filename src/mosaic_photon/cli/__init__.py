@@ -9,6 +9,7 @@ from mosaic_photon.errors import ConfigError
 COMMANDS = {
     "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",
+    "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
 }
 
 

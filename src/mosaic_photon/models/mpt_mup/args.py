@@ -172,13 +172,7 @@ class MPTMuPModelArgs(BaseModelArgs):
         if table.enabled:
             if self.mup.get("enabled"):
                 raise ConfigError("[mup] is enabled, but the model args bring multipliers of their own; keep one.")
-            self.mup = asdict(
-                rules.from_base(
-                    self.d_model, self.n_layers, table.base_width, table.base_depth,
-                    depth_alpha=table.depth_alpha, attention_scale=table.attention_scale,
-                    input_multiplier=table.input_multiplier, output_multiplier=table.output_multiplier,
-                )
-            )  # fmt: skip
+            self.mup = asdict(rules.from_table(table, self.d_model, self.n_layers))
 
     def _check_parallelism(self, parallelism: Any) -> None:
         tp, pp = parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree

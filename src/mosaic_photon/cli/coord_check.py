@@ -1,0 +1,117 @@
+"""`mosaic-photon coord-check JOB.toml`: does the job's parametrization keep activations the same size?
+
+Trains the job's model at several widths or depths for a few AdamW steps on the text of Python's standard library, with
+the settings of CompleteP's reference, and judges the slopes of log mean |activation| against log size.
+Exit code 0: pass, 1: fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mosaic_photon.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("job", metavar="JOB.toml", help="job config; its model, [model.overrides] and [mup] are checked")
+    axis = parser.add_mutually_exclusive_group()
+    axis.add_argument("--widths", nargs="+", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
+    axis.add_argument("--depths", nargs="+", type=int, metavar="L", help="n_layers of each run, at [mup] base_width")
+    add("--seeds", type=int, default=3, help="runs per size, averaged (default 3)")
+    add("--steps", type=int, default=10, help="AdamW steps of each run (default 10)")
+    add("--lr", type=float, help="learning rate of the base size (default 2e-3 for widths, 1e-3 for depths)")
+    add("--no-mup", action="store_true", help="ignore [mup]: the standard parametrization, to see it fail")
+    add("--out", default="outputs/coord_check", metavar="DIR", help="folder for PNG, HTML and JSON (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from mosaic_photon.models import coord_check, coord_report
+    from mosaic_photon.models.proxy import stdlib_tokens
+
+    axis = "depth" if args.depths else "width"
+    sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES["width"]))
+    if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
+        raise ConfigError("give at least two positive sizes, one seed and one step.")
+    job, model_args = load(args.job, mup=not args.no_mup)
+    runs = {size: factory(job, model_args, axis, size) for size in sizes}
+    for make in runs.values():  # mistakes in any size are found before the first run
+        make(0)
+    tokens = stdlib_tokens(job.model.hf_assets_path, 400_000)
+    start, lr = time.monotonic(), args.lr or coord_check.DEFAULT_LR[axis]
+    traces = list(
+        track(
+            coord_check.check(axis, runs, tokens, lr, args.seeds, args.steps),
+            description=f"{axis}s {sizes}", total=len(sizes) * args.seeds,
+        )
+    )  # fmt: skip
+    activations = coord_check.collect(axis, traces)
+    findings = coord_check.judge(activations)
+    title = f"{job.model.name} {job.model.flavor}, {describe(job)}, lr {lr:g}, {args.seeds} seeds"
+    paths = coord_report.write(args.out, title, activations, findings)
+    console = Console()
+    console.print(title, coord_report.table(activations), sep="\n", highlight=False)
+    console.print(coord_report.verdict(findings), style="green" if not findings else "red", highlight=False)
+    console.print(f"{time.monotonic() - start:.0f} s; {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    return 1 if findings else 0
+
+
+def load(path: str, mup: bool) -> tuple[Any, Any]:
+    """The job and its model args, overrides applied; `[mup]` off where `mup` is false."""
+    from torchtitan.config import ConfigManager
+
+    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job_loading import check_tables, read_toml
+    from mosaic_photon.train_spec import apply_model_overrides, build_train_spec
+
+    check_tables(read_toml(path), MosaicJobConfig, path)
+    job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])
+    job.mup.enabled = job.mup.enabled and mup
+    job.training.seq_len = min(job.training.seq_len, 128)
+    spec = build_train_spec(job.model.name)
+    apply_model_overrides(spec, job)
+    return job, spec.model_args[job.model.flavor]
+
+
+def factory(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], tuple[Any, Any]]:
+    """seed -> (model class, model args) of one size, `[mup]` applied."""
+    import copy
+
+    from torchtitan.models.llama3 import Transformer, TransformerModelArgs
+
+    from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
+    from mosaic_photon.models.proxy import resized
+
+    def make(seed: int) -> tuple[Any, Any]:
+        base_width = job.mup.base_width if axis == "depth" else None
+        args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
+        job.debug.seed = seed
+        if hasattr(args, "d_model"):
+            from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
+
+            model_cls: Any = TitanComposerMPTMuP
+        elif isinstance(args, TransformerModelArgs):
+            model_cls = Transformer
+            if job.mup.enabled:
+                model_cls, args = Llama3MuPTransformer, Llama3MuPModelArgs.of(args)
+        else:
+            raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
+        args = copy.deepcopy(args)
+        args.update_from_config(job)
+        return model_cls, args
+
+    return make
+
+
+def describe(job: Any) -> str:
+    if not job.mup.enabled:
+        return "standard parametrization"
+    return f"muP base {job.mup.base_width}, depth base {job.mup.base_depth}, alpha {job.mup.depth_alpha:g}"

@@ -1,0 +1,111 @@
+"""The coordinate check's results as a table, a PNG and one self-contained HTML page."""
+
+import base64
+import html
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from mosaic_photon.models.coord_check import BOUNDS, Activations, Finding
+from mosaic_photon.models.proxy import KINDS
+
+
+def table(activations: Activations) -> Table:
+    """Slopes by kind (rows) at steps 0, 1, middle and last, and the last step's values by size."""
+    slopes, last = activations.slopes(), activations.values.shape[1] - 1
+    steps = sorted({0, 1, (last + 1) // 2, last})
+    out = Table(title=f"mean |activation| against {activations.axis}")
+    out.add_column("layer")
+    for step in steps:
+        out.add_column(f"slope, step {step}", justify="right")
+    for size in activations.sizes:
+        out.add_column(f"{activations.axis} {size}", justify="right")
+    for row, kind in enumerate(KINDS):
+        cells = [f"{slopes[row, step]:+.2f}" for step in steps]
+        out.add_row(kind, *cells, *(f"{value:.3g}" for value in activations.values[row, last]))
+    return out
+
+
+def verdict(findings: list[Finding]) -> str:
+    return "PASS" if not findings else "FAIL: " + "; ".join(map(str, findings))
+
+
+def write(folder: str, title: str, activations: Activations, findings: list[Finding]) -> list[Path]:
+    """Write coord_check_<axis>.{json,png,html} below `folder`; returns the paths."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    png = plot(title, activations)
+    files = {"json": to_json(title, activations, findings).encode(), "png": png,
+             "html": page(title, activations, findings, png).encode()}  # fmt: skip
+    paths = []
+    for suffix, content in files.items():
+        path = target / f"coord_check_{activations.axis}.{suffix}"
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+        paths.append(path)
+    return paths
+
+
+def to_json(title: str, activations: Activations, findings: list[Finding]) -> str:
+    content = {
+        "title": title, "axis": activations.axis, "sizes": activations.sizes, "kinds": list(KINDS),
+        "activations": activations.values.tolist(), "slopes": activations.slopes().tolist(),
+        "verdict": verdict(findings),
+    }  # fmt: skip
+    return json.dumps(content, indent=1)
+
+
+def plot(title: str, activations: Activations) -> bytes:
+    """One panel per layer kind: mean |activation| against size, a line per step; PNG bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = activations.values.shape[1]
+    figure, axes = plt.subplots(1, len(KINDS), figsize=(3.2 * len(KINDS), 3.2), layout="constrained")
+    for axis, kind, values in zip(axes, KINDS, activations.values, strict=True):
+        for step in range(steps):
+            color = plt.get_cmap("viridis")(step / max(1, steps - 1))
+            axis.plot(activations.sizes, values[step], marker="o", markersize=3, color=color, label=f"step {step}")
+        axis.set(title=kind, xlabel=activations.axis, xscale="log", yscale="log")
+        axis.set_xticks(activations.sizes, [str(size) for size in activations.sizes])
+        axis.minorticks_off()
+    axes[0].set_ylabel("mean |activation|")
+    axes[-1].legend(fontsize=6)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def page(title: str, activations: Activations, findings: list[Finding], png: bytes) -> str:
+    """A page with no outside reference: the verdict, the plot, every slope."""
+    bounds = BOUNDS[activations.axis]
+    rows = "".join(
+        f"<tr><th>{kind}</th>" + "".join(_cell(slope, step, bounds.growth) for step, slope in enumerate(row)) + "</tr>"
+        for kind, row in zip(KINDS, activations.slopes(), strict=True)
+    )
+    head = "".join(f"<th>step {step}</th>" for step in range(activations.values.shape[1]))
+    image = base64.b64encode(png).decode()
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
+        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}.out{color:#b00}</style>"
+        f"<h1>{html.escape(title)}</h1><p><b>{html.escape(verdict(findings))}</b></p>"
+        f"<p>Bounds: |slope| &le; {bounds.last} at the last step for all but the logits; "
+        f"slope &le; {bounds.growth} at any step after the first.</p>"
+        f'<img alt="mean |activation| against {activations.axis}" src="data:image/png;base64,{image}">'
+        f"<h2>Slopes</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+    )
+
+
+def _cell(slope: Any, step: int, growth: float) -> str:
+    out = ' class="out"' if step > 0 and not slope <= growth else ""
+    return f"<td{out}>{np.round(slope, 2):+.2f}</td>"

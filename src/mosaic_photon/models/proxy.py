@@ -1,0 +1,145 @@
+"""Small training runs of a job's model at other sizes: what the coordinate check and the LR sweep measure."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.parametrization import ParameterScale
+
+KINDS = ("embedding", "attention", "feed-forward", "block", "logits")
+"""Layers whose outputs are measured; attention and feed-forward averaged over the blocks, block is the last one."""
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """AdamW's settings of the CompleteP reference's coordinate check."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_norm: float = 1.0
+
+
+def resized(args: Any, width: int | None = None, depth: int | None = None) -> Any:
+    """Model args at another width, head size and grouping kept, or depth. For MPT's and Llama's args.
+
+    Raises:
+        ConfigError: the width is no multiple of the head size.
+    """
+    name = "d_model" if hasattr(args, "d_model") else "dim"
+    changes: dict[str, Any] = {"n_layers": depth or args.n_layers}
+    if width is not None:
+        d_head = getattr(args, name) // args.n_heads
+        if width % d_head:
+            raise ConfigError(f"width {width} is no multiple of the model's head size {d_head}.")
+        changes |= {name: width, "n_heads": width // d_head}
+        if getattr(args, "n_kv_heads", None):
+            changes["n_kv_heads"] = max(1, changes["n_heads"] * args.n_kv_heads // args.n_heads)
+        attn = getattr(args, "attn_config", {})
+        if attn.get("kv_n_heads"):
+            kv = max(1, changes["n_heads"] * attn["kv_n_heads"] // args.n_heads)
+            changes["attn_config"] = {**attn, "kv_n_heads": kv}
+    return dataclasses.replace(args, **changes)
+
+
+def build(model_cls: Callable[[Any], nn.Module], args: Any, seed: int, device: str) -> nn.Module:
+    """The model on `device`, initialised from `seed`."""
+    with torch.device("meta"):
+        model = model_cls(args)
+    model.to_empty(device=device)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model.init_weights()  # type: ignore[operator]
+    return model.train()
+
+
+def adamw(model: nn.Module, hyper: Hyper) -> torch.optim.AdamW:
+    """AdamW with one group per ParameterScale of the model; a model without scales is one group."""
+    scales = model.parameter_scales() if hasattr(model, "parameter_scales") else {}  # type: ignore[operator]
+    groups: dict[ParameterScale, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(scales.get(name, ParameterScale()), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": params, "lr": hyper.lr * s.lr, "eps": hyper.eps * s.eps,
+             "weight_decay": hyper.weight_decay * s.weight_decay}
+            for s, params in groups.items()
+        ],
+        lr=hyper.lr, betas=hyper.betas,
+    )  # fmt: skip
+
+
+def stdlib_tokens(tokenizer_folder: str, n_tokens: int) -> Tensor:
+    """The first `n_tokens` tokens [n_tokens] of the running Python's standard library: text that is always there."""
+    from mosaic_photon.prepare.sources import stdlib_files
+    from mosaic_photon.prepare.tokens import find_tokenizer, load_tokenizer
+
+    tokenizer = load_tokenizer(find_tokenizer(tokenizer_folder)[0])
+    ids: list[int] = []
+    for path in stdlib_files():
+        ids += tokenizer.encode(Path(path).read_text(encoding="utf-8", errors="replace")).ids
+        if len(ids) >= n_tokens:
+            break
+    return torch.tensor(ids[:n_tokens])
+
+
+def batches(tokens: Tensor, batch_size: int, seq_len: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless random windows of `tokens`: inputs [B, S] and the tokens that follow them."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.arange(seq_len + 1)
+    while True:
+        starts = torch.randint(len(tokens) - seq_len, (batch_size, 1), generator=generator)
+        window = tokens[starts + offsets]
+        yield window[:, :-1], window[:, 1:]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], device: str) -> Tensor:
+    """Mean cross-entropy of one batch."""
+    inputs, labels = (part.to(device) for part in batch)
+    return F.cross_entropy(model(inputs).flatten(0, 1).float(), labels.flatten())
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@contextmanager
+def measured(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Within it, each forward pass adds mean |output| by kind to the dict that this yields."""
+    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    result: dict[str, float] = {}
+    blocks: list[Any] = list(model.layers.values())  # type: ignore[operator, union-attr]
+    modules = {
+        "embedding": [model.tok_embeddings],
+        "attention": [getattr(block, "attn", None) or block.attention for block in blocks],
+        "feed-forward": [getattr(block, "ffn", None) or block.feed_forward for block in blocks],
+        "block": [blocks[-1]],
+        "logits": [model],
+    }
+
+    def hook(kind: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            seen[kind].append(output.detach().abs().mean().item())
+            result[kind] = sum(seen[kind]) / len(seen[kind])
+
+        return record
+
+    handles = [module.register_forward_hook(hook(kind)) for kind in KINDS for module in modules[kind]]
+    try:
+        yield result
+    finally:
+        for handle in handles:
+            handle.remove()
