@@ -1,0 +1,91 @@
+"""TorchTitan's container of optimizers, with parameter groups, and the job's numbers in force after a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+import torch
+import torch.nn as nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.tools.logging import logger
+
+from mosaic_photon.optimizers.catalog import Choice
+
+PREFIX = "param_groups."
+NOT_COMPARED = {"lr", "foreach", "fused", "capturable", "differentiable"}
+"""The scheduled learning rate (its peak, initial_lr, is compared), and how, not what, is computed."""
+
+
+class GroupedOptimizers(OptimizersContainer):
+    """One optimizer a model part, each with its own parameter groups.
+
+    Its checkpoint holds TorchTitan's keys. On loading, state comes from the checkpoint and every option of a group
+    (lr, betas, eps, weight decay, ...) from the job; each difference is logged. So groups may be cut differently than
+    when the checkpoint was written.
+    """
+
+    def __init__(self, model_parts: list[nn.Module], choice: Choice, groups: list[list[dict[str, Any]]]) -> None:
+        """groups: parameter groups of each model part, in order."""
+        self.model_parts = model_parts
+        self.optimizers = [choice.cls(part_groups, **choice.kwargs) for part_groups in groups]
+        self._validate_length(len(model_parts))
+        params = [p for part_groups in groups for group in part_groups for p in group["params"]]
+        self._post_init(params, choice.kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options by parameter name; state that is missing is made, and is that before the first step."""
+        for part, optimizer in zip(self.model_parts, self.optimizers, strict=True):
+            if not optimizer.state:
+                make_state(part, optimizer)
+        state_dict = super().state_dict()
+        for key, value in state_dict.items():
+            if key.startswith(PREFIX) and torch.is_tensor(value):
+                state_dict[key] = value.clone()  # DCP loads in place; a tensor lr in use must stay what it is
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take state from the checkpoint and options from the job."""
+        options = {key: value for key, value in self.state_dict().items() if key.startswith(PREFIX)}
+        for line in differences(options, state_dict):
+            logger.info(line)
+        super().load_state_dict({**state_dict, **options})
+
+
+def make_state(part: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Have DCP make the optimizer's state, and leave no trace of how it does that: a step with zero gradients and lr 0.
+
+    Such a step would count, and coupled weight decay would enter the moments.
+    """
+    decays = [group.get("weight_decay") for group in optimizer.param_groups]
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group.update({} if decay is None else {"weight_decay": 0.0})
+    get_optimizer_state_dict(part, optimizer)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group.update({} if decay is None else {"weight_decay": decay})
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"].zero_()
+
+
+def differences(job: dict[str, Any], checkpoint: dict[str, Any]) -> list[str]:
+    """One line for each option whose value in the checkpoint is not the job's; keys are `param_groups.NAME.OPTION`."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for key, ours in job.items():
+        name, option = key.removeprefix(PREFIX).rsplit(".", 1)
+        if option in NOT_COMPARED or key not in checkpoint or _same(ours, checkpoint[key]):
+            continue
+        found.setdefault((option, str(checkpoint[key]), str(ours)), []).append(name)
+    return [
+        f"optimizer: {'lr' if option == 'initial_lr' else option} is {theirs} in the checkpoint and {ours} in the job; "
+        f"the job's is used ({len(names)} parameter{'s' if len(names) > 1 else ''}, first {names[0]})."
+        for (option, theirs, ours), names in found.items()
+    ]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        return list(ours) == list(theirs)
+    return bool(ours == theirs)

@@ -1,0 +1,62 @@
+"""TorchTitan's `build_lr_schedulers_fn`: its own schedule, or any other by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+from torchtitan.components.lr_scheduler import LRSchedulersContainer
+from torchtitan.components.lr_scheduler import build_lr_schedulers as titan_build_lr_schedulers
+from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.config import LRScheduler as TitanLRSchedulerConfig
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job_config import LRScheduler as LRSchedulerConfig
+from mosaic_photon.schedulers.catalog import Multiplier, build_multiplier
+from mosaic_photon.schedulers.container import PositionOnlySchedulers
+from mosaic_photon.schedulers.run_length import RunLength
+
+
+def build_lr_schedulers(
+    optimizers: OptimizersContainer,
+    lr_scheduler_config: LRSchedulerConfig,
+    training_steps: int,
+    run_length: RunLength | None = None,
+) -> LRSchedulersContainer:
+    """The job's schedule on every optimizer.
+
+    Args:
+        optimizers: TorchTitan's container.
+        lr_scheduler_config: the job's [lr_scheduler].
+        training_steps: optimizer steps of the whole run.
+        run_length: what a step is in samples, tokens and epochs; without it only batches and shares of the run are
+            known.
+
+    Raises:
+        ConfigError: as `build_multiplier`, or fields of TorchTitan's schedule together with a name.
+    """
+    run = run_length or RunLength(training_steps)
+    return PositionOnlySchedulers(optimizers, multiplier_of(lr_scheduler_config, run, optimizers))
+
+
+def multiplier_of(config: LRSchedulerConfig, run: RunLength, optimizers: OptimizersContainer) -> Multiplier:
+    """The job's schedule as a function of the step."""
+    fields = {field.name for field in dataclasses.fields(TitanLRSchedulerConfig)}
+    given = {name: value for name in sorted(fields) if (value := getattr(config, name)) is not None}
+    if config.name is not None:
+        if given:
+            raise ConfigError(
+                f"lr_scheduler.{next(iter(given))} belongs to TorchTitan's schedule, but lr_scheduler.name = "
+                f"{config.name!r}; its arguments go to [lr_scheduler.kwargs]."
+            )
+        return build_multiplier(config.name, config.kwargs, run)
+    if config.kwargs:
+        raise ConfigError("[lr_scheduler.kwargs] needs lr_scheduler.name; TorchTitan's own schedule has fields.")
+    for name in ("warmup_steps", "total_steps", "decay_ratio", "min_lr_factor"):
+        if name in given and not 0 <= given[name] < float("inf"):
+            raise ConfigError(f"lr_scheduler.{name} = {given[name]}: a finite number >= 0 is right.")
+    if given.get("total_steps") == 0 or given.get("decay_ratio", 0) > 1:
+        raise ConfigError("lr_scheduler: total_steps must be at least 1 and decay_ratio at most 1.")
+    stock = titan_build_lr_schedulers(optimizers, TitanLRSchedulerConfig(**given), run.steps)
+    return stock.schedulers[0].lr_lambdas[0]

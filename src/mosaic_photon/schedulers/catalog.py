@@ -1,0 +1,184 @@
+"""A schedule by name as a function of the optimizer step."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
+from mosaic_photon.schedulers.wsd import WarmupStableDecay
+
+Multiplier = Callable[[int], float]
+"""Optimizer steps taken so far -> factor on the peak learning rate."""
+
+WSD_SHAPES = {
+    "constant_with_linear_cooldown_with_warmup": "linear",
+    "constant_with_sqrt_cooldown_with_warmup": "sqrt",
+    "constant_with_sqrt_cooldown_with_warmup_and_switch": "sqrt",
+}
+CHECKED_STEPS = 200
+"""Steps over the whole run at which a schedule is tried before the first."""
+
+
+def build_multiplier(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Multiplier:
+    """The schedule `name`: ours (without Composer), llm-foundry's registry name or a Composer class name.
+
+    Times may be in different units; they are brought to the finest of them, and `dur` is a share of the run in it.
+
+    Raises:
+        ConfigError: no such schedule, wrong arguments, a unit that the run does not know, or a schedule that has no
+            finite, non-negative value somewhere in the run.
+    """
+    where = f"lr_scheduler.name = {name!r}"
+    try:
+        if name in WSD_SHAPES:
+            multiplier = _warmup_stable_decay(name, kwargs, run)
+        else:
+            multiplier = _composer(_find(name), kwargs, run)
+        _try_over_run(multiplier, run)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        # Composer's schedulers check their arguments with all of these.
+        raise ConfigError(f"{where}: {error}") from error
+    return multiplier
+
+
+def known_names() -> set[str]:
+    """Every name that `build_multiplier` takes; imports llm-foundry where it is installed."""
+    return set(WSD_SHAPES) | set(_registered())
+
+
+def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Multiplier:
+    arguments: dict[str, Any] = {"t_max": "1dur", "scale_warmup": False, "scale_cooldown": False}
+    arguments |= {"switch_scale": 1.0} if name.endswith("_and_switch") else {}
+    _check_names(kwargs, {"t_warmup", "t_cooldown", *arguments}, {"t_warmup", "t_cooldown"})
+    arguments |= kwargs
+    durations = [parse(arguments[key]) for key in ("t_warmup", "t_cooldown", "t_max")]
+    unit = common_unit(durations)
+    t_warmup, t_cooldown, t_max = (duration.to(unit, run) for duration in durations)
+    per_step = run.per_step(unit)
+    if t_max < run.steps * per_step:
+        raise ConfigError(
+            f"t_max = {arguments['t_max']!r} is {t_max}{unit}, shorter than the run, {run.steps * per_step}{unit}"
+        )
+    try:
+        schedule = WarmupStableDecay(t_warmup, t_cooldown, t_max, WSD_SHAPES[name], arguments.get("switch_scale", 1.0))
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {unit})") from None
+    return lambda step: schedule(step * per_step)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """A scheduler class or function of Composer's or llm-foundry's."""
+    if importlib.util.find_spec("composer") is None:
+        raise ConfigError(
+            f"there is no such schedule.{nearest(name, WSD_SHAPES)} Names of Composer and llm-foundry need them "
+            "(pip install llm-foundry mosaicml)"
+        )
+    registered = _registered()
+    if name not in registered:
+        raise ConfigError(f"there is no such schedule.{nearest(name, set(registered) | set(WSD_SHAPES))}")
+    return registered[name]
+
+
+def _registered() -> dict[str, Callable[..., Any]]:
+    """llm-foundry's registry, and Composer's classes by class name."""
+    if importlib.util.find_spec("composer") is None:
+        return {}
+    import composer.optim
+
+    found: dict[str, Callable[..., Any]] = {
+        name: getattr(composer.optim, name)
+        for name in composer.optim.__all__
+        if name.endswith("Scheduler") and name != "ComposerScheduler"
+    }
+    if importlib.util.find_spec("llmfoundry") is not None:
+        import llmfoundry.optim  # noqa: F401  (registers its schedulers)
+        from llmfoundry import registry
+
+        found |= registry.schedulers.get_all()
+    return found
+
+
+@dataclass
+class ScheduleState:
+    """The part of composer.State that schedulers read."""
+
+    timestamp: Any
+    max_duration: Any
+    dataloader_len: Any
+
+
+def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLength) -> Multiplier:
+    """A Composer scheduler, driven by the optimizer step."""
+    from composer.core import Time, Timestamp
+
+    if isinstance(factory, type):
+        parameters = inspect.signature(factory).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            _check_names(kwargs, set(parameters), {n for n, p in parameters.items() if p.default is p.empty})
+    durations = [parse(text) for value in kwargs.values() for text in _times(value)]
+    unit = common_unit(durations)
+    arguments = {key: _in_unit(value, unit, run) for key, value in kwargs.items()}
+    scheduler = factory(**arguments) if isinstance(factory, type) else (lambda state: factory(state, **arguments))
+    epoch = run.epoch_batches
+    state = ScheduleState(
+        timestamp=Timestamp(),
+        max_duration=Time(run.steps * run.per_step(unit), unit),
+        dataloader_len=None if epoch is None else Time(epoch, "ba"),
+    )
+
+    def multiplier(step: int) -> float:
+        state.timestamp = Timestamp(
+            epoch=step // epoch if epoch else 0,
+            batch=step,
+            sample=step * (run.batch_samples or 0),
+            token=step * (run.batch_tokens or 0),
+            batch_in_epoch=step % epoch if epoch else step,
+        )
+        return float(scheduler(state))
+
+    return multiplier
+
+
+def _times(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for text in values if is_time(text)]
+
+
+def _in_unit(value: Any, unit: str, run: RunLength) -> Any:
+    """A time string, or the time strings in a list, in the schedule's unit; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_in_unit(item, unit, run) for item in value]
+    if not is_time(value):
+        return value
+    duration: Duration = parse(value)
+    return value if duration.unit == "dur" else f"{duration.to(unit, run)}{unit}"
+
+
+def _check_names(given: Mapping[str, Any], accepted: set[str], required: set[str]) -> None:
+    for key in given:
+        if key not in accepted:
+            hint = nearest(key, accepted)
+            raise ConfigError(
+                f"it does not take {key!r}.{hint if hint.startswith(' Did') else ''} "
+                f"It takes {', '.join(sorted(accepted))}"
+            )
+    missing = sorted(required - set(given))
+    if missing:
+        raise ConfigError(f"[lr_scheduler.kwargs] must give {', '.join(missing)}")
+
+
+def _try_over_run(multiplier: Multiplier, run: RunLength) -> None:
+    """Ask for the first, the last and some values in between, so that what is wrong shows before the first step."""
+    stride = max(1, run.steps // CHECKED_STEPS)
+    for step in [*range(0, run.steps, stride), run.steps - 1, run.steps]:
+        value = multiplier(step)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"its value at step {step} is {value}")
