@@ -29,19 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
     from rich.console import Console
     from rich.progress import track
 
     from mosaic_photon.models import coord_check, coord_report
+    from mosaic_photon.models.jobs import load_job_model
     from mosaic_photon.models.proxy import stdlib_tokens
 
     axis = "depth" if args.depths else "width"
     sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES["width"]))
     if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
         raise ConfigError("give at least two positive sizes, one seed and one step.")
-    job, model_args = load(args.job, mup=not args.no_mup)
+    job, model_args = load_job_model(args.job)
+    job.mup.enabled = job.mup.enabled and not args.no_mup
+    job.training.seq_len = coord_check.SEQ_LEN
     runs = {size: factory(job, model_args, axis, size) for size in sizes}
     for make in runs.values():  # mistakes in any size are found before the first run
         make(0)
@@ -62,23 +64,6 @@ def run(args: argparse.Namespace) -> int:
     console.print(coord_report.verdict(findings), style="green" if not findings else "red", highlight=False)
     console.print(f"{time.monotonic() - start:.0f} s; {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     return 1 if findings else 0
-
-
-def load(path: str, mup: bool) -> tuple[Any, Any]:
-    """The job and its model args, overrides applied; `[mup]` off where `mup` is false."""
-    from torchtitan.config import ConfigManager
-
-    from mosaic_photon.job_config import MosaicJobConfig
-    from mosaic_photon.job_loading import check_tables, read_toml
-    from mosaic_photon.train_spec import apply_model_overrides, build_train_spec
-
-    check_tables(read_toml(path), MosaicJobConfig, path)
-    job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])
-    job.mup.enabled = job.mup.enabled and mup
-    job.training.seq_len = min(job.training.seq_len, 128)
-    spec = build_train_spec(job.model.name)
-    apply_model_overrides(spec, job)
-    return job, spec.model_args[job.model.flavor]
 
 
 def factory(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], tuple[Any, Any]]:

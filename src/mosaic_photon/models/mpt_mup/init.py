@@ -1,6 +1,7 @@
 """llm-foundry's parameter init on a model whose parameters may be sharded, or that is one stage of a pipeline."""
 
 import hashlib
+import warnings
 
 import torch
 from llmfoundry.layers_registry import param_init_fns
@@ -34,7 +35,8 @@ def init_parameters(model: nn.Module, config: MPTMuPConfig, seed: int) -> None:
         device = next(iter(parameters.values())).device
         whole = {n: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)) for n, p in parameters.items()}
         _swap(module, whole)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # llm-foundry's slicing
             torch.manual_seed(_module_seed(seed, plain_name(module_name)))
             init(module=module, n_layers=config.n_layers, d_model=config.d_model, **config.init_config)
         _swap(module, parameters)

@@ -1,7 +1,7 @@
 """MPT under TorchTitan's model protocol.
 
-The layers are those of `ComposerMPTMuPCausalLM`, regrouped under the names that TorchTitan's pipeline, checkpointing
-and compilation know: `tok_embeddings`, `layers`, `norm`, `output`.
+The layers are those of the model in `ComposerMPTMuPCausalLM`, regrouped under the names that TorchTitan's pipeline,
+checkpointing and compilation know: `tok_embeddings`, `layers`, `norm`, `output`.
 Shapes: B batch, S sequence, M d_model, V vocabulary.
 """
 
@@ -18,14 +18,14 @@ from torchtitan.protocols.model import ModelProtocol
 
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.attention import attention_bias
-from mosaic_photon.models.mpt_mup.foundry import ComposerMPTMuPCausalLM, MPTMuPConfig, MPTMuPForCausalLM
+from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
 from mosaic_photon.models.mpt_mup.init import init_parameters, plain_name
 from mosaic_photon.parametrization import ParameterScale, Role, parameter_scale
 
 
 def build_foundry_model(args: MPTMuPModelArgs, device: str) -> MPTMuPForCausalLM:
     """llm-foundry's model with these args; initialised unless `device` is "meta"."""
-    return ComposerMPTMuPCausalLM(init_device=device, use_train_metrics=False, **args.foundry_config()).model
+    return MPTMuPForCausalLM(MPTMuPConfig(init_device=device, **args.foundry_config()))
 
 
 class Embeddings(nn.Module):

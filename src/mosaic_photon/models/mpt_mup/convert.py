@@ -1,0 +1,81 @@
+"""Convert MPT checkpoints offline.
+
+python -m mosaic_photon.models.mpt_mup.convert import CHECKPOINT OUT --job JOB.toml
+    Hugging Face folder or llm-foundry .pt -> safetensors in the job's layout, for TorchTitan's
+    `[checkpoint] initial_load_path = OUT, initial_load_in_hf = true`.
+python -m mosaic_photon.models.mpt_mup.convert export CHECKPOINT OUT --job JOB.toml
+    TorchTitan checkpoint (outputs/checkpoint/step-N) -> a folder that `transformers` loads, tokenizer included.
+"""
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+# isort: split
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.models.mpt_mup import hf
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
+from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
+
+
+def job_model(path: str) -> tuple[Any, MPTMuPModelArgs]:
+    """The job and its model args, `[model.overrides]` and `[mup]` applied."""
+    from mosaic_photon.models.jobs import load_job_model
+
+    job, args = load_job_model(path)
+    if not isinstance(args, MPTMuPModelArgs):
+        raise ConfigError(f"{path}: model.name is {job.model.name}; conversion knows mpt_mup_mosaic.")
+    args.update_from_config(job)
+    return job, args
+
+
+def read_titan(path: str, args: MPTMuPModelArgs) -> dict[str, Tensor]:
+    """The model's whole tensors from a TorchTitan checkpoint folder, saved by any number of ranks."""
+    from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
+
+    if not (Path(path) / ".metadata").is_file():
+        raise ConfigError(f"{path}: no TorchTitan checkpoint here (no .metadata); name a step-N folder.")
+    with torch.device("meta"):
+        parameters = TitanComposerMPTMuP(args).named_parameters()
+    state = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in parameters}
+    reader = dcp.FileSystemReader(path)
+    saved = reader.read_metadata().state_dict_metadata
+    shapes = {name: tuple(saved[name].size) for name in state if name in saved}
+    hf.check_shapes(path, shapes, args)
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("direction", choices=("import", "export"))
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("--job", required=True, metavar="JOB.toml", help="job config that says which model this is")
+    options = parser.parse_args(argv)
+    try:
+        job, args = job_model(options.job)
+        if options.direction == "export":
+            state = read_titan(options.checkpoint, args)
+            hf.export(state, args, options.out, tokenizer=job.model.hf_assets_path)
+        else:
+            state = hf.read_checkpoint(options.checkpoint, args)
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+            named = {to_foundry_name(name): tensor.contiguous() for name, tensor in state.items()}
+            save_file(named, Path(options.out) / "model.safetensors", metadata={"format": "pt"})
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
