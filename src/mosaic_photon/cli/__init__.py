@@ -7,6 +7,7 @@ import sys
 from mosaic_photon.errors import ConfigError
 
 COMMANDS = {
+    "doctor": "check this machine for a job",
     "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",

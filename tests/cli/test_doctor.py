@@ -1,0 +1,177 @@
+"""mosaic-photon doctor: exit code 0 where all is well; each thing in the way is named, and the rest still told."""
+
+import json
+import mmap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mosaic_photon.cli import main
+from mosaic_photon.doctor import job as job_checks
+from mosaic_photon.doctor import machine
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = str(ROOT / "tests" / "assets" / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    texts = [f"document {number}: " + "some words to count " * (number % 7) for number in range(200)]
+    source = root / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["--tokenizer", TOKENIZER, "--seq-len", "32", "--val", "0.2", "--workers", "1"]
+    assert main(["prepare", str(source), *words, "--out", str(root / "web")]) == 0
+    return root
+
+
+@pytest.fixture
+def configs(data, tmp_path):
+    """Writes a job and a data config with some words replaced; returns their paths."""
+
+    def write(**replaced):
+        job = {
+            "model": f'name = "llama3_mosaic"\nflavor = "debugmodel"\nhf_assets_path = "{TOKENIZER}"',
+            "job": f'dump_folder = "{tmp_path}/out"',
+            "training": "steps = 30\nseq_len = 32\nlocal_batch_size = 2\nglobal_batch_size = 8",
+        }
+        remote = {"remote": f"{data}/web", "local": f"{tmp_path}/cache", "split": "train"} | replaced.pop("stream", {})
+        job |= replaced
+        (tmp_path / "job.toml").write_text("".join(f"[{name}]\n{text}\n" for name, text in job.items()))
+        stream = "".join(f'{key} = "{value}"\n' for key, value in remote.items())
+        (tmp_path / "data.toml").write_text(
+            f'[mosaic_dataloader]\nname = "text"\n[mosaic_dataloader.dataset]\n{stream}'
+        )
+        return str(tmp_path / "job.toml"), str(tmp_path / "data.toml")
+
+    return write
+
+
+def doctor(capsys, *words):
+    """Exit code, and the level and text of each finding by subject."""
+    capsys.readouterr()
+    code = main(["doctor", *words])
+    lines = capsys.readouterr().out.splitlines()
+    found = {}
+    for line in lines[:-1]:
+        level, rest = line[:4].strip(), line[6:]
+        subject, text = rest.split(": ", 1)
+        found[subject] = (level, text)
+    return code, found
+
+
+def test_a_machine_that_is_fit(configs, capsys):
+    code, found = doctor(capsys, *configs())
+    assert code == 0
+    assert not [finding for finding in found.values() if finding[0] == "FAIL"]
+    assert found["backend"][1].startswith("gloo on cpu") or found["backend"][1].startswith("nccl")
+    assert "torch 2.11.0" in found["versions"][1]
+    assert "shards to fetch" in found["train data"][1]
+    assert "writes" in found["cache disk"][1]
+    assert "4 micro-batches" in found["layout"][1]
+    assert "steps each; the job's 30 make" in found["epochs"][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "message"),
+    [
+        ({"parallelism": "tensor_parallel_degree = 2"}, "layout", "but the job has 1 process"),
+        ({"training": "global_batch_size = 7\nlocal_batch_size = 2"}, "layout", "must be a multiple of"),
+        ({"training": "seq_len = 64\nlocal_batch_size = 2"}, "epochs", "its samples have 33 tokens"),
+        ({"stream": {"remote": "/nowhere"}}, "train data", "/nowhere/train/index.json"),
+        ({"stream": {"split": "test"}}, "train data", "test/index.json"),
+        ({"stream": {"cache_limit": "1kb"}}, "train data", "cache_limit: 1024 bytes is less than"),
+        ({"model": 'name = "lama3_mosaic"\nhf_assets_path = "."'}, "model", "Did you mean 'llama3_mosaic'?"),
+        ({"model": 'flavor = "debugmodel"\nhf_assets_path = "."'}, "tokenizer", "no tokenizer.json"),
+        ({"optimizer": "lr = true"}, "job config", "optimizer.lr = True should be float"),
+        ({"stream": {"shufle": "x"}}, "data config", "Did you mean 'shuffle'?"),
+        ({"compile": "enable = true"}, "compiler", "needs no-such-compiler"),
+        ({"job": 'dump_folder = "/etc/passwd/out"'}, "outputs", "/etc/passwd is not a folder"),
+    ],
+)
+def test_what_is_in_the_way(configs, capsys, monkeypatch, changes, subject, message):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, found = doctor(capsys, *configs(**changes))
+    assert code == 1
+    assert found[subject][0] == "FAIL"
+    assert message in found[subject][1]
+    assert found["python"][0] == "ok"
+
+
+def test_one_broken_stream_does_not_hide_the_others(data, tmp_path, capsys):
+    config = tmp_path / "data.yaml"
+    streams = f"good: {{local: {data}/web, proportion: 0.5}}, bad: {{local: /nowhere, proportion: 0.5}}"
+    config.write_text(f"train_loader: {{name: text, dataset: {{split: train, streams: {{{streams}}}}}}}")
+    code, found = doctor(capsys, str(config))
+    assert code == 1
+    assert found["train good"][0] == "ok"
+    assert found["train bad"][0] == "FAIL"
+    assert "layout" not in found
+
+
+def test_data_config_alone_and_machine_alone(configs, capsys):
+    code, found = doctor(capsys, configs()[1])
+    assert (code, found["train data"][0], "model" in found) == (0, "ok", False)
+    code, found = doctor(capsys)
+    assert (code, "data config" in found) == (0, False)
+
+
+def test_segments_that_nobody_uses(tmp_path):
+    assert machine.check_left_overs(tmp_path).level == "ok"
+    for name in ("used", "left"):
+        (tmp_path / name).write_bytes(b"x" * 4096)
+    with open(tmp_path / "used", "r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 4096)
+    found = machine.check_left_overs(tmp_path)  # mapped, though closed
+    assert found.level == "warn"
+    assert "1 segment(s), 4.0 KiB" in found.text
+    assert f"rm {tmp_path}/left" in found.text
+    mapped.close()
+    assert "2 segment(s)" in machine.check_left_overs(tmp_path).text
+
+
+def test_thresholds(tmp_path, monkeypatch):
+    """What is too little is said with the way out. The limits are moved, not the machine."""
+    assert machine.check_shm(tmp_path).level == "ok"
+    monkeypatch.setattr(machine, "SHM_ENOUGH", 1 << 60)
+    assert "--shm-size" in machine.check_shm(tmp_path).text
+    monkeypatch.setattr(machine, "FILES_ENOUGH", 1 << 40)
+    assert "ulimit -n" in machine.check_open_files().text
+    monkeypatch.setattr(job_checks, "PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr(job_checks, "SLOW_BYTES_PER_S", 0)
+    assert job_checks.check_disk(tmp_path).level == "ok"
+    monkeypatch.setattr(job_checks, "SLOW_BYTES_PER_S", 1e18)
+    assert "set local to a faster disk" in job_checks.check_disk(tmp_path).text
+    assert list(tmp_path.iterdir()) == []
+    assert job_checks.check_room("cache", tmp_path, 1 << 60, None).level == "fail"
+    assert job_checks.check_room("cache", tmp_path, 1 << 60, 1 << 10).level == "ok"
+
+
+def test_versions(monkeypatch):
+    """A package of another version is a warning, a missing one is in the way, a bound overridden on purpose is not."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    overrides = pyproject["tool"]["uv"]["override-dependencies"]
+    assert {line.split("=")[0].rstrip("><!~") for line in overrides} == machine.OVERRIDDEN
+
+    version = machine.metadata.version
+    monkeypatch.setattr(machine.metadata, "version", lambda name: "1.0" if name == "transformers" else version(name))
+    found = [finding for finding in machine.check_versions() if finding.level != "ok"]
+    assert [(finding.level, "transformers is 1.0" in finding.text) for finding in found] == [("warn", True)]
+    assert any("transformers" in finding.text for finding in machine.check_bounds() if finding.level == "warn")
+
+    def missing(name):
+        if name == "torchtitan":
+            raise machine.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(machine.metadata, "version", missing)
+    found = [finding for finding in machine.check_versions() if finding.level == "fail"]
+    assert ["torchtitan is not installed" in finding.text for finding in found] == [True]
+
+
+def test_more_processes_than_cores_or_devices(capsys):
+    code, found = doctor(capsys, "--nproc-per-node", "1000")
+    level, text = found["devices"]
+    assert (code, level) in [(0, "warn"), (1, "FAIL")]
+    assert "OMP_NUM_THREADS" in text or "nproc_per_node" in text
