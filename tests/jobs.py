@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ name = "AdamW"
 lr = 3e-3
 [lr_scheduler]
 warmup_steps = 2
+total_steps = 1000
 [training]
 steps = 4
 local_batch_size = 2
@@ -118,13 +118,15 @@ def launch(arguments: list[str], *flags: str, ranks: int = 1, expect: int = 0) -
     return printed
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
-    """Wait until the checkpoint of `step` under `folder` is complete."""
-    marker = folder / "out" / "checkpoint" / f"step-{step}" / ".metadata"
-    deadline = time.monotonic() + timeout
-    while not marker.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.02)
+def read_until_step(process: subprocess.Popen[str], step: int) -> None:
+    """Read the job's output until it reports `step`."""
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if f"step: {step:2}  loss" in line:
+            return
+    raise AssertionError("".join(printed))
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -136,6 +138,16 @@ def kill(process: subprocess.Popen[str]) -> None:
         child.send_signal(signal.SIGKILL)
     process.kill()
     process.communicate()
+
+
+def shared_memory(process: subprocess.Popen[str]) -> list[str]:
+    """Files in /dev/shm that the launcher's ranks have mapped."""
+    import psutil
+
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert ranks
+    paths = [mapped.path for rank in ranks for mapped in rank.memory_maps()]
+    return [path for path in paths if path.startswith("/dev/shm")]
 
 
 def scalars(folder: Path, tag: str = LOSS) -> dict[int, float]:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(job_config: "MosaicJobConfig") -> int:
     """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it."""
-    from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
+    from mosaic_photon.compat import cpu_device_type, cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
 
     import torch.distributed as dist
     from torchtitan.tools.logging import init_logger, logger
@@ -92,8 +92,8 @@ def run(job_config: "MosaicJobConfig") -> int:
     if cpu_device_type.ON_CPU:
         warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
         job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
-        cpu_metrics.apply()
-        cpu_pg_timeouts.apply()
+        for workaround in (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts):
+            workaround.apply()
     check_job(job_config, train_spec.register_for_job(job_config))
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

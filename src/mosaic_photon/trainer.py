@@ -1,6 +1,5 @@
 """MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,15 +42,9 @@ class MosaicTrainer(Trainer):
         self.callbacks.fire(event, **facts)
 
     def train(self) -> None:
-        """TorchTitan's loop; a job that was asked to stop leaves a complete checkpoint where checkpointing is on."""
+        """TorchTitan's loop."""
         super().train()
-        if self.stopped_early and self.checkpointer.enable and not self.checkpointer.load_only:
-            self._save_now()
         self.fire("fit_end")
-
-    @property
-    def stopped_early(self) -> bool:
-        return self.step < self.job_config.training.steps
 
     def batch_generator(self, data_iterable: DataSpecDataLoader) -> Iterator[Batch]:
         """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
@@ -67,10 +60,14 @@ class MosaicTrainer(Trainer):
             yield input_dict, labels
 
     def should_continue_training(self) -> bool:
-        """TorchTitan's, and nobody has asked for a stop. Collective."""
+        """TorchTitan's, and nobody has asked for a stop, which first writes a checkpoint. Collective."""
         self.fire("batch_checkpoint")
-        asked = self.callbacks.stop_requested or self.stop.agreed()
-        return super().should_continue_training() and not asked
+        asked = self.stop.agreed() or self.callbacks.stop_requested
+        if not super().should_continue_training():
+            return False
+        if asked:
+            self._save_now()
+        return not asked
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         """TorchTitan's step between Composer's `before_dataloader` and `batch_end`."""
@@ -154,11 +151,13 @@ class MosaicTrainer(Trainer):
                 loader.close()
 
     def _save_now(self) -> None:
-        """Write a complete checkpoint of the current step unless the interval has just written it."""
-        if self.step == 0 or self.step % self.checkpointer.interval == 0:
+        """Where checkpointing is on, write a complete checkpoint of the current step unless it was just written."""
+        checkpointer = self.checkpointer
+        if not checkpointer.enable or checkpointer.load_only or self.step == 0:
+            logger.info(f"Stopped at step {self.step}.")
             return
-        begin = time.monotonic()
-        self.checkpointer.interval = 1  # TorchTitan saves completely only on the interval
-        self.checkpointer.save(self.step)
-        self.checkpointer._async_wait()
-        logger.info(f"Stopped at step {self.step}; checkpoint written in {time.monotonic() - begin:.2f} seconds.")
+        if not checkpointer._should_save(self.step, last_step=False):
+            checkpointer.interval = 1  # TorchTitan saves completely only on the interval
+            checkpointer.save(self.step)
+        checkpointer._async_wait()
+        logger.info(f"Stopped at step {self.step}; its checkpoint is complete.")

@@ -13,10 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
 RANDOM_FILLS = {
+    nn.init.normal_,  # these three ask for overrides themselves, before they call a tensor's method
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
     torch.Tensor.normal_,
     torch.Tensor.uniform_,
     torch.Tensor.bernoulli_,
@@ -60,12 +64,13 @@ class SeededByName(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func not in RANDOM_FILLS or id(args[0]) not in self.names or kwargs.get("generator") is not None:
+        target = args[0] if args else kwargs.get("tensor")
+        if func not in RANDOM_FILLS or id(target) not in self.names or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        target = args[0]
+        kwargs.pop("tensor", None)
         kwargs["generator"] = self.generator(target)
         if not isinstance(target, DTensor):
-            return func(*args, **kwargs)
+            return func(target, *args[1:], **kwargs)
         whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
         func(whole, *args[1:], **kwargs)
         # src_data_rank=None: every rank holds the same whole tensor, nothing needs to be sent.
