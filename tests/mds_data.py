@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ def numbers(batch: tuple[dict[str, torch.Tensor], torch.Tensor]) -> list[int]:
     """Which samples a micro-batch holds."""
     first = batch[0]["input"][:, :2] - 3
     return (first[:, 0] * 1000 + first[:, 1]).tolist()
+
+
+def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(lists))
 
 
 def write_mds(

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
 from mds_data import ASSETS, write_mds
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
 from mosaic_photon.job_config import MosaicJobConfig
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mds_data import ASSETS, SEQ_LEN, job, text_loader, write_mds
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
+
+from mds_data import ASSETS, SEQ_LEN, job, text_loader, write_mds
 
 TWO = {"a": {"local": "a"}, "b": {"local": "b"}}
 OPTIONS: list[dict[str, Any]] = [

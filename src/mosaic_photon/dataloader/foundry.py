@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -42,7 +43,9 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
     tokenizer = _tokenizer(assets)
     workers = loader.get("num_workers", 0)
     config = {"drop_last": True, "num_workers": 0, **loader}
-    if not workers:
+    if workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in each forked worker
+    else:
         config |= {"prefetch_factor": None, "persistent_workers": False}
     names = list(streams_of(config["dataset"]))
     with _our_datasets():

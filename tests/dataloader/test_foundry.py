@@ -1,0 +1,140 @@
+"""Loaders that go through llm-foundry: finetuning data and text tokenised on the fly, with and without workers."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from streaming import MDSWriter
+from streaming.base.util import clean_stale_shared_memory
+from transformers import AutoTokenizer
+
+from mds_data import ASSETS, SEQ_LEN, job
+from mosaic_photon.dataloader.foundry import _our_datasets
+from mosaic_photon.errors import ConfigError
+
+WIDE = 64
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 prompts and responses."""
+    out = tmp_path_factory.mktemp("pairs")
+    with MDSWriter(out=str(out), columns={"prompt": "str", "response": "str"}, size_limit=500) as mds:
+        for i in range(48):
+            mds.write({"prompt": f"add {i} and 1:", "response": f"it is {i + 1}." + "!" * (i % 5)})
+    return out
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("text")
+    with MDSWriter(out=str(out), columns={"text": "str"}, size_limit=500) as mds:
+        for i in range(48):
+            mds.write({"text": f"line {i} " * 8})
+    return out
+
+
+def finetuning(pairs: Path, seq_len: int = WIDE, **loader: Any) -> dict[str, Any]:
+    dataset = {
+        "remote": str(pairs),
+        "local": f"{pairs}_cache",
+        "max_seq_len": seq_len,
+        "decoder_only_format": True,
+        "shuffle": True,
+    }
+    return {"name": "finetuning", "dataset": dataset, "drop_last": True, "num_workers": 0, **loader}
+
+
+def test_finetuning_batches_equal_llm_foundrys(pairs: Path, build: Any) -> None:
+    from llmfoundry.data.dataloader import build_dataloader
+
+    ours = build(job(loader=finetuning(pairs), local=4, batch=4, seq_len=WIDE))
+    config = copy.deepcopy(finetuning(pairs, prefetch_factor=None, persistent_workers=False, pin_memory=False))
+    config["dataset"]["local"] += "_theirs"
+    clean_stale_shared_memory()
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS, padding_side="right")
+    theirs = build_dataloader(config, tokenizer, 4).dataloader
+    for batch, (inputs, labels) in zip(theirs, ours, strict=False):
+        assert torch.equal(inputs["input"], batch["input_ids"])
+        assert torch.equal(labels[:, :-1], batch["labels"][:, 1:]) and (labels[:, -1] == -100).all()
+        assert set(inputs) == {"input"}
+
+
+@pytest.mark.parametrize("kind", ["finetuning", "text"])
+def test_workers_change_nothing_and_the_state_counts_what_was_handed_over(
+    pairs: Path, text: Path, build: Any, kind: str
+) -> None:
+    def config(workers: int) -> Any:
+        loader = finetuning(pairs) if kind == "finetuning" else {**finetuning(pairs), "name": "text"}
+        if kind == "text":
+            loader["dataset"] = {"local": str(text), "shuffle": True}
+        return job(loader=loader | {"num_workers": workers}, local=2, batch=4, seq_len=WIDE)
+
+    plain, parallel = build(config(0)), build(config(2))
+    batches, others = iter(plain), iter(parallel)
+    for step in range(30):  # over the end of the first epoch of 24 micro-batches
+        (inputs, labels), (other_inputs, other_labels) = next(batches), next(others)
+        assert torch.equal(inputs["input"], other_inputs["input"]) and torch.equal(labels, other_labels)
+        assert plain.state_dict() == parallel.state_dict(), step
+    assert plain.progress.epoch == 1
+    resumed = build(config(1))
+    resumed.load_state_dict(plain.state_dict())
+    assert torch.equal(next(iter(resumed))[0]["input"], next(batches)[0]["input"])
+
+
+def test_a_worker_that_is_killed_ends_the_job(text: Path, build: Any) -> None:
+    loader = {"name": "text", "dataset": {"local": str(text)}, "drop_last": True, "num_workers": 2}
+    batches = iter(build(job(loader=loader, seq_len=SEQ_LEN)))
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        for _ in range(100):
+            next(batches)
+
+
+def test_closing_ends_the_workers(text: Path, build: Any) -> None:
+    loader = build(job(loader={"name": "text", "dataset": {"local": str(text)}, "drop_last": True, "num_workers": 2}))
+    next(iter(loader))
+    workers = [psutil.Process(worker.pid) for worker in multiprocessing.active_children()]
+    assert len(workers) == 2
+    loader.close()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_spawned_workers_find_the_dataset_classes(text: Path, build: Any) -> None:
+    loader = build(job({"local": str(text)}))
+    again = pickle.loads(pickle.dumps(loader.data.dataset))
+    assert again[3] == loader.data.dataset[3]
+
+
+def test_llm_foundry_is_left_as_it_was() -> None:
+    from llmfoundry.data import text_data
+
+    original = text_data.StreamingTextDataset
+    with _our_datasets():
+        assert text_data.StreamingTextDataset is not original
+    assert text_data.StreamingTextDataset is original
+
+
+def test_what_llm_foundry_refuses_is_a_config_error(pairs: Path, build: Any) -> None:
+    loader = finetuning(pairs)
+    del loader["dataset"]["decoder_only_format"]
+    with pytest.raises(ConfigError, match="refused by llm-foundry: decoder_only_format must be set"):
+        build(job(loader=loader, seq_len=WIDE))
+
+
+def test_packing_is_refused(pairs: Path, build: Any) -> None:
+    loader = finetuning(pairs)
+    loader["dataset"]["packing_ratio"] = 2.0
+    with pytest.raises(ConfigError, match=r"packing_ratio: 2\.0 is refused: it packs sequences"):
+        build(job(loader=loader, seq_len=WIDE))

@@ -1,0 +1,150 @@
+"""Saving, resuming on another number of ranks, counting tokens, and refusing a changed order of samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mds_data import SEQ_LEN, flat, job, numbers, write_mds
+from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
+from mosaic_photon.errors import ConfigError
+
+BATCH = 12
+
+
+class Ranks:
+    """All data-parallel ranks of a job, in one process."""
+
+    def __init__(self, build: Any, dataset: dict[str, Any], dp: int, local: int) -> None:
+        self.loaders: list[DataSpecDataLoader] = [
+            build(job(dataset, local=local, batch=BATCH), dp, r) for r in range(dp)
+        ]
+        self.accumulation = BATCH // (dp * local)
+
+    def steps(self, count: int, state: dict[str, str] | None = None) -> list[list[int]]:
+        """The samples of each of `count` optimizer steps, sorted."""
+        for loader in self.loaders:
+            if state:
+                loader.load_state_dict(state)
+        batches = [iter(loader) for loader in self.loaders]
+        return [sorted(flat(self._micro(b) for b in batches)) for _ in range(count)]
+
+    def _micro(self, batches: Iterator[Any]) -> list[int]:
+        return flat(numbers(next(batches)) for _ in range(self.accumulation))
+
+    def state(self) -> dict[str, str]:
+        states = [loader.state_dict() for loader in self.loaders]
+        assert all(state == states[0] for state in states), "state differs between ranks"
+        return states[0]
+
+    def close(self) -> None:
+        for loader in self.loaders:
+            loader.close()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([(1, 1), (1, 4), (2, 3), (3, 2), (4, 1), (6, 2)]), st.integers(1, 20)),
+        min_size=2,
+        max_size=4,
+    ),
+    st.sampled_from([{}, {"shuffle": True}, {"shuffle": True, "shuffle_algo": "py1s"}, {"num_canonical_nodes": 3}]),
+)
+def test_steps_see_the_same_samples_however_the_ranks_change(
+    mds: Path, build: Any, phases: list[tuple[tuple[int, int], int]], options: dict[str, Any]
+) -> None:
+    dataset = {"local": str(mds), **options}
+    total = sum(count for _, count in phases)
+    whole = Ranks(build, dataset, dp=1, local=BATCH)
+    expected = whole.steps(total)
+    seen: list[list[int]] = []
+    state = None
+    for (dp, local), count in phases:
+        ranks = Ranks(build, dataset, dp, local)
+        seen += ranks.steps(count, state)
+        state = ranks.state()
+        ranks.close()
+    assert seen == expected
+    assert json.loads(state[STATE_KEY]) == json.loads(whole.state()[STATE_KEY])
+    whole.close()
+
+
+def test_an_epoch_holds_each_sample_once_but_for_the_tail_and_the_next_is_shuffled_anew(mds: Path, build: Any) -> None:
+    ranks = Ranks(build, {"local": str(mds), "shuffle": True}, dp=2, local=3)
+    first, second = (flat(ranks.steps(203 // BATCH, ranks.state())) for _ in range(2))
+    assert len(first) == len(set(first)) == 203 // BATCH * BATCH
+    assert first != second and len(set(second)) == len(first)
+    assert ranks.loaders[0].progress.epoch == 2 and ranks.loaders[0].progress.samples_in_epoch == 0
+
+
+def test_what_is_read_ahead_does_not_count_and_a_new_iteration_goes_on(mds: Path, build: Any) -> None:
+    loader = build(job({"local": str(mds)}, local=2, batch=2))
+    batches = iter(loader)
+    assert [numbers(next(batches)) for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert loader.progress.samples_in_epoch == 6
+    assert numbers(next(iter(loader))) == [6, 7]
+
+
+def test_rolling_back_in_the_same_process(mds: Path, build: Any) -> None:
+    ranks = Ranks(build, {"local": str(mds), "shuffle": True}, dp=1, local=3)
+    ranks.steps(2)
+    state = ranks.state()
+    first = ranks.steps(5)
+    assert ranks.steps(5, state) == first
+
+
+def test_tokens_are_counted_over_all_ranks_and_stay_right_when_their_number_changes(mds: Path, build: Any) -> None:
+    ranks = Ranks(build, {"local": str(mds)}, dp=2, local=3)
+    ranks.steps(4)
+    for loader in ranks.loaders:
+        loader.add_loss_tokens(700)
+    other = Ranks(build, {"local": str(mds)}, dp=3, local=4)
+    other.steps(1, ranks.state())
+    progress = other.loaders[2].progress
+    assert (progress.samples, progress.tokens, progress.loss_tokens) == (5 * BATCH, 5 * BATCH * SEQ_LEN, 700)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"shuffle_seed": 7}, "shuffle_seed: 9176 -> 7"),
+        ({"shuffle": False}, "shuffle: True -> False"),
+        ({"num_canonical_nodes": 2}, "num_canonical_nodes: 1 -> 2"),
+        ({"epoch_size": 100}, "epoch_size: 203 -> 100"),
+        ({"local": "other"}, "content: "),
+    ],
+)
+def test_a_changed_order_of_samples_stops_the_resume(
+    mds: Path, tmp_path: Path, build: Any, change: dict[str, Any], name: str
+) -> None:
+    dataset = {"local": str(mds), "shuffle": True}
+    loader = build(job(dataset))
+    next(iter(loader))
+    if "local" in change:
+        change = {"local": str(write_mds(tmp_path / "other", 203, start=1))}
+    changed = build(job(dataset | change))
+    with pytest.raises(ConfigError, match="allow_data_change") as caught:
+        changed.load_state_dict(loader.state_dict())
+    assert name in str(caught.value)
+    knowingly = build(job(dataset | change, allow_data_change=True))
+    knowingly.load_state_dict(loader.state_dict())
+    assert knowingly.progress.samples == 2 and next(iter(knowingly))
+
+
+def test_moved_data_and_another_micro_batch_are_no_change(mds: Path, tmp_path: Path, build: Any) -> None:
+    loader = build(job({"local": str(mds), "shuffle": True}, local=2))
+    (tmp_path / "moved").symlink_to(mds)
+    moved = build(job({"streams": {"data": {"local": str(tmp_path / "moved")}}, "shuffle": True}, local=4))
+    moved.load_state_dict(loader.state_dict())
+
+
+def test_a_checkpoint_of_another_loader_is_refused(mds: Path, build: Any) -> None:
+    with pytest.raises(ConfigError, match="another data loader"):
+        build(job({"local": str(mds)})).load_state_dict({"dp_rank_0": b"", "world_size": 1})
