@@ -110,6 +110,31 @@ def test_one_broken_stream_does_not_hide_the_others(data, tmp_path, capsys):
     assert "layout" not in found
 
 
+def test_object_store(data, configs, capsys, monkeypatch):
+    """Over HTTP from an S3 server: what is there is reached, what is not is said at once."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}.items():
+            monkeypatch.setenv("S3_ENDPOINT_URL" if name == "ENDPOINT_URL" else f"AWS_{name}", value)
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+        client.create_bucket(Bucket="data")
+        for file in (data / "web/train").iterdir():
+            client.upload_file(str(file), "data", f"web/train/{file.name}")
+        code, found = doctor(capsys, *configs(stream={"remote": "s3://data/web"}))
+        assert (code, found["train data"][0]) == (0, "ok")
+        assert found["train data"][1].startswith("s3://data/web/train: index in")
+        code, found = doctor(capsys, *configs(stream={"remote": "s3://data/nothing", "local": f"{data}/other"}))
+        assert (code, found["train data"][0]) == (1, "FAIL")
+        assert "s3://data/nothing/train/index.json" in found["train data"][1]
+    finally:
+        server.stop()
+
+
 def test_data_config_alone_and_machine_alone(configs, capsys):
     code, found = doctor(capsys, configs()[1])
     assert (code, found["train data"][0], "model" in found) == (0, "ok", False)

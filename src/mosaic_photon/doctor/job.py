@@ -127,10 +127,11 @@ def check_room(subject: str, folder: Path, needed: int, limit: int | None) -> Fi
 
 
 def _only_stream(loader: dict[str, Any], name: str) -> dict[str, Any]:
-    """The loader with one of its streams, so that each can be judged alone."""
+    """The loader with one of its streams, so that each can be judged alone, and soon: without retries."""
     loader = copy.deepcopy(loader)
     if loader["dataset"].get("streams"):
-        loader["dataset"]["streams"] = {name: loader["dataset"]["streams"][name]}
+        loader["dataset"]["streams"] = {name: loader["dataset"]["streams"][name] | {"download_retry": 0}}
+    loader["dataset"]["download_retry"] = 0
     return loader
 
 
