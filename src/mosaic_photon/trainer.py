@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mosaic_photon.compat.ddp_gradients import reduce_in_this_backward
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 
 import torch
@@ -103,6 +104,7 @@ class MosaicTrainer(Trainer):
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         if self.parallel_dims.pp_enabled:
             return self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
+        reduce_in_this_backward(self.model_parts[0], self.microbatches_left == 0)
         with self.train_context():
             with self.maybe_enable_amp:
                 prediction = self.model_parts[0](inputs, **extra_inputs, **extra_kwargs)
