@@ -111,12 +111,23 @@ def test_seed_checkpoint_is_what_a_run_starts_from(tmp_path: Path, prepared_data
     assert losses[1] == whole[1]  # not the weights of seed 99
 
 
-@pytest.mark.parametrize("model", ["llama4", "qwen3", "deepseek_v3", "gpt_oss"])
+SMALL = {
+    "llama4": "",
+    "qwen3": "",
+    "deepseek_v3": "",
+    "gpt_oss": "vocab_size = 2048\nmoe_inter_dim = 64\nn_layers = 2\nn_heads = 4\nn_kv_heads = 2\nhead_dim = 16",
+}
+"""The debug models of TorchTitan, and overrides where they are large."""
+
+
+@pytest.mark.parametrize("model", SMALL)
 def test_other_models_train(model: str, tmp_path: Path, prepared_data: Path) -> None:
     precision = "bfloat16" if model == "gpt_oss" else "float32"  # TorchTitan's gpt_oss experts are bfloat16 only
     job = jobs.JOB.replace("llama3_mosaic", f"{model}_mosaic")
-    job = job[: job.index("[model.overrides]")] + job[job.index("[optimizer]") :]
-    arguments = jobs.write_job(tmp_path, prepared_data, job)
+    before, after = job.index("[model.overrides]"), job.index("[optimizer]")
+    arguments = jobs.write_job(
+        tmp_path, prepared_data, f"{job[:before]}[model.overrides]\n{SMALL[model]}\n{job[after:]}"
+    )
     assert jobs.run_here(arguments, "--training.steps=3", f"--training.mixed_precision_param={precision}") == 0
     losses = jobs.scalars(tmp_path)
     assert losses[3] < losses[1]

@@ -13,8 +13,8 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 
 
-def check_job(job: MosaicJobConfig, spec: TrainSpec) -> None:
-    """Check what can be known from the configs, the environment and the tokenizer.
+def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
+    """Check what can be known from the configs, the environment and the tokenizer; returns the data-parallel degree.
 
     Raises:
         ConfigError: the first thing found that the job cannot do.
@@ -31,6 +31,7 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> None:
         check_cpu(job)
     check_tokenizer(job, spec.model_args[job.model.flavor])
     check_outputs(job, world_size)
+    return data_parallel
 
 
 def check_layout(job: MosaicJobConfig, world_size: int) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
@@ -17,6 +18,7 @@ from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.compat.unset_parameters import zero_before_init
 
 import torch
 import torch.nn as nn
@@ -28,12 +30,15 @@ from torchtitan.models import _supported_models
 from torchtitan.protocols import train_spec as titan_specs
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
-from mosaic_photon.dataloader import build_mosaic_dataloader
+from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.metrics import build_metrics_processor
 from mosaic_photon.optimizers.builder import build_optimizers
+from mosaic_photon.optimizers.catalog import choose as choose_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers
+from mosaic_photon.schedulers.catalog import build_multiplier
+from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.validator import build_validator
 
 SUFFIX = "_mosaic"
@@ -64,6 +69,31 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
     apply_model_overrides(spec, job_config)
     titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
+
+
+def open_data(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) -> DataSpecDataLoader:
+    """Open the job's data and give `spec` what follows from it: the open loader, and how long the run is.
+
+    Done before the trainer is built, so that a mistake in the data, the schedule or the optimizer's arguments ends the
+    job before anything is written.
+
+    Raises:
+        ConfigError: the first mistake found.
+    """
+    choose_optimizer(job_config.optimizer)
+    loader = build_mosaic_dataloader(dp_world_size, 0, spec.build_tokenizer_fn(job_config), job_config)
+    training, batch = job_config.training, loader.layout.global_batch
+    run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
+    if job_config.lr_scheduler.name is not None:
+        build_multiplier(job_config.lr_scheduler.name, job_config.lr_scheduler.kwargs, run)
+
+    def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:
+        loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
+        return loader
+
+    spec.build_dataloader_fn = build_dataloader_fn
+    spec.build_lr_schedulers_fn = partial(build_lr_schedulers, run_length=run)
+    return loader
 
 
 def register_llama3_mosaic() -> None:
@@ -151,6 +181,7 @@ def _right_gradients(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.
                 force_sum_reduction(model)
         elif parallel_dims.dp_replicate_enabled:
             sum_ddp_gradients(model, parallel_dims.get_mesh("dp_replicate"))
+        zero_before_init(model)
         layout_independent_init.seed_init_by_name(model, layout_independent_init.job_seed(job_config.debug.seed))
         return model
 

@@ -94,7 +94,8 @@ def run(job_config: "MosaicJobConfig") -> int:
         job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
         for workaround in (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts):
             workaround.apply()
-    check_job(job_config, train_spec.register_for_job(job_config))
+    spec = train_spec.register_for_job(job_config)
+    train_spec.open_data(spec, job_config, dp_world_size=check_job(job_config, spec))
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))

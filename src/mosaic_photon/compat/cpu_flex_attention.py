@@ -1,17 +1,49 @@
-"""TorchTitan's flex attention (gpt_oss, the flex flavors) is compiled for and builds its masks on "cuda".
+"""TorchTitan's flex attention (gpt_oss, and the flex flavors of other models) has no backward pass on a CPU.
 
-On a CPU the compiled form has no backward pass, so masks are built there and torch's own unfused form runs.
-Upstream: pytorch/pytorch#148752, pytorch/pytorch#169224. Delete when compiled flex attention trains on a CPU and
-TorchTitan passes the device.
+There its masks are built on the CPU and attention is computed with whole score matrices: right, and slow.
+Upstream: pytorch/pytorch#148752, pytorch/pytorch#169224. Delete when flex attention trains on a CPU and TorchTitan
+builds masks on the model's device.
 """
 
 from functools import partial
 
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from torchtitan.models import attention
 
 
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_mask: BlockMask,
+    scale: float | None,
+    enable_gqa: bool,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What `flex_attention` returns for these arguments.
+
+    Args:
+        q: [B, H, S, D].
+        k, v: [B, H, S, D], or with `enable_gqa` [B, K, S, D] where K divides H.
+        block_mask: what may be seen; only its mask_mod is used.
+        scale: of the scores; None is 1/sqrt(D).
+        enable_gqa: whether k and v have fewer heads.
+        return_lse: also return the log of each row's sum of exponentials, [B, H, S].
+    """
+    if enable_gqa:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(-2, -1)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    seen = create_mask(block_mask.mask_mod, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    output = scores.softmax(-1).to(v.dtype) @ v
+    return (output, torch.logsumexp(scores, -1)) if return_lse else output
+
+
 def apply() -> None:
-    """Let TorchTitan's flex attention run on a CPU."""
+    """Let TorchTitan's flex attention train on a CPU."""
     attention._compiled_create_block_mask = partial(create_block_mask, device="cpu")
-    attention.FlexAttentionWrapper._compiled_flex_attn = flex_attention
+    attention.FlexAttentionWrapper._compiled_flex_attn = dense_attention
