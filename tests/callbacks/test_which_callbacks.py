@@ -72,7 +72,8 @@ def registered() -> dict[str, type]:
     import llmfoundry.callbacks  # noqa: F401  (fills them)
     from llmfoundry import registry
 
-    return registry.callbacks.get_all() | registry.callbacks_with_config.get_all()
+    registries = (registry.callbacks, registry.callbacks_with_config)
+    return {name: one.get(name) for one in registries for name in one.get_all()}
 
 
 def all_classes() -> dict[str, type]:

@@ -23,13 +23,16 @@ STATE_KEY = "composer_callbacks"
 
 EVENTS: dict[str, Sequence[str]] = {
     "batch_start": ("after_dataloader", "batch_start", "before_train_batch"),
-    "eval_start": ("eval_before_all", "eval_start"),
     "eval_batch_start": ("eval_batch_start", "eval_before_forward"),
-    "eval_batch_end": ("eval_after_forward", "eval_batch_end"),
-    "eval_end": ("eval_end", "eval_after_all"),
     "fit_start": ("after_load", "fit_start"),
 }
 """Events of the trainer that stand for several of Composer's; all others are Composer's own."""
+
+BEFORE = {"eval_start": "eval_before_all", "eval_batch_end": "eval_after_forward"}
+"""Events that come before one of the trainer's, and before the state takes in what that one says."""
+
+AFTER = {"eval_end": "eval_after_all"}
+"""Events that come after one of the trainer's, and after the state has forgotten the eval data."""
 
 AGREED_AFTER = {"init", "fit_start", "batch_end", "eval_end", "epoch_end", "fit_end"}
 """Events after which the ranks agree on whether to stop, or whether a callback failed on one of them."""
@@ -96,11 +99,15 @@ class CallbackHost:
         if event == "batch_checkpoint":
             self._end_batch()
             return
+        if event in BEFORE:
+            self._run(BEFORE[event])
         self._job.learn(event, facts)
         if event == "before_dataloader":
             self._run(*self._job.begins())
         self._run(*EVENTS.get(event, (event,)))
         self._job.forget(event)
+        if event in AFTER:
+            self._run(AFTER[event])
         if event in AGREED_AFTER:
             self._agree(event)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """Parts of a parameter's name that activation checkpointing, compile and FSDP1 add."""
@@ -22,14 +22,16 @@ def clean_name(name: str) -> str:
     return name
 
 
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of `tensor`, without gradient history; a sum still pending over the mesh is done first."""
+def local_shard(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """This rank's shard of `tensor`, without gradient history; laid out as `like`, where it lies in another way.
+
+    Under tensor parallelism a gradient may be whole where its parameter is cut, or a sum that is still to be made.
+    """
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
-    if any(placement.is_partial() for placement in tensor.placements):
-        placements = [Replicate() if place.is_partial() else place for place in tensor.placements]
-        tensor = tensor.redistribute(placements=placements)
+    if isinstance(like, DTensor) and tensor.placements != like.placements:
+        tensor = tensor.redistribute(placements=like.placements)
     return tensor.to_local()
 
 
@@ -39,7 +41,7 @@ def shard_counts(model: torch.nn.Module) -> dict[torch.nn.Parameter, int]:
     for module in model.modules():  # outer before inner: the innermost FSDP1 unit decides
         if isinstance(module, FullyShardedDataParallel):
             whole = module.sharding_strategy == ShardingStrategy.NO_SHARD
-            shards = 1 if whole else module.process_group.size()
+            shards = 1 if whole else dist.get_world_size(module.process_group)
             counts.update(dict.fromkeys(module.parameters(), shards))
     return counts
 

@@ -41,7 +41,7 @@ class Trained:
         """This rank's shard of the gradient; zeros in a step that did not reach the parameter."""
         if self.parameter.grad is None:
             return torch.zeros_like(local_shard(self.parameter))
-        return local_shard(self.parameter.grad)
+        return local_shard(self.parameter.grad, like=self.parameter)
 
 
 class OptimizerMonitor(Callback):

@@ -14,7 +14,7 @@ from mosaic_photon.callbacks.measure import clean_name
 
 
 class ModelView(ComposerModel):
-    """The job's model parts under their names in the whole model. TorchTitan runs the parts; this is to be looked at."""
+    """The job's model parts under their names in the whole model. TorchTitan runs the parts, nobody this."""
 
     def __init__(self, parts: Sequence[torch.nn.Module], flops_per_step: float) -> None:
         super().__init__()

@@ -1,0 +1,176 @@
+"""Run by torchrun on four ranks: layouts, then jobs. Arguments: job folder, data folder, free TCP ports."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+import torch
+import torch.distributed as dist
+from composer.core import State
+from composer.devices import DeviceCPU
+from composer.loggers import InMemoryLogger, Logger
+from composer.models import ComposerModel
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+
+from jobs import JOB, scalars, write_job
+from mosaic_photon.callbacks import OptimizerMonitor
+from mosaic_photon.callbacks.host import CallbackError
+from mosaic_photon.train_with_mosaic import main
+
+SHAPES = {"layers.0.weight": (7, 6), "layers.0.bias": (7,), "layers.10.weight": (5, 7), "norm.weight": (6,)}
+STEPS = 3
+Layout = dict[str, tuple[DeviceMesh, list[Placement]]]
+"""Where a parameter lies; a name that is missing is not on this rank, None is a plain whole tensor."""
+
+
+class Parts(ComposerModel):
+    """Holds parameters under dotted names; gradients are given, not computed."""
+
+    def __init__(self, parameters: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.held = {name: torch.nn.Parameter(tensor) for name, tensor in parameters.items()}
+
+    def named_parameters(self, *args, **kwargs):
+        yield from self.held.items()
+
+    def parameters(self, recurse: bool = True):
+        yield from self.held.values()
+
+    def forward(self, batch):
+        raise NotImplementedError
+
+    def loss(self, outputs, batch):
+        raise NotImplementedError
+
+
+def place(tensor: torch.Tensor, where: tuple[DeviceMesh, list[Placement]] | None) -> torch.Tensor:
+    if where is None:
+        return tensor.clone()
+    mesh, placements = where
+    if any(placement.is_partial() for placement in placements):  # as SequenceParallel leaves the gradients of norms
+        return DTensor.from_local(tensor / mesh.size(), mesh, placements)
+    return distribute_tensor(tensor.clone(), mesh, placements)
+
+
+def run(layout: Layout | None, gradients: Layout | None = None) -> dict[str, dict[int, float]]:
+    """Three AdamW steps on given gradients; what OptimizerMonitor logs. No layout: whole tensors, one process."""
+    generator = torch.Generator().manual_seed(1)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    places = dict.fromkeys(SHAPES) if layout is None else layout
+    model = Parts({name: place(tensor, places[name]) for name, tensor in whole.items() if name in places})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    state = State(model, 0, "run", DeviceCPU(), max_duration="3ba", optimizers=optimizer)
+    memory = InMemoryLogger()
+    memory.init(state, logger := Logger(state, memory))
+    monitor = OptimizerMonitor(interval=1, curvature=True)
+    for _ in range(STEPS):
+        for name, shape in SHAPES.items():
+            gradient = torch.randn(shape, generator=generator)
+            if name in model.held:
+                model.held[name].grad = place(gradient, (gradients or places)[name])
+        monitor.after_train_batch(state, logger)
+        optimizer.step()
+        state.timestamp = state.timestamp.to_next_batch()
+        monitor.batch_end(state, logger)
+    return {name: {stamp.batch.value: value for stamp, value in data} for name, data in memory.data.items()}
+
+
+def layouts() -> dict[str, tuple[Layout, Layout | None]]:
+    flat = init_device_mesh("cpu", (4,), mesh_dim_names=("dp",))
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+    inner, stage = grid["inner"], grid.get_local_rank("outer")
+    matrices = {name for name, shape in SHAPES.items() if len(shape) == 2}
+    tp = {name: (inner, [Shard(1) if name in matrices else Replicate()]) for name in SHAPES}
+    mixed: Layout = {name: (grid, [Shard(0), Shard(1) if name in matrices else Replicate()]) for name in SHAPES}
+    return {
+        "DDP": (dict.fromkeys(SHAPES), None),
+        "FSDP": ({name: (flat, [Shard(0)]) for name in SHAPES}, None),
+        "HSDP": ({name: (grid, [Replicate(), Shard(0)]) for name in SHAPES}, None),
+        "TP": (tp, {name: (inner, [Replicate() if name in matrices else Partial()]) for name in tp}),
+        "FSDP x TP": (mixed, None),
+        "FSDP x TP, norm outside TP": (mixed | {"norm.weight": (grid["outer"], [Shard(0)])}, None),
+        "PP x FSDP": ({name: (inner, [Shard(0)]) for name in list(SHAPES)[2 * stage : 2 * stage + 2]}, None),
+    }
+
+
+def check_layouts(port: str) -> None:
+    expected = run(None)
+    assert len(expected) > 40
+    start(port)
+    for name, (layout, gradients) in layouts().items():
+        metrics = run(layout, gradients)
+        assert metrics.keys() == expected.keys(), name
+        for metric, values in expected.items():
+            torch.testing.assert_close(metrics[metric], values, rtol=1e-5, atol=1e-7, msg=f"{name}: {metric}")
+    dist.destroy_process_group()
+
+
+def start(port: str) -> None:
+    os.environ["MASTER_PORT"] = port
+    dist.init_process_group("gloo")
+
+
+def check_jobs(folder: Path, data: Path, ports: list[str]) -> None:
+    rank = int(os.environ["RANK"])
+
+    def job(name: str, tables: str, *flags: str) -> Path:
+        os.environ["MASTER_PORT"] = ports.pop()
+        where = folder / name
+        text = JOB.replace("local_batch_size = 2\nglobal", "local_batch_size = 1\nglobal", 1)
+        text = text.replace("n_layers = 2", "n_layers = 4")
+        arguments = write_job(folder / f"{name}-{rank}", data, text.replace("{out}", f"{where}/out") + tables)
+        try:
+            assert main([*arguments, "--", *flags]) == 0
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        return where
+
+    monitor = '[callbacks.optimizer_monitor]\ninterval = 2\n[callbacks."recording:Losses"]\n'
+    fsdp = job("fsdp", monitor)
+    layout = ("--parallelism.pipeline_parallel_degree=2", "--parallelism.tensor_parallel_degree=2")
+    pipeline = job(
+        "pipeline", monitor, *layout, "--parallelism.pipeline_parallel_schedule=1F1B", "--training.local_batch_size=4"
+    )
+    if rank == 0:
+        for tag in (
+            "seen/loss",
+            "l2_norm/grad/global",
+            "l2_norm/update/layers.3.attention_norm.weight",
+            "max/moment2/global",
+        ):
+            values = scalars(fsdp, tag)
+            assert values, tag
+            assert values.keys() == ({1, 2, 3, 4} if tag == "seen/loss" else {2, 4})
+            torch.testing.assert_close(scalars(pipeline, tag), values, rtol=1e-3, atol=1e-6, msg=tag)
+        torch.testing.assert_close(scalars(fsdp, "seen/loss"), scalars(fsdp))
+
+    checkpoints = ("--checkpoint.enable=true", "--checkpoint.interval=100")
+    stopped = job("stopped", '[callbacks."recording:Stopper"]\nbatches = 2\nrank = 3\n', *checkpoints)
+    assert [path.name for path in (stopped / "out/checkpoint").iterdir()] == ["step-2"]
+
+    tables = '[callbacks."recording:Raiser"]\nevent = "after_loss"\nbatch = 1\nrank = 2\n' + monitor.replace(
+        "2", "1", 1
+    )
+    try:
+        job("failed", tables, "--checkpoint.enable=true", "--checkpoint.interval=1")
+    except CallbackError as error:
+        assert "'recording:Raiser' failed in after_loss at step 2 on rank 2: RuntimeError: as it was told to" in str(
+            error
+        )
+    else:
+        raise AssertionError("the job went on")
+    assert [path.name for path in (folder / "failed/out/checkpoint").iterdir()] == ["step-1"]
+
+
+if __name__ == "__main__":
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # several process groups, one after the other
+    check_layouts(sys.argv[3])
+    check_jobs(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:])
+    print(f"rank {os.environ['RANK']} agrees")

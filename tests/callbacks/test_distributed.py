@@ -1,0 +1,24 @@
+"""On four ranks: norms of whole parameters in every layout, agreed stops, and a failure on one rank that ends all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mosaic_photon.train_with_mosaic import free_port
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+def test_four_ranks(tmp_path, prepared_data):
+    ports = [str(free_port()) for _ in range(5)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(WORKER)]
+    run = subprocess.run(
+        [*command, str(tmp_path), str(prepared_data), *ports],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-8000:]
+    assert all(f"rank {rank} agrees" in run.stdout for rank in range(4))
