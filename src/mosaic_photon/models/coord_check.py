@@ -20,15 +20,15 @@ BATCH, SEQ_LEN = 4, 128
 
 @dataclass(frozen=True)
 class Bounds:
-    """What passes. See docs/completep.md for why depth has wider ones."""
+    """What passes. See docs/completep.md for why a deeper model may shrink more than a wider one."""
 
-    last: float
-    """|slope| of embedding, attention, feed-forward and block at the last step."""
     growth: float
-    """Slope of anything, logits included, at any step after the first."""
+    """Largest slope of anything, logits included, at any step after the first."""
+    shrink: float
+    """Largest negative slope of embedding, attention, feed-forward and block at the last step."""
 
 
-BOUNDS = {"width": Bounds(last=0.1, growth=0.1), "depth": Bounds(last=0.2, growth=0.15)}
+BOUNDS = {"width": Bounds(growth=0.1, shrink=0.1), "depth": Bounds(growth=0.1, shrink=0.3)}
 DEFAULT_LR = {"width": 2e-3, "depth": 1e-3}
 DEFAULT_SIZES = {"width": [128, 256, 512, 1024], "depth": [2, 4, 8, 16]}
 
@@ -59,7 +59,7 @@ class Finding:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.kind} at step {self.step}: slope {self.slope:+.2f}, bound {self.bound:.2f}"
+        return f"{self.kind} at step {self.step}: slope {self.slope:+.2f}, bound {self.bound:+.2f}"
 
 
 def judge(activations: Activations) -> list[Finding]:
@@ -71,8 +71,8 @@ def judge(activations: Activations) -> list[Finding]:
         worst = 1 + int(row[1:].argmax())
         if row[worst] > bounds.growth:
             findings.append(Finding(kind, worst, float(row[worst]), bounds.growth))
-        elif kind != "logits" and abs(row[last]) > bounds.last:
-            findings.append(Finding(kind, last, float(row[last]), bounds.last))
+        elif kind != "logits" and row[last] < -bounds.shrink:
+            findings.append(Finding(kind, last, float(row[last]), -bounds.shrink))
     return findings
 
 

@@ -19,15 +19,16 @@ def table(activations: Activations) -> Table:
     """Slopes by kind (rows) at steps 0, 1, middle and last, and the last step's values by size."""
     slopes, last = activations.slopes(), activations.values.shape[1] - 1
     steps = sorted({0, 1, (last + 1) // 2, last})
-    out = Table(title=f"mean |activation| against {activations.axis}")
-    out.add_column("layer")
+    title = f"slope against {activations.axis} at steps {steps}; mean |activation| at step {last} by {activations.axis}"
+    out = Table(title=title, title_justify="left")
+    out.add_column("", no_wrap=True)
     for step in steps:
-        out.add_column(f"slope, step {step}", justify="right")
+        out.add_column(f"s. {step}", justify="right", no_wrap=True)
     for size in activations.sizes:
-        out.add_column(f"{activations.axis} {size}", justify="right")
+        out.add_column(str(size), justify="right", no_wrap=True)
     for row, kind in enumerate(KINDS):
         cells = [f"{slopes[row, step]:+.2f}" for step in steps]
-        out.add_row(kind, *cells, *(f"{value:.3g}" for value in activations.values[row, last]))
+        out.add_row(kind, *cells, *(f"{value:.2g}" for value in activations.values[row, last]))
     return out
 
 
@@ -99,8 +100,8 @@ def page(title: str, activations: Activations, findings: list[Finding], png: byt
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
         "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}.out{color:#b00}</style>"
         f"<h1>{html.escape(title)}</h1><p><b>{html.escape(verdict(findings))}</b></p>"
-        f"<p>Bounds: |slope| &le; {bounds.last} at the last step for all but the logits; "
-        f"slope &le; {bounds.growth} at any step after the first.</p>"
+        f"<p>Bounds: slope &le; {bounds.growth} at any step after the first; "
+        f"slope &ge; {-bounds.shrink} at the last step for all but the logits.</p>"
         f'<img alt="mean |activation| against {activations.axis}" src="data:image/png;base64,{image}">'
         f"<h2>Slopes</h2><table><tr><th></th>{head}</tr>{rows}</table>"
     )

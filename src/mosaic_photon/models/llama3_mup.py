@@ -98,19 +98,19 @@ class Llama3MuPTransformer(Transformer):
         self.tok_embeddings.multiplier = rules.input_multiplier(parametrization)
         self.logit_multiplier = rules.output_multiplier(parametrization)
 
+    @torch.no_grad()
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
         """TorchTitan's init at the base width: hidden sigma / sqrt(m_N), the head as wide as at the base width."""
         super().init_weights(buffer_device)
         parametrization = self.model_args.parametrization
         hidden = rules.init_std_factor(Role.HIDDEN_WEIGHT, parametrization)
         head = parametrization.m_n**0.5  # TorchTitan's own head sigma is dim^-0.5
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                role = role_of(plain_name(name))
-                if role is Role.HIDDEN_WEIGHT:
-                    parameter.mul_(hidden)
-                elif role is Role.UNEMBEDDING:
-                    parameter.mul_(head)
+        for name, parameter in self.named_parameters():
+            role = role_of(plain_name(name))
+            if role is Role.HIDDEN_WEIGHT:
+                parameter.mul_(hidden)
+            elif role is Role.UNEMBEDDING:
+                parameter.mul_(head)
 
     def forward(self, tokens: Tensor, attention_masks: Any = None, positions: Tensor | None = None) -> Tensor:
         out = super().forward(tokens, attention_masks, positions)
