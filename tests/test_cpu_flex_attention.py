@@ -1,4 +1,4 @@
-"""Attention in place of flex attention on a CPU: torch's own eager form, which has no backward there, is the reference."""
+"""Attention in place of flex attention on a CPU: torch's eager form, which has no backward, is the reference."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
 """TorchTitan's gpt_oss never sets its routers' gate bias: after `to_empty` it holds whatever the memory held, NaN too.
 
-Parameters are zeroed before a model's own initialisation. No upstream issue known. Delete when TorchTitan's
-`TokenChoiceTopKRouter.init_weights` sets the bias.
+Parameters are zeroed before a model's own initialisation. Upstream: pytorch/torchtitan#2450. Delete with the first
+pinned release that has it.
 """
 
 from typing import Any
