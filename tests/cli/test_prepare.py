@@ -236,6 +236,16 @@ def test_standard_library_is_the_source_when_none_is_named(tmp_path):
     assert record["splits"]["train"]["documents"] == len(own["train"])
 
 
+def test_split_is_a_fair_draw_by_text_alone():
+    texts = [f"text {number}".encode() for number in range(5000)]
+    for val in (0.02, 0.5):
+        drawn = [split_of(text, val) == "val" for text in texts]
+        assert sum(drawn) == pytest.approx(5000 * val, abs=4 * (5000 * val * (1 - val)) ** 0.5)
+        assert drawn == [split_of(text, val) == "val" for text in texts]
+    more = {text for text in texts if split_of(text, 0.5) == "val"}
+    assert {text for text in texts if split_of(text, 0.02) == "val"} <= more  # a larger share keeps what was in val
+
+
 def test_killed_between_the_last_steps(tmp_path):
     """The folder is whole but not yet in place: the next call puts it there."""
     source = write_jsonl(tmp_path / "a.jsonl", documents(50))
@@ -315,14 +325,28 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
 
-def test_debug_tokenizer(tmp_path):
+def test_debug_tokenizer():
+    """Both libraries that read it agree, and no special token stands for two things."""
+    import mosaic_photon.compat  # noqa: F401
+
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    assert len(tokenizer) == 2048
+    tokenizer, titan = AutoTokenizer.from_pretrained(TOKENIZER), HuggingFaceTokenizer(TOKENIZER)
+    assert len(tokenizer) == titan.get_vocab_size() == 2048
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+    assert (titan.bos_id, titan.eos_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     text = "def naïve(self):\n    return '日本語 🙂'\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert titan.encode(text) == tokenizer(text).input_ids
+
+
+def test_tokenizer_script_gives_the_same_every_time(tmp_path):
+    script = str(Path(TOKENIZER).with_name("make_tokenizer.py"))
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, script, str(tmp_path / name)], check=True)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert tree(tmp_path / "one").keys() == tree(Path(TOKENIZER)).keys()
 
 
 def test_help_is_quick():

@@ -1,0 +1,90 @@
+"""`mosaic-photon schedule`: what it shows is what the job would do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mosaic_photon.cli import main
+from mosaic_photon.cli.schedule import preview_of
+from mosaic_photon.schedulers.preview import drawing
+
+JOB = """
+[model]
+name = "{model}"
+flavor = "{flavor}"
+hf_assets_path = "tests/assets/tokenizer"
+[optimizer]
+name = "QHADOPT"
+lr = 0.01
+weight_decay = 1e-4
+decouple = true
+no_decay = ["norm"]
+[lr_scheduler]
+name = "constant_with_sqrt_cooldown_with_warmup"
+[lr_scheduler.kwargs]
+t_warmup = "{warmup}"
+t_cooldown = "0.2dur"
+[training]
+steps = 50
+seq_len = 64
+[mup]
+enabled = {mup}
+base_width = 32
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    def write(model="llama3_mosaic", flavor="debugmodel", warmup="10ba", mup="false"):
+        path = tmp_path / "job.toml"
+        path.write_text(JOB.format(model=model, flavor=flavor, warmup=warmup, mup=mup))
+        return str(path)
+
+    return write
+
+
+def test_it_draws_every_group_and_writes_both_files(job, tmp_path, capsys):
+    out = tmp_path / "plots"
+    assert main(["schedule", job(), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("learning rate", "momentum (beta1)", "weight decay", "tok_embeddings.weight", "norm.weight", "0.9"):
+        assert word in printed
+    assert (out / "schedule.png").read_bytes().startswith(b"\x89PNG")
+    html = (out / "schedule.html").read_text()
+    assert "<svg" in html and "tok_embeddings.weight" in html and "http://" not in html.split("<svg")[0]
+    assert sorted(path.name for path in out.iterdir()) == ["schedule.html", "schedule.png"]
+
+
+def test_the_curves_are_the_jobs(job):
+    shown = preview_of(job(), None, None)
+    weights, norms = shown.groups
+    assert list(shown.steps) == list(range(50))
+    assert weights.lr[[0, 5, 10, 39, 40, 49]] == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.01 * (1 - 0.9**0.5)])
+    np.testing.assert_allclose(weights.decay, weights.lr / 0.01 * 1e-4)
+    assert norms.weight_decay == 0 and not norms.decay.any()
+    assert weights.momentum == {"beta1": 0.999, "beta2": 0.9999, "v1": 0.9}
+
+
+def test_mup_gives_hidden_weights_a_learning_rate_of_their_own(job):
+    shown = preview_of(job("mpt_mup_mosaic", "debug", mup="true"), None, None)
+    assert len({group.peak_lr for group in shown.groups}) > 1
+
+
+def test_token_times_need_the_batch(job, capsys):
+    path = job(warmup="5120tok")
+    assert main(["schedule", path, "--no-files"]) == 1
+    assert "does not know its tok a step" in capsys.readouterr().err
+    assert preview_of(path, 8, None).groups[0].lr[5] == pytest.approx(0.005)  # 8 samples of 64 tokens: 10 steps
+
+
+@pytest.mark.parametrize(("warmup", "message"), [("45ba", "longer than the schedule"), ("1h", "clock")])
+def test_a_mistake_is_one_message(job, capsys, warmup, message):
+    assert main(["schedule", job(warmup=warmup), "--no-files"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_drawing_has_its_curve_where_the_values_are():
+    lines = drawing(np.arange(100), [np.linspace(0, 1, 100)], width=20, height=5).splitlines()
+    assert lines[0].endswith("•") and lines[4].split("┤")[1].startswith("•")
+    assert lines[0].startswith("        1 ┤")
