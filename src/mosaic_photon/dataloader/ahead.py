@@ -93,11 +93,12 @@ class FetchAhead:
         """Samples before `position` have been read. Raises what a fetching thread raised."""
         if self._error is not None:
             raise self._error
-        with self._changed:
-            self._position = position
-            while self._passed < len(self._wanted) and self._wanted[self._passed][0] < position:
-                self._passed += 1
-            self._changed.notify_all()
+        self._position = position
+        while self._passed < len(self._wanted) and self._wanted[self._passed][0] < position:
+            self._passed += 1
+        if self._may_fetch():
+            with self._changed:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Tell the threads to stop; each ends after the shard it is fetching."""

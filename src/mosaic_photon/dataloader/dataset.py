@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mosaic_photon.compat import streaming_lazy_package
+
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.compat import streaming_lazy_package
 from mosaic_photon.dataloader.cache import ShardCache, Source, fetch_index
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.errors import ConfigError

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import Data
-from mosaic_photon.dataloader.tokens import Batch, Window
+from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window
 from mosaic_photon.errors import ConfigError
 
 _FOUNDRY_CLASSES = {
@@ -144,5 +144,5 @@ def _to_batch(batch: Mapping[str, torch.Tensor], rows: int, window: Window) -> B
     missing = rows - len(ids)
     if missing > 0:
         ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
-        labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=-100)
-    return window.batch(ids[:, : window.width], labels[:, : window.width])
+        labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORED)
+    return window.batch(ids.numpy(), labels.numpy())

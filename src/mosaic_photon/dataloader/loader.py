@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import mosaic_photon.compat  # noqa: F401  (before any import of TorchTitan)
+
 import numpy as np
 from numpy.typing import NDArray
 
-import mosaic_photon.compat  # noqa: F401  (before any import of TorchTitan)
 from mosaic_photon.dataloader.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.layout import Layout, padded_rank_batches, rank_batches, usable_samples

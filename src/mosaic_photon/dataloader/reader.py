@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from io import FileIO
 from typing import Any
@@ -30,23 +29,21 @@ class OpenShard:
 
 
 class ShardReader:
-    """The open shards of one process; the least recently used are closed. One thread at a time may read."""
+    """The open shards of one process; beyond 128 the one opened first is closed. One thread at a time may read."""
 
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
         # An evicted shard frees its disk space only when nobody has it open any more.
         self._keep_open = KEEP_OPEN if cache.limit is None else 1
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._open: dict[int, OpenShard] = {}
 
     def shard(self, shard_id: int) -> OpenShard:
         """The shard, opened if it is not; fetched if it is not here. Raises DataError if its header is damaged."""
         shard = self._open.get(shard_id)
         if shard is None:
+            while len(self._open) >= self._keep_open:
+                del self._open[next(iter(self._open))]
             shard = self._open[shard_id] = self._open_shard(shard_id)
-            while len(self._open) > self._keep_open:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(shard_id)
         return shard
 
     def sample(self, shard_id: int, index: int) -> bytes:
@@ -55,7 +52,7 @@ class ShardReader:
         begin, end = shard.offsets[index : index + 2].tolist()
         data = shard.read(begin, end - begin)
         if len(data) != end - begin:
-            raise self._damaged(shard_id, "shrank while it was read")
+            raise self.damaged(shard_id, "shrank while it was read")
         return data
 
     def close(self) -> None:
@@ -63,7 +60,7 @@ class ShardReader:
         self._open.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # a spawned worker opens its own
+        return {**self.__dict__, "_open": {}}  # a spawned worker opens its own
 
     def _open_shard(self, shard_id: int) -> OpenShard:
         file = FileIO(self.cache.open(shard_id), "rb")
@@ -72,10 +69,11 @@ class ShardReader:
         shard = OpenShard(file, header[1:])
         in_order = len(header) == info.samples + 2 and bool((np.diff(header[1:]) >= 0).all())
         if not in_order or header[0] != info.samples or header[-1] != info.raw.bytes:
-            raise self._damaged(shard_id, "has a damaged header")
+            raise self.damaged(shard_id, "has a damaged header")
         return shard
 
-    def _damaged(self, shard_id: int, what: str) -> DataError:
+    def damaged(self, shard_id: int, what: str) -> DataError:
+        """The error for a shard file that has been changed."""
         path = self.cache.source_of[shard_id].folder / self.cache.shards[shard_id].raw.basename
         return DataError(
             f"{path}: {what}; remove the file, or run with --mosaic.verify_cache to find all damaged files"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.index import Column, DataError
 from mosaic_photon.dataloader.reader import TokenColumn, token_column
 from mosaic_photon.errors import ConfigError
 
@@ -40,17 +41,18 @@ class Window:
             )
         return cls(seq_len, width)
 
-    def batch(self, ids_BW: torch.Tensor, labels_BW: torch.Tensor, fill: int = 0) -> Batch:
-        """TorchTitan's batch from unshifted int64 ids and labels; narrow ones are filled up with ignored positions."""
-        missing = self.width - ids_BW.shape[1]
-        if missing > 0:
-            ids_BW = torch.nn.functional.pad(ids_BW, (0, missing), value=fill)
-            labels_BW = torch.nn.functional.pad(labels_BW, (0, missing), value=IGNORED)
-        if self.width == self.seq_len:
-            shifted_BS = torch.nn.functional.pad(labels_BW[:, 1:], (0, 1), value=IGNORED)
-        else:
-            shifted_BS = labels_BW[:, 1:].contiguous()
-        return {"input": ids_BW[:, : self.seq_len].contiguous()}, shifted_BS
+    def batch(self, ids_BW: NDArray[np.integer], labels_BW: NDArray[np.integer], fill: int = 0) -> Batch:
+        """TorchTitan's int64 batch from unshifted ids and labels; narrow ones are filled up with ignored positions."""
+        rows, width = ids_BW.shape
+        inputs_BS = np.empty((rows, self.seq_len), np.int64)
+        shifted_BS = np.empty((rows, self.seq_len), np.int64)
+        targets = min(width, self.width) - 1
+        inputs_BS[:, :width] = ids_BW[:, : self.seq_len]
+        shifted_BS[:, :targets] = labels_BW[:, 1 : targets + 1]
+        if targets < self.seq_len:
+            inputs_BS[:, width:] = fill
+            shifted_BS[:, targets:] = IGNORED
+        return {"input": torch.from_numpy(inputs_BS)}, torch.from_numpy(shifted_BS)
 
 
 class TokenBatches:
@@ -65,77 +67,75 @@ class TokenBatches:
     ) -> None:
         """`pad_id` and `vocab_size` are the tokenizer's; `encoding` is the dtype of tokens stored as bytes."""
         self.dataset, self.window, self.pad_id, self.vocab_size = dataset, window, pad_id, vocab_size
-        known: dict[tuple[object, ...], TokenColumn] = {}
-        self.columns: list[TokenColumn] = []
+        kinds: dict[tuple[Column, ...], TokenColumn] = {}
         for shard, source in zip(dataset.shards, dataset.cache.source_of, strict=True):
-            if shard.columns not in known:
+            if shard.columns not in kinds:
                 column = token_column(shard.columns, encoding, f"stream {source.name!r}")
                 assert column is not None
                 self._check_length(column, source.name)
-                known[shard.columns] = column
-            self.columns.append(known[shard.columns])
+                kinds[shard.columns] = column
+        self.columns = [kinds[shard.columns] for shard in dataset.shards]
+        columns = set(kinds.values())
+        self.only_column = columns.pop() if len(columns) == 1 else None
 
     def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
-        rows = self._rows(sample_ids)
-        ids_BW, full = self._fill_up(rows)
-        self._check_vocabulary(ids_BW, sample_ids)
-        ids = torch.from_numpy(ids_BW)
-        labels = ids.clone()
-        if self.pad_id is not None:
-            labels[ids == self.pad_id] = IGNORED
-        if not full:
-            for row, tokens in enumerate(rows):
-                labels[row, len(tokens) :] = IGNORED
-        return self.window.batch(ids, labels, self.pad_id or 0)
-
-    def _rows(self, sample_ids: NDArray[np.int64]) -> list[NDArray[np.integer]]:
         shard_ids, indexes = self.dataset.locate(sample_ids)
-        empty = np.zeros(0, np.int64)
-        return [
-            self._tokens(shard_id, index) if sample_id >= 0 else empty
+        if self.only_column is None or self.only_column.length is None or sample_ids[-1] < 0:
+            ids_BW, labels_BW = self._ragged(sample_ids, shard_ids, indexes)
+        else:
+            ids_BW = labels_BW = self._fixed(self.only_column, shard_ids, indexes)
+        self._check_vocabulary(ids_BW, sample_ids)
+        return self.window.batch(ids_BW, self._ignore_padding(labels_BW), self.pad_id or 0)
+
+    def _fixed(
+        self, column: TokenColumn, shard_ids: NDArray[np.int64], indexes: NDArray[np.int64]
+    ) -> NDArray[np.integer]:
+        """Rows of tokens of one size, each read straight into its place."""
+        rows_BW = np.empty((len(indexes), self.window.width), column.dtype)
+        shard_of = self.dataset.reader.shard
+        for row, shard_id, index in zip(rows_BW, shard_ids.tolist(), indexes.tolist(), strict=True):
+            shard = shard_of(shard_id)
+            begin = int(shard.offsets[index]) + column.offset
+            if os.preadv(shard.file.fileno(), [row], begin) < row.nbytes:
+                raise self.dataset.reader.damaged(shard_id, "shrank while it was read")
+        return rows_BW
+
+    def _ragged(
+        self, sample_ids: NDArray[np.int64], shard_ids: NDArray[np.int64], indexes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and labels of samples of any length, filled up to the longest."""
+        rows = [
+            self._decoded(shard_id, index)[: self.window.width] if sample_id >= 0 else np.zeros(0, np.int64)
             for sample_id, shard_id, index in zip(
                 sample_ids.tolist(), shard_ids.tolist(), indexes.tolist(), strict=True
             )
         ]
+        width = max(map(len, rows)) or self.window.width
+        ids_BW = np.full((len(rows), width), self.pad_id or 0, np.int64)
+        labels_BW = np.full((len(rows), width), IGNORED, np.int64)
+        for number, row in enumerate(rows):
+            if self.pad_id is None and 0 < len(row) < width:
+                raise ConfigError(
+                    f"samples have different lengths ({len(row)} and {width} tokens) and the tokenizer has no pad"
+                    " token to fill them up with; add pad_token to its tokenizer_config.json"
+                )
+            ids_BW[number, : len(row)] = labels_BW[number, : len(row)] = row
+        return ids_BW, labels_BW
 
-    def _tokens(self, shard_id: int, index: int) -> NDArray[np.integer]:
-        column = self.columns[shard_id]
-        reader = self.dataset.reader
-        if column.length is None:
-            tokens = self._decoded(shard_id, index, column)
-        else:
-            shard = reader.shard(shard_id)
-            begin, end = int(shard.offsets[index]) + column.offset, int(shard.offsets[index + 1])
-            size = min(self.window.width, column.length) * column.dtype.itemsize
-            data = shard.read(begin, size)
-            if len(data) < size or begin + size > end:
-                raise DataError(f"shard {shard_id}, sample {index}: shorter than its {column.length} tokens")
-            return np.frombuffer(data, column.dtype)
-        return tokens[: self.window.width]
-
-    def _decoded(self, shard_id: int, index: int, column: TokenColumn) -> NDArray[np.integer]:
+    def _decoded(self, shard_id: int, index: int) -> NDArray[np.integer]:
         from mosaic_photon.dataloader.dataset import decode_sample
 
         data = self.dataset.reader.sample(shard_id, index)
         tokens = decode_sample(self.dataset.shards[shard_id].columns, data)["tokens"]
-        return np.frombuffer(tokens, column.dtype) if isinstance(tokens, bytes) else tokens
+        return np.frombuffer(tokens, self.columns[shard_id].dtype) if isinstance(tokens, bytes) else tokens
 
-    def _fill_up(self, rows: list[NDArray[np.integer]]) -> tuple[NDArray[np.int64], bool]:
-        """One int64 array of all rows, and whether all have its width."""
-        lengths = [len(row) for row in rows]
-        width = max(lengths) or self.window.width
-        ids_BW = np.empty((len(rows), width), np.int64)
-        for out, row, length in zip(ids_BW, rows, lengths, strict=True):
-            out[:length] = row
-            if length < width:
-                if self.pad_id is None and length:
-                    raise ConfigError(
-                        f"samples have different lengths ({length} and {width} tokens) and the tokenizer has no pad"
-                        " token to fill them up with; add pad_token to its tokenizer_config.json"
-                    )
-                out[length:] = self.pad_id or 0
-        return ids_BW, min(lengths) == width
+    def _ignore_padding(self, labels_BW: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The labels with -100 where they are the pad token; a copy only if there are any."""
+        if self.pad_id is None:
+            return labels_BW
+        is_pad = labels_BW == self.pad_id
+        return np.where(is_pad, IGNORED, labels_BW.astype(np.int64)) if is_pad.any() else labels_BW
 
     def _check_length(self, column: TokenColumn, stream: str) -> None:
         if column.length is not None and column.length < self.window.width:
@@ -147,12 +147,12 @@ class TokenBatches:
             )
 
     def _check_vocabulary(self, ids_BW: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
-        low, high = int(ids_BW.min()), int(ids_BW.max())
-        if low < 0 or high >= self.vocab_size:
-            row = int(np.argmax((ids_BW.min(1) < 0) | (ids_BW.max(1) >= self.vocab_size)))
+        unsigned = ids_BW.view(f"u{ids_BW.itemsize}")  # a negative id is a huge one: one pass finds both
+        if unsigned.max() >= self.vocab_size:
+            row, at = np.argwhere(unsigned >= self.vocab_size)[0].tolist()
             shard_ids, _ = self.dataset.locate(sample_ids[row : row + 1])
             source = self.dataset.cache.source_of[int(shard_ids[0])]
             raise DataError(
-                f"stream {source.name!r}: token id {low if low < 0 else high} is outside the vocabulary of"
+                f"stream {source.name!r}: token id {ids_BW[row, at]} is outside the vocabulary of"
                 f" {self.vocab_size} tokens; the data was made with another tokenizer (sample {sample_ids[row]})"
             )

@@ -1,0 +1,212 @@
+"""Tokens per second of this loader, llm-foundry's and Streaming's on the same shards; and a cold start from S3.
+
+    python benchmarks/bench_loader.py [--repeats 5] [--memory-batches 10000] [--skip-cold]
+
+Warm: one process, S = 2048, B = 8, shuffled, shards in the page cache; ours without workers, llm-foundry's loader with
+2 workers, Streaming's StreamingDataLoader with 2 workers; rounds of all three in turn, medians. Cold: the same shards
+from a moto S3 server on the loopback interface into an empty cache, against parallel GETs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import mosaic_photon.compat  # noqa: F401
+import numpy as np
+import psutil
+from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
+from mosaic_photon.job_config import MosaicJobConfig
+from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+ASSETS = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
+BATCH, SEQ_LEN, SAMPLES = 8, 2048, 16384
+
+
+def write_data(folder: Path, samples: int) -> None:
+    """`samples` x 2049 random int32 tokens, in shards of 8 MB."""
+    rng = np.random.default_rng(0)
+    columns = {"tokens": f"ndarray:int32:{SEQ_LEN + 1}"}
+    with MDSWriter(out=str(folder), columns=columns, size_limit=8 << 20, hashes=["xxh64"]) as out:
+        for _ in range(samples):
+            out.write({"tokens": rng.integers(3, 2000, SEQ_LEN + 1, dtype=np.int32)})
+
+
+def config(dataset: dict[str, Any]) -> dict[str, Any]:
+    dataset = {"shuffle": True, "max_seq_len": SEQ_LEN + 1, **dataset}
+    return {"name": "text", "drop_last": True, "num_workers": 0, "dataset": dataset}
+
+
+def ours(dataset: dict[str, Any]) -> DataSpecDataLoader:
+    job = MosaicJobConfig()
+    job.mosaic.dataloader = config(dataset)
+    job.model.hf_assets_path = ASSETS
+    job.training.local_batch_size, job.training.seq_len = BATCH, SEQ_LEN
+    return build_mosaic_dataloader(1, 0, HuggingFaceTokenizer(ASSETS), job)
+
+
+def foundry(folder: Path) -> Iterable[Any]:
+    from llmfoundry.data.dataloader import build_dataloader
+    from transformers import AutoTokenizer
+
+    clean_stale_shared_memory()
+    loader = config({"local": str(folder)}) | {"num_workers": 2, "pin_memory": False, "prefetch_factor": 2}
+    return build_dataloader(loader, AutoTokenizer.from_pretrained(ASSETS), BATCH).dataloader
+
+
+def streaming(folder: Path) -> Iterable[Any]:
+    clean_stale_shared_memory()
+    dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
+    return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2, drop_last=True)
+
+
+def rate(loader: Iterable[Any], batches: int, warm_up: int = 50) -> float:
+    """Batches per second after a warm-up."""
+    iterator = iter(loader)
+    for _ in range(warm_up):
+        next(iterator)
+    begin = time.perf_counter()
+    for _ in range(batches):
+        next(iterator)
+    return batches / (time.perf_counter() - begin)
+
+
+def warm(folder: Path, repeats: int) -> None:
+    kinds: dict[str, tuple[Callable[[], Iterable[Any]], int]] = {
+        "ours, no workers": (lambda: ours({"local": str(folder)}), 1500),
+        "llm-foundry, 2 workers": (lambda: foundry(folder), 300),
+        "Streaming, 2 workers": (lambda: streaming(folder), 300),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(repeats):
+        for name, (make, batches) in kinds.items():
+            loader = make()
+            rates[name].append(rate(loader, batches))
+            if isinstance(loader, DataSpecDataLoader):
+                loader.close()
+            del loader
+            gc.collect()
+    best = statistics.median(rates["ours, no workers"])
+    print(
+        f"{'loader':24} {'batches/s':>10} {'tokens/s':>14} {'ours is':>9}   of {repeats} rounds, B={BATCH} S={SEQ_LEN}"
+    )
+    for name, values in rates.items():
+        median = statistics.median(values)
+        spread = f"{min(values):.0f}-{max(values):.0f}"
+        print(f"{name:24} {median:10.0f} {median * BATCH * SEQ_LEN:14,.0f} {best / median:8.1f}x   {spread}")
+
+
+def memory(folder: Path, batches: int) -> None:
+    """Growth of anonymous memory and descriptors between batch 200 and `batches` later."""
+    process, loader = psutil.Process(), ours({"local": str(folder)})
+    iterator = iter(loader)
+
+    def anonymous() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
+
+    for _ in range(200):
+        next(iterator)
+    before, files = anonymous(), process.num_fds()
+    for _ in range(batches):
+        next(iterator)
+    growth, opened = (anonymous() - before) / 2**20, process.num_fds() - files
+    print(f"over {batches} batches: anonymous memory grew by {growth:.1f} MiB, open descriptors by {opened}")
+    loader.close()
+
+
+@contextmanager
+def s3_server(log: Path) -> Iterator[str]:
+    """A moto server in a process of its own."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    with log.open("w") as out:
+        command = [sys.executable, "-u", "-m", "moto.server", "-p", "0"]
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        while "Running on http://" not in log.read_text():
+            time.sleep(0.1)
+        yield log.read_text().split("Running on ")[1].split()[0]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def cold(folder: Path, root: Path, repeats: int) -> None:
+    import boto3
+
+    with s3_server(root / "s3.log") as url:
+        os.environ["S3_ENDPOINT_URL"] = url
+        client = boto3.client("s3", endpoint_url=url)
+        client.create_bucket(Bucket="bench")
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        for name in names:
+            client.upload_file(str(folder / name), "bench", name)
+        size = sum((folder / name).stat().st_size for name in names)
+        gets, reads = [], []
+        for _ in range(repeats):
+            gets.append(size / parallel_gets(client, names, root / "gets"))
+            reads.append(size / cold_epoch(root / "cache"))
+    ratio = statistics.median(read / get for read, get in zip(reads, gets, strict=True))
+    print(f"cold start, {size / 2**20:.0f} MiB in {len(names) - 1} shards from moto's S3 server, {repeats} rounds:")
+    print(f"  8 parallel GETs alone  {statistics.median(gets) / 2**20:7.1f} MiB/s")
+    print(
+        f"  an epoch of batches    {statistics.median(reads) / 2**20:7.1f} MiB/s   {100 * ratio:.0f} % (median of pairs)"
+    )
+
+
+def parallel_gets(client: Any, names: list[str], out: Path) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: client.download_file("bench", name, str(out / name)), names))
+    return time.perf_counter() - begin
+
+
+def cold_epoch(cache: Path) -> float:
+    shutil.rmtree(cache, ignore_errors=True)
+    begin = time.perf_counter()
+    loader = ours({"remote": "s3://bench", "local": str(cache)})
+    for _, _ in zip(range(loader.summary.steps_per_epoch), loader, strict=False):
+        pass
+    took = time.perf_counter() - begin
+    loader.close()
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-batches", type=int, default=10_000)
+    parser.add_argument("--skip-cold", action="store_true")
+    args = parser.parse_args()
+    versions = {name: sys.modules[name].__version__ for name in ("torch", "streaming", "numpy")}
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {versions}")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_data(root / "shards", SAMPLES)
+        warm(root / "shards", args.repeats)
+        memory(root / "shards", args.memory_batches)
+        if not args.skip_cold:
+            cold(root / "shards", root, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
