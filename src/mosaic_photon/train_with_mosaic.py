@@ -89,6 +89,7 @@ def run(job_config: "MosaicJobConfig") -> int:
 
     init_logger()
     logging.getLogger("streaming").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     if cpu_device_type.ON_CPU:
         warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
         job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none

@@ -64,7 +64,7 @@ class SeededByName(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        target = args[0] if args else kwargs.get("tensor")
+        target: Any = args[0] if args else kwargs.get("tensor")
         if func not in RANDOM_FILLS or id(target) not in self.names or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         kwargs.pop("tensor", None)
