@@ -79,6 +79,16 @@ MISTAKES: dict[str, tuple[Callable[[str], str], Callable[[str], str], list[str],
         [],
         "Did you mean 'constant_with_",
     ),
+    "mup": (lambda j: j + "\n[mup]\nenabled = true\n", lambda d: d, [], "base_width"),
+    "mup elsewhere": (
+        lambda j: (
+            j[: j.index("[model.o")].replace("llama3", "qwen3") + j[j.index("[opt") :] + "\n[mup]\nenabled = true\n"
+        ),
+        lambda d: d,
+        [],
+        "has no muP",
+    ),
+    "callback": (lambda j: j + "\n[callbacks.lr_moniter]\n", lambda d: d, [], "Did you mean 'lr_monitor'?"),
     "too little data": (lambda j: j, lambda d: d, ["--training.global_batch_size=10000"], "one global batch of 10000"),
     "seq_len": (lambda j: j, lambda d: d, ["--training.seq_len=65"], "65"),
     "missing data": (lambda j: j, without_tokens, [], "-none"),

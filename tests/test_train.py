@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -109,6 +110,40 @@ def test_seed_checkpoint_is_what_a_run_starts_from(tmp_path: Path, prepared_data
     losses = jobs.scalars(tmp_path)
     whole = jobs.scalars(whole_run)
     assert losses[1] == whole[1]  # not the weights of seed 99
+
+
+RECIPE = """
+[mup]
+enabled = true
+base_width = 32
+base_depth = 1
+[callbacks.optimizer_monitor]
+interval = "2ba"
+only_global = true
+[callbacks.quasi_hyperbolic_parameter_monitor]
+"""
+
+
+def test_the_whole_recipe_trains(tmp_path: Path, prepared_data: Path) -> None:
+    """CompleteP on TorchTitan's Llama 3, QHADOPT, a warmup-stable-decay schedule and callbacks, resumed half-way."""
+    job = jobs.JOB.replace('"AdamW"', '"QHADOPT"').replace(
+        "warmup_steps = 2\ntotal_steps = 1000",
+        'name = "constant_with_sqrt_cooldown_with_warmup"\nkwargs = {{t_warmup = "2ba", t_cooldown = "0.5dur"}}',
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ("--training.steps=8", "--checkpoint.enable=true", "--checkpoint.interval=4")
+    assert jobs.run_here(jobs.write_job(whole, prepared_data, job + RECIPE), *flags) == 0
+    shutil.copytree(whole / "out/checkpoint/step-4", parts / "out/checkpoint/step-4")
+    assert jobs.run_here(jobs.write_job(parts, prepared_data, job + RECIPE), *flags) == 0
+
+    losses = jobs.scalars(whole)
+    assert losses[8] < losses[1]
+    assert jobs.scalars(whole, "lr") == pytest.approx(
+        {1: 0, 2: 1.5e-3, 3: 3e-3, 4: 3e-3, 5: 3e-3, 6: 1.5e-3, 7: 0.88e-3, 8: 0.40e-3}, rel=0.02
+    )
+    assert list(jobs.scalars(whole, "l2_norm/grad/global")) == [2, 4, 6, 8]
+    for tag in (jobs.LOSS, "lr", "l2_norm/moment/global"):
+        assert jobs.scalars(parts, tag) == {step: value for step, value in jobs.scalars(whole, tag).items() if step > 4}
 
 
 SMALL = {

@@ -67,6 +67,8 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
     """Build the job's TrainSpec, with its `[model.overrides]`, in place of any earlier one of the same name."""
     spec = build_train_spec(job_config.model.name)
     apply_model_overrides(spec, job_config)
+    if job_config.mup.enabled:
+        apply_mup(spec, job_config)
     titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
 
@@ -150,6 +152,23 @@ def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
             )
     if overrides:
         spec.model_args[flavor] = dataclasses.replace(spec.model_args[flavor], **overrides)
+
+
+def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
+    """Let Llama 3 follow `[mup]`; MPT does by itself.
+
+    Raises:
+        ConfigError: a model without a parametrization, or a bad `[mup]` table.
+    """
+    name, flavor = job_config.model.name, job_config.model.flavor
+    if name == "llama3_mosaic":
+        from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
+
+        spec.model_cls = Llama3MuPTransformer
+        spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
+    elif name != "mpt_mup_mosaic":
+        raise ConfigError(f"[mup] enabled = true: {name} has no muP; llama3_mosaic and mpt_mup_mosaic have.")
+    copy.deepcopy(spec.model_args[flavor]).update_from_config(job_config)  # checks the table; the trainer's call counts
 
 
 def _mpt_train_spec() -> TrainSpec:
