@@ -10,10 +10,10 @@ train: install data/stdlib/prepare.json
 		--mosaic-config examples/mosaic_photon/configs/mosaic_dataloader.toml
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ data/stdlib/prepare.json: | .venv/installed
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --output-file requirements.lock
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean:
 	rm -rf .venv data outputs
