@@ -1,7 +1,8 @@
 """llm-foundry's own train, with this project's callbacks by their registry names."""
 
-import jobs
 import pytest
+
+import jobs
 from mosaic_photon.callbacks import OptimizerMonitor, QuasiHyperbolicParameterMonitor
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mosaic_photon.callbacks import OptimizerMonitor, QuasiHyperbolicParameterMonitor
 from mosaic_photon.callbacks.curvature import MEASURES
+from mosaic_photon.optimizers import QHADOPT
 
 
 class Regression(ComposerModel):
@@ -134,8 +135,9 @@ def adamw(params):
 
 
 @pytest.mark.filterwarnings("ignore:optimizer_monitor reports")
-def test_measures_exactly_in_a_bare_loop():
-    metrics, expected = bare_loop(adamw, OptimizerMonitor(interval=2))
+@pytest.mark.parametrize("optimizer", [adamw, lambda params: QHADOPT(params, lr=1e-2, weight_decay=0.1, decouple=True)])
+def test_measures_exactly_in_a_bare_loop(optimizer):
+    metrics, expected = bare_loop(optimizer, OptimizerMonitor(interval=2))
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         assert metrics[name].keys() == {2, 4}
@@ -233,6 +235,8 @@ def test_quasi_hyperbolic_values_of_each_group_every_batch():
         "quasi_hyperbolic/QHAdam/group1/beta1": 0.8,
         "quasi_hyperbolic/QHAdam/group1/beta2": 0.95,
     }
+    qhadopt, _ = bare_loop(lambda params: QHADOPT(params, v1=0.75), QuasiHyperbolicParameterMonitor())
+    assert qhadopt["quasi_hyperbolic/QHADOPT/group0/v1"] == dict.fromkeys(range(1, 5), 0.75)
     assert fit(QHAdam, QuasiHyperbolicParameterMonitor(), steps=2) == {
         name: {1: value, 2: value} for name, value in expected.items()
     }

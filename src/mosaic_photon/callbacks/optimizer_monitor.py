@@ -25,6 +25,7 @@ MOMENTS = {"moment": ("exp_avg", "momentum_buffer"), "moment2": ("exp_avg_sq",)}
 """Moment -> names that optimizers give that state."""
 
 L2_NORMS = {f"l2_norm/{tensor}" for tensor in ("grad", "param", "update", *MOMENTS)}
+EXTREMES = {"min/moment2", "max/moment2"}
 
 CURVATURE = "curvature/"
 
@@ -172,7 +173,7 @@ class OptimizerMonitor(Callback):
             report = reporter(one.parameter, one.name, {}) if callable(reporter) else {}
             for key, value in report.items():
                 quantity = key.removesuffix(f"/{one.name}")
-                if quantity not in L2_NORMS:
+                if quantity not in L2_NORMS | EXTREMES:
                     number = value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
                     reports.setdefault(quantity, []).append(number.detach().double().to(device).reshape(()))
             if not reports:  # the first parameter tells what an optimizer reports
@@ -188,7 +189,7 @@ class OptimizerMonitor(Callback):
             if quantity in L2_NORMS:  # sums of squares
                 metrics[f"{quantity}/global"] = sum(row) ** 0.5
                 row = [value**0.5 for value in row]
-            elif quantity in ("max/moment2", "min/moment2"):
+            elif quantity in EXTREMES:
                 sign = 1 if quantity.startswith("max") else -1
                 metrics[f"{quantity}/global"] = sign * max(row)
                 row = [sign * value for value in row]
