@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     start, lr = time.monotonic(), args.lr or coord_check.DEFAULT_LR[axis]
     traces = list(
         track(
-            coord_check.check(axis, runs, tokens, lr, args.seeds, args.steps),
+            coord_check.check(runs, tokens, lr, args.seeds, args.steps),
             description=f"{axis}s {sizes}", total=len(sizes) * args.seeds,
         )
     )  # fmt: skip

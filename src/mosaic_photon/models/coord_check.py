@@ -77,7 +77,6 @@ def judge(activations: Activations) -> list[Finding]:
 
 
 def check(
-    axis: str,
     runs: dict[int, Callable[[int], tuple[Any, Any]]],
     tokens: Tensor,
     lr: float,
