@@ -67,7 +67,7 @@ def test_the_curves_are_the_jobs(job):
 
 
 def test_mup_gives_hidden_weights_a_learning_rate_of_their_own(job):
-    shown = preview_of(job("mpt_mup_mosaic", "debug", mup="true"), None, None)
+    shown = preview_of(job("mpt_mup_mosaic", "debugmodel", mup="true"), None, None)
     assert len({group.peak_lr for group in shown.groups}) > 1
 
 

@@ -128,7 +128,8 @@ def test_all_forms_agree(shapes, dtype, v1, decouple, clipped, maximize):
 
 
 def test_blocks_cut_large_transposed_and_small_tensors_without_changing_the_result(monkeypatch):
-    monkeypatch.setattr("mosaic_photon.optimizers.update.CPU_BLOCK_PER_THREAD", 50)
+    monkeypatch.setattr("mosaic_photon.optimizers.update.CPU_BLOCK", 50)
+    monkeypatch.setattr("mosaic_photon.optimizers.update.CPU_GRAIN", 50)
     shapes = [(40, 30), (3,), (1000,), (7, 5), (2,)]
 
     def transposed(form):

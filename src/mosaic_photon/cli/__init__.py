@@ -10,6 +10,7 @@ COMMANDS = {
     "doctor": "check this machine for a job",
     "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",
+    "schedule": "draw a job's learning rate, momentum and weight decay",
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
 }
 

@@ -43,15 +43,10 @@ def build_multiplier(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Mu
         _try_over_run(multiplier, run)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        # Composer's schedulers check their arguments with all of these.
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, AttributeError) as error:
+        # Composer's schedulers check their arguments with all of these, or ask for a part of State that is not there.
         raise ConfigError(f"{where}: {error}") from error
     return multiplier
-
-
-def known_names() -> set[str]:
-    """Every name that `build_multiplier` takes; imports llm-foundry where it is installed."""
-    return set(WSD_SHAPES) | set(_registered())
 
 
 def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Multiplier:
@@ -75,35 +70,34 @@ def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -
 
 
 def _find(name: str) -> Callable[..., Any]:
-    """A scheduler class or function of Composer's or llm-foundry's."""
+    """A scheduler class or function of Composer's, by class name, or llm-foundry's, by registry name."""
     if importlib.util.find_spec("composer") is None:
         raise ConfigError(
             f"there is no such schedule.{nearest(name, WSD_SHAPES)} Names of Composer and llm-foundry need them "
             "(pip install llm-foundry mosaicml)"
         )
-    registered = _registered()
-    if name not in registered:
-        raise ConfigError(f"there is no such schedule.{nearest(name, set(registered) | set(WSD_SHAPES))}")
-    return registered[name]
+    found = _composers()
+    if name not in found:
+        found |= _foundrys()
+    if name not in found:
+        raise ConfigError(f"there is no such schedule.{nearest(name, set(found) | set(WSD_SHAPES))}")
+    return found[name]
 
 
-def _registered() -> dict[str, Callable[..., Any]]:
-    """llm-foundry's registry, and Composer's classes by class name."""
-    if importlib.util.find_spec("composer") is None:
-        return {}
+def _composers() -> dict[str, Callable[..., Any]]:
     import composer.optim
 
-    found: dict[str, Callable[..., Any]] = {
-        name: getattr(composer.optim, name)
-        for name in composer.optim.__all__
-        if name.endswith("Scheduler") and name != "ComposerScheduler"
-    }
-    if importlib.util.find_spec("llmfoundry") is not None:
-        import llmfoundry.optim  # noqa: F401  (registers its schedulers)
-        from llmfoundry import registry
+    names = [name for name in composer.optim.__all__ if name.endswith("Scheduler") and name != "ComposerScheduler"]
+    return {name: getattr(composer.optim, name) for name in names}
 
-        found |= registry.schedulers.get_all()
-    return found
+
+def _foundrys() -> dict[str, Callable[..., Any]]:
+    if importlib.util.find_spec("llmfoundry") is None:
+        return {}
+    import llmfoundry.optim  # noqa: F401  (registers its schedulers)
+    from llmfoundry import registry
+
+    return dict(registry.schedulers.get_all())
 
 
 @dataclass

@@ -66,15 +66,15 @@ class Duration:
         return int(self.value) * run.per_step(unit) // run.per_step(self.unit)
 
 
-def parse(text: str) -> Duration:
+def parse(text: Any) -> Duration:
     """Parse a time string.
 
     Raises:
         ConfigError: not one, or in a unit that a schedule cannot use.
     """
-    match = _TIME.fullmatch(text)
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
     unit = match[2].lower() if match else ""
-    if unit in ("sec", "iter") or _CLOCK.fullmatch(text):
+    if unit in ("sec", "iter") or _CLOCK.fullmatch(str(text)):
         raise ConfigError(f"time {text!r}: a schedule cannot run on the clock or on iterations; use {', '.join(UNITS)}")
     try:
         value = float(match[1]) if match else float("nan")

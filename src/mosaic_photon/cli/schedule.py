@@ -1,0 +1,149 @@
+"""`mosaic-photon schedule JOB.toml`: learning rate, momentum and weight decay of a job's steps, without a run.
+
+The model is built on the meta device, so that the learning rate is shown for each parameter group; no data is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mosaic_photon.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("job", metavar="JOB.toml", help="job config; its [optimizer], [lr_scheduler], [training] and model are read")
+    add("--out", default="outputs/schedule", metavar="DIR", help="folder for schedule.png and .html (%(default)s)")
+    add("--no-files", action="store_true", help="draw in the terminal only")
+    add("--batch", type=int, metavar="N", help="samples of a step, where the job leaves it to the number of GPUs")
+    add("--epoch-batches", type=int, metavar="N", help="steps of an epoch, for times in 'ep'")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mosaic_photon.schedulers import preview
+
+    shown = preview_of(args.job, args.batch, args.epoch_batches)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"[bold]{shown.title}[/bold]\n{shown.schedule}", highlight=False)
+    heading, *body = preview.rows(shown)
+    table = Table()
+    for name in heading:
+        table.add_column(name, overflow="fold")
+    for cells in body:
+        table.add_row(*cells)
+    console.print(table)
+    for name, curves in shown.panels():
+        print(f"\n{name}\n{preview.drawing(shown.steps, curves)}")
+    if not args.no_files:
+        for path in write(args.out, shown):
+            print(f"wrote {path}")
+    return 0
+
+
+def write(folder: str, shown: Any) -> list[Path]:
+    """Write schedule.png and schedule.html below `folder`; returns the paths."""
+    from mosaic_photon.schedulers import preview
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot make this folder ({error.strerror}).") from None
+    paths = []
+    for name, content in {"png": preview.figure(shown, "png"), "html": preview.page(shown)}.items():
+        path = Path(folder) / f"schedule.{name}"
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+        paths.append(path)
+    return paths
+
+
+def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> Any:
+    """The job's schedule for every parameter group.
+
+    Raises:
+        ConfigError: as the job itself would for its model, optimizer and schedule.
+    """
+    from mosaic_photon.models.jobs import load_job_model
+
+    job, _ = load_job_model(job_path)
+
+    import torch
+    from torchtitan.distributed import ParallelDims
+
+    from mosaic_photon.optimizers.builder import build_optimizers
+    from mosaic_photon.schedulers.builder import build_lr_schedulers
+    from mosaic_photon.schedulers.preview import Preview, sampled_steps
+    from mosaic_photon.schedulers.run_length import RunLength
+    from mosaic_photon.train_spec import register_for_job
+
+    if job.training.steps < 1:
+        raise ConfigError(f"training.steps = {job.training.steps}: must be at least 1.")
+    spec = register_for_job(job)
+    model_args = spec.model_args[job.model.flavor]
+    model_args.update_from_config(job)
+    with torch.device("meta"):
+        model = spec.model_cls(model_args)
+    samples = job.training.global_batch_size if job.training.global_batch_size > 0 else batch
+    run = RunLength(job.training.steps, samples, samples and samples * job.training.seq_len, epoch_batches)
+    job.optimizer.early_step_in_backward = False  # the same numbers, in a container without groups
+    optimizers = build_optimizers([model], job.optimizer, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1))
+    schedulers = build_lr_schedulers(optimizers, job.lr_scheduler, run.steps, run)
+    multiplier = schedulers.schedulers[0].lr_lambdas[0]
+    steps = sampled_steps(run.steps)
+    factors = [multiplier(int(step)) for step in steps]
+    optimizer = optimizers.optimizers[0]
+    kind = decay_kind(optimizer)
+    names = {p: name for name, p in model.named_parameters()}
+    groups = [group_preview(group, names, factors, kind) for group in optimizer.param_groups]
+    title = f"{job.model.name} {job.model.flavor}, {job.optimizer.name}, {run.steps:,} steps"
+    kwargs = " ".join(f"{key}={value}" for key, value in job.lr_scheduler.kwargs.items())
+    schedule = f"{job.lr_scheduler.name or 'the schedule of TorchTitan'} {kwargs}".strip()
+    return Preview(title, schedule, steps, groups, kind)
+
+
+def decay_kind(optimizer: Any) -> str:
+    """How the optimizer applies weight decay: a key of `preview.DECAY_KINDS`."""
+    from torch.optim import Adam, AdamW
+
+    from mosaic_photon.optimizers import ADOPT, QHADOPT
+
+    if isinstance(optimizer, QHADOPT) and not optimizer.param_groups[0]["decouple"]:
+        return "coupled"
+    if type(optimizer) is AdamW or isinstance(optimizer, ADOPT):
+        return "times lr"
+    return "coupled" if type(optimizer) is Adam else "follows lr"  # Composer's and llm-foundry's: decoupled
+
+
+def group_preview(group: dict[str, Any], names: dict[Any, str], factors: list[float], kind: str) -> Any:
+    """One parameter group's numbers and curves."""
+    import numpy as np
+
+    from mosaic_photon.schedulers.preview import Group
+
+    peak, decay, factor = float(group["initial_lr"]), float(group.get("weight_decay", 0.0)), np.asarray(factors)
+    curves = {"coupled": decay * np.ones(len(factor)), "times lr": peak * factor * decay, "follows lr": factor * decay}
+    momentum = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
+    return Group(
+        label=label([names[p] for p in group["params"]]),
+        parameters=sum(p.numel() for p in group["params"]),
+        peak_lr=peak,
+        weight_decay=decay,
+        eps=group.get("eps"),
+        momentum=momentum | ({"v1": group["v1"]} if "v1" in group else {}),
+        lr=peak * factor,
+        decay=curves[kind],
+    )
+
+
+def label(names: list[str]) -> str:
+    """The first name, layer numbers as *, and how many kinds of names follow it."""
+    kinds = list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names))
+    return kinds[0] if len(kinds) == 1 else f"{kinds[0]} + {len(kinds) - 1} more"
