@@ -114,6 +114,24 @@ def test_another_size_is_refused(tmp_path):
         hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))
 
 
+def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path):
+    from mosaic_photon.job_config import MosaicJobConfig
+
+    ours = model()
+    save_file(MPTStateDictAdapter(ours.model_args, None).to_hf(ours.state_dict()), tmp_path / "model.safetensors")
+    job = MosaicJobConfig()
+    job.training.seq_len = 32
+    job.checkpoint.enable = job.checkpoint.initial_load_in_hf = True
+    job.checkpoint.initial_load_path = str(tmp_path)
+    MPTMuPModelArgs(**SIZE).update_from_config(job)
+    for other, says in [
+        ({"n_layers": 3}, "layers.2.* is missing"),
+        ({"attn_config": {"fused_qkv": False}}, "convert it"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            MPTMuPModelArgs(**SIZE | other).update_from_config(job)
+
+
 def test_no_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match="no checkpoint here"):
         hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))

@@ -50,15 +50,41 @@ def read_checkpoint(path: str | Path, args: MPTMuPModelArgs) -> dict[str, Tensor
         ConfigError: no such checkpoint, or one of another architecture or size; found from names and shapes alone.
     """
     found = {name: tensor for file in weight_files(Path(path)) for name, tensor in load_file(file).items()}
-    try:
-        state = {from_foundry_name(name): tensor for name, tensor in found.items() if "rotary" not in name}
-    except KeyError as error:
-        raise ConfigError(f"{path}: {error.args[0]!r} is no parameter of an MPT; is this another model?") from None
-    state = match_qkv(state, args)
+    named = {_our_name(path, name): tensor for name, tensor in found.items() if "rotary" not in name}
+    state = match_qkv(named, args)
     if args.tie_word_embeddings:
         state.pop("output.lm_head.weight", None)  # transformers saves a tied head twice
     check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
     return state
+
+
+def check_folder(path: str, args: MPTMuPModelArgs) -> None:
+    """Compare a safetensors folder that TorchTitan is to load with the model, reading headers only.
+
+    Raises:
+        ConfigError: another architecture, size or layout of the projections.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (no mapping)
+                shapes[_our_name(path, name)] = tuple(handle.get_slice(name).get_shape())
+    if args.tie_word_embeddings:
+        shapes.pop("output.lm_head.weight", None)
+    fused = any("Wqkv" in name for name in shapes)
+    if shapes and fused != args.attn_config["fused_qkv"]:
+        raise ConfigError(
+            f"{path}: its projections are {'fused' if fused else 'split'}, unlike the model's (attn_config.fused_qkv); "
+            "convert it first: python -m mosaic_photon.models.mpt_mup.convert import."
+        )
+    check_shapes(path, shapes, args)
+
+
+def _our_name(where: str | Path, name: str) -> str:
+    try:
+        return from_foundry_name(name)
+    except KeyError:
+        raise ConfigError(f"{where}: {name!r} is no parameter of an MPT; is this another model?") from None
 
 
 def weight_files(path: Path) -> list[Path]:

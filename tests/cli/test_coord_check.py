@@ -1,0 +1,59 @@
+"""`mosaic-photon coord-check` as a user runs it, on small models."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mosaic_photon.cli import main
+
+JOB = """
+[model]
+name = "{name}"
+flavor = "debugmodel"
+hf_assets_path = "{tokenizer}"
+[model.overrides]
+{overrides}
+[mup]
+enabled = true
+base_width = 64
+base_depth = 2
+"""
+TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
+MPT = "d_model = 64\nn_heads = 2\nn_layers = 2"
+LLAMA = "dim = 64\nn_heads = 4\nn_layers = 2"
+
+
+def job(folder: Path, name: str, overrides: str) -> str:
+    path = folder / "job.toml"
+    path.write_text(JOB.format(name=name, overrides=overrides, tokenizer=TOKENIZER))
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("mpt_mup_mosaic", MPT), ("llama3_mosaic", LLAMA)])
+def test_mup_passes_and_writes_its_report(tmp_path, capsys, name, overrides):
+    words = ["coord-check", job(tmp_path, name, overrides), "--widths", "64", "128", "256", "--seeds=1", "--steps=3"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert "PASS" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "coord_check_width.json").read_text())
+    assert (report["sizes"], report["verdict"]) == ([64, 128, 256], "PASS")
+    assert len(report["slopes"][0]) == 4
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".html"}
+
+
+def test_the_standard_parametrization_fails_over_depth(tmp_path, capsys):
+    words = ["coord-check", job(tmp_path, "mpt_mup_mosaic", MPT), "--depths", "2", "4", "8", "--seeds=1", "--steps=4"]
+    assert main([*words, "--no-mup", "--out", str(tmp_path)]) == 1
+    assert "FAIL: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--widths", "64", "65"], "no multiple of the model's head size 32"),
+        (["--widths", "64"], "at least two"),
+    ],
+)
+def test_mistakes_end_before_the_first_run(tmp_path, capsys, words, says):
+    assert main(["coord-check", job(tmp_path, "mpt_mup_mosaic", MPT), *words, "--out", str(tmp_path)]) == 1
+    assert says in capsys.readouterr().err
