@@ -22,7 +22,7 @@ from torchtitan.distributed import ParallelDims
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup import parallelize_mpt, pipeline_mpt
-from mosaic_photon.models.mpt_mup.init import plain_name
+from mosaic_photon.names import clean_name
 
 SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 4, "vocab_size": 128, "max_seq_len": 32}
 SPLIT = {"fused_qkv": False}
@@ -96,7 +96,7 @@ def compare(layout: dict, changes: dict) -> dict[str, float]:
         part.to_empty(device="cpu")
         part.init_weights()
         part.train()
-    mine = {plain_name(name): p for part in parts for name, p in part.named_parameters()}
+    mine = {clean_name(name): p for part in parts for name, p in part.named_parameters()}
     result = {"init": sum(not torch.equal(whole(p.detach()), expected[name]) for name, p in mine.items())}
 
     generator = torch.Generator().manual_seed(1)

@@ -14,12 +14,12 @@ from mosaic_photon.callbacks.interval import Interval
 from mosaic_photon.callbacks.measure import (
     LocalNumbers,
     Reducer,
-    clean_name,
     extremes,
     local_shard,
     shard_counts,
     squared_norms,
 )
+from mosaic_photon.names import clean_name
 
 MOMENTS = {"moment": ("exp_avg", "momentum_buffer"), "moment2": ("exp_avg_sq",)}
 """Moment -> names that optimizers give that state."""

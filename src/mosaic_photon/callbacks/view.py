@@ -10,7 +10,7 @@ from composer.models import ComposerModel
 from torchmetrics import Metric
 from torchtitan.tools.logging import logger as console
 
-from mosaic_photon.callbacks.measure import clean_name
+from mosaic_photon.names import clean_name
 
 
 class ModelView(ComposerModel):
@@ -27,7 +27,7 @@ class ModelView(ComposerModel):
         """Modules of all parts, without the names that compile and activation checkpointing put in between."""
         for part in self.parts:
             for name, module in part.named_modules(memo, prefix, remove_duplicate):
-                yield clean_name(f"{name}.").removesuffix("."), module
+                yield clean_name(name), module
 
     def forward(self, batch: Any) -> Any:
         """Not for callbacks: a forward pass here would be one more than the job makes."""

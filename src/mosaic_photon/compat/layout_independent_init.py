@@ -17,6 +17,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
 
+from mosaic_photon.names import clean_name
+
 RANDOM_FILLS = {
     nn.init.normal_,  # these three ask for overrides themselves, before they call a tensor's method
     nn.init.uniform_,
@@ -28,14 +30,6 @@ RANDOM_FILLS = {
     torch.Tensor.log_normal_,
     torch.Tensor.random_,
 }
-WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-
-
-def parameter_name(name: str) -> str:
-    """The parameter's name without the prefixes that activation checkpointing and torch.compile insert."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 class SeededByName(TorchFunctionMode):
@@ -44,7 +38,7 @@ class SeededByName(TorchFunctionMode):
     def __init__(self, parameters: dict[str, torch.Tensor], seed: int) -> None:
         super().__init__()
         self.seed = seed
-        self.names = {id(tensor): parameter_name(name) for name, tensor in parameters.items()}
+        self.names = {id(tensor): clean_name(name) for name, tensor in parameters.items()}
         self.generators: dict[int, torch.Generator] = {}
 
     def generator(self, tensor: torch.Tensor) -> torch.Generator:

@@ -18,9 +18,9 @@ from torchtitan.models.llama3.model.model import Transformer, TransformerBlock
 
 from mosaic_photon import parametrization as rules
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.names import clean_name
 from mosaic_photon.parametrization import ParameterScale, Parametrization, Role, parameter_scale
 
-WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 HIDDEN_STD = 0.02
 """TorchTitan's sigma for hidden weights, at the base width."""
 
@@ -106,7 +106,7 @@ class Llama3MuPTransformer(Transformer):
         hidden = rules.init_std_factor(Role.HIDDEN_WEIGHT, parametrization)
         head = parametrization.m_n**0.5  # TorchTitan's own head sigma is dim^-0.5
         for name, parameter in self.named_parameters():
-            role = role_of(plain_name(name))
+            role = role_of(clean_name(name))
             if role is Role.HIDDEN_WEIGHT:
                 parameter.mul_(hidden)
             elif role is Role.UNEMBEDDING:
@@ -118,14 +118,8 @@ class Llama3MuPTransformer(Transformer):
 
     def parameter_scales(self) -> dict[str, ParameterScale]:
         """Factors on LR, weight decay and epsilon by parameter name, wrappers' prefixes removed."""
-        names = [plain_name(name) for name, _ in self.named_parameters()]
+        names = [clean_name(name) for name, _ in self.named_parameters()]
         return {name: parameter_scale(role_of(name), self.model_args.parametrization) for name in names}
-
-
-def plain_name(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def role_of(name: str) -> Role:

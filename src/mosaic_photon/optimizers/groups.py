@@ -9,21 +9,15 @@ from typing import Any
 import torch.nn as nn
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.names import clean_name
 from mosaic_photon.parametrization import ParameterScale
 
-WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 """What activation checkpointing and torch.compile put into parameter names."""
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The model's trainable parameters by the names that its author gave them, a shared one once."""
     return [(clean_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def clean_name(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def scales_of(model: nn.Module) -> Mapping[str, ParameterScale] | None:

@@ -9,15 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig
-
-WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-
-
-def plain_name(name: str) -> str:
-    """A module's or parameter's name without what activation checkpointing and torch.compile insert."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "").removesuffix("." + wrapper[:-1])
-    return name
+from mosaic_photon.names import clean_name
 
 
 @torch.no_grad()
@@ -37,7 +29,7 @@ def init_parameters(model: nn.Module, config: MPTMuPConfig, seed: int) -> None:
         _swap(module, whole)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # llm-foundry's slicing
-            torch.manual_seed(_module_seed(seed, plain_name(module_name)))
+            torch.manual_seed(_module_seed(seed, clean_name(module_name)))
             init(module=module, n_layers=config.n_layers, d_model=config.d_model, **config.init_config)
         _swap(module, parameters)
         for name, parameter in parameters.items():

@@ -19,7 +19,8 @@ from torchtitan.protocols.model import ModelProtocol
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.attention import attention_bias
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
-from mosaic_photon.models.mpt_mup.init import init_parameters, plain_name
+from mosaic_photon.models.mpt_mup.init import init_parameters
+from mosaic_photon.names import clean_name
 from mosaic_photon.parametrization import ParameterScale, Role, parameter_scale
 
 
@@ -159,7 +160,7 @@ class TitanComposerMPTMuP(ModelProtocol):
         parametrization = self.model_args.parametrization
         return {
             name: parameter_scale(role_of(name), parametrization)
-            for name in (plain_name(wrapped) for wrapped, _ in self.named_parameters())
+            for name in (clean_name(wrapped) for wrapped, _ in self.named_parameters())
         }
 
 
