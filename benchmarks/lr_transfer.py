@@ -107,10 +107,13 @@ def main() -> None:
         for size in sizes
     ]
     results: dict[tuple[str, str], Curves] = {}
+    done: dict[str, list[float]] = {}
     for name, axis, size in track(plan, description="sweep"):
         args = model_args(axis, size, mup=name != "standard")
-        losses = [final_loss(args, tokens, rate, options.steps) for rate in rates]
-        results.setdefault((name, axis), {})[size] = losses
+        key = str(args)  # the base size is on both axes
+        if key not in done:
+            done[key] = [final_loss(args, tokens, rate, options.steps) for rate in rates]
+        results.setdefault((name, axis), {})[size] = done[key]
     lines = [f"steps {options.steps}, {BATCH} x {SEQ_LEN} tokens, AdamW, base {BASE_WIDTH} x {BASE_DEPTH}, "
              f"{time.monotonic() - start:.0f} s, torch {torch.__version__}, 2 shared cores, CPU only, "
              f"{time.strftime('%Y-%m-%d')}"]  # fmt: skip
