@@ -28,16 +28,19 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import mosaic_photon.compat  # noqa: F401
+
 import numpy as np
 import psutil
-from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
-from mosaic_photon.job_config import MosaicJobConfig
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
+from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
+from mosaic_photon.job_config import MosaicJobConfig
+
 ASSETS = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
-BATCH, SEQ_LEN, SAMPLES = 8, 2048, 16384
+BATCH, SEQ_LEN, SAMPLES, SHARDS = 8, 2048, 30 * 1022, 30
+PACE_S = 0.02
 
 
 def write_data(folder: Path, samples: int) -> None:
@@ -159,16 +162,20 @@ def cold(folder: Path, root: Path, repeats: int) -> None:
         for name in names:
             client.upload_file(str(folder / name), "bench", name)
         size = sum((folder / name).stat().st_size for name in names)
-        gets, reads = [], []
+        rounds = []
         for _ in range(repeats):
-            gets.append(size / parallel_gets(client, names, root / "gets"))
-            reads.append(size / cold_epoch(root / "cache"))
-    ratio = statistics.median(read / get for read, get in zip(reads, gets, strict=True))
+            gets = parallel_gets(client, names, root / "gets")
+            rounds.append((gets, *cold_epoch(root / "cache", 0.0), cold_epoch(root / "cache", PACE_S)[0]))
     print(f"cold start, {size / 2**20:.0f} MiB in {len(names) - 1} shards from moto's S3 server, {repeats} rounds:")
-    print(f"  8 parallel GETs alone  {statistics.median(gets) / 2**20:7.1f} MiB/s")
-    print(
-        f"  an epoch of batches    {statistics.median(reads) / 2**20:7.1f} MiB/s   {100 * ratio:.0f} % (median of pairs)"
-    )
+    labels = [
+        "8 parallel GETs alone",
+        "all shards here, batches taken without pause",
+        "end of the epoch, batches taken without pause",
+        f"all shards here, a batch every {1000 * PACE_S:.0f} ms",
+    ]
+    for label, seconds in zip(labels, zip(*rounds, strict=True), strict=True):
+        ratio = statistics.median(first / own for (first, *_), own in zip(rounds, seconds, strict=True))
+        print(f"  {label:46} {size / statistics.median(seconds) / 2**20:6.0f} MiB/s {100 * ratio:5.0f} %")
 
 
 def parallel_gets(client: Any, names: list[str], out: Path) -> float:
@@ -180,15 +187,22 @@ def parallel_gets(client: Any, names: list[str], out: Path) -> float:
     return time.perf_counter() - begin
 
 
-def cold_epoch(cache: Path) -> float:
+def cold_epoch(cache: Path, pause: float) -> tuple[float, float]:
+    """Seconds from the first request for a batch until the last shard is here, and until the last batch is.
+
+    With a `pause` after each batch only the first 50 batches are taken; the shards come nevertheless.
+    """
     shutil.rmtree(cache, ignore_errors=True)
-    begin = time.perf_counter()
-    loader = ours({"remote": "s3://bench", "local": str(cache)})
-    for _, _ in zip(range(loader.summary.steps_per_epoch), loader, strict=False):
-        pass
-    took = time.perf_counter() - begin
+    loader = ours({"remote": "s3://bench", "local": str(cache), "shuffle_block_size": 4 * SAMPLES // SHARDS})
+    begin, clock = time.time(), time.perf_counter()
+    for _, _ in zip(range(50 if pause else loader.summary.steps_per_epoch), loader, strict=False):
+        time.sleep(pause)
+    took = time.perf_counter() - clock
+    while len(list(cache.glob("*.mds"))) < SHARDS:
+        time.sleep(0.01)
+    arrived = max(path.stat().st_mtime for path in cache.glob("*.mds")) - begin
     loader.close()
-    return took
+    return arrived, took
 
 
 def main() -> None:

@@ -89,6 +89,7 @@ def test_streams_inherit_the_datasets_settings() -> None:
         ("num_workers", "num_worker", "unknown key 'num_worker'. Did you mean 'num_workers'?"),
         ('"text"', '"txt"', "name: 'txt' is no loader. Did you mean 'text'?"),
         ('"text"', '"contrastive_pairs"', "Use text or finetuning"),
+        ('"text"', '"finetuning"', "finetuning data needs remote or streams beside local"),
         ("num_workers = 0", 'num_workers = "0"', "num_workers: expected int, found '0'"),
         ("num_workers = 0", "num_workers = -1", "num_workers: must be at least 0, found -1"),
         ('split = "train"', "shuffle = 1", "shuffle: expected bool, found 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -246,6 +247,16 @@ def test_the_cache_stays_under_its_limit_and_the_samples_the_same(mds: Path, tmp
         assert numbers(next(limited)) == numbers(next(plain))
         most = max(most, bytes_in(cache))
     assert 0 < most <= 5 * largest
+
+
+def test_what_a_killed_download_left_is_swept_and_a_running_one_is_not(mds: Path, tmp_path: Path, build: Any) -> None:
+    for number in (3, 4):
+        (tmp_path / f"shard.0000{number}.mds.part").mkdir()
+    (tmp_path / ".locks").mkdir()
+    with (tmp_path / ".locks" / "shard.00004.mds").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build(remote_job(mds, tmp_path))
+    assert [path.name for path in tmp_path.glob("*.part")] == ["shard.00004.mds.part"]
 
 
 def test_no_permission_to_write_the_cache(mds: Path, tmp_path: Path, build: Any) -> None:

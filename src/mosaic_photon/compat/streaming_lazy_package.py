@@ -30,6 +30,3 @@ def install() -> None:
 
     vars(package)["__getattr__"] = execute_and_get
     sys.modules["streaming"] = package
-
-
-install()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,9 +22,13 @@ class ReadAhead(Generic[T]):
     """Iterates over `source` in a thread, `depth` items ahead. An exception in the thread is raised by `next`."""
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
-        self._items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(source,), name="mosaic-read", daemon=True)
+        self._source = source
+        self._items: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
+        self._places: SimpleQueue[bool] = SimpleQueue()  # one entry for each item that may be made; False ends
+        for _ in range(depth):
+            self._places.put(True)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="mosaic-read", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -34,24 +39,19 @@ class ReadAhead(Generic[T]):
         if error is not None:
             self._items.put((None, error))  # every later call fails in the same way
             raise error
+        self._places.put(True)
         return item  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Stop the thread and wait for it. The item it is making is finished first."""
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._items.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.01)
+        """Stop the thread and wait for it, at most 10 s: the item it is making is finished first."""
+        self._stopped = True
+        self._places.put(False)
+        self._thread.join(timeout=10)
 
-    def _run(self, source: Iterator[T]) -> None:
+    def _run(self) -> None:
         try:
-            for item in source:
-                self._items.put((item, None))
-                if self._stop.is_set():
-                    return
-            raise StopIteration
+            while self._places.get() and not self._stopped:
+                self._items.put((next(self._source), None))
         except BaseException as error:  # handed to the thread that waits for the item
             self._items.put((None, error))
 
@@ -62,7 +62,9 @@ class FetchAhead:
     def __init__(self, cache: ShardCache, threads: int = FETCHERS) -> None:
         self._cache = cache
         self._wanted: list[tuple[int, int]] = []  # (position of the first sample that needs it, shard)
-        self._next, self._position, self._passed, self._window = 0, 0, 0, 0
+        self._next, self._position, self._passed = 0, 0, 0
+        self._samples_ahead: int | None = None
+        self._shards_ahead = SHARDS_AHEAD
         self._changed = threading.Condition()
         self._stopped = False
         self._error: BaseException | None = None
@@ -101,10 +103,13 @@ class FetchAhead:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Tell the threads to stop; each ends after the shard it is fetching."""
+        """Stop the threads, each after the shard it is fetching; what takes longer than 10 s is left to die."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        deadline = time.monotonic() + 10
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _may_fetch(self) -> bool:
         if self._next >= len(self._wanted):

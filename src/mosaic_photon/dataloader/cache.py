@@ -27,6 +27,7 @@ LOCKS = ".locks"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_FOR_US = {"403", "404", "AccessDenied", "NoSuchKey", "NoSuchBucket"}
 ROOM_TIMEOUT_S = 60.0
+SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ShardCache:
         self.shards = [shard for index in indexes for shard in index]
         self.source_of = [source for source, index in zip(sources, indexes, strict=True) for _ in index]
         self.limit = limit
+        self._fetched, self._said = 0, time.monotonic()
         self._check_limit()
         self._check_hashes_known()
 
@@ -88,9 +90,11 @@ class ShardCache:
         """Compare all files that are here with the index: sizes, with `hashes` also content. Run by one rank per node.
 
         A damaged file is removed if the remote can give it again; otherwise, or if it is missing, DataError is raised.
+        Parts of files that a killed job left are removed.
         """
         total, done, said = sum(shard.raw.bytes for shard in self.shards), 0, time.monotonic()
         for source, shard in zip(self.source_of, self.shards, strict=True):
+            _sweep(source, shard)
             here = [file for file in (shard.raw, shard.zip) if file and (source.folder / file.basename).exists()]
             if not here and not source.remote:
                 raise DataError(
@@ -102,7 +106,7 @@ class ShardCache:
                 if fault:
                     self._discard(source, file, fault)
             done += shard.raw.bytes
-            if hashes and time.monotonic() - said > 5:
+            if hashes and time.monotonic() - said > SAY_EVERY_S:
                 logger.info(f"Verified {done / 1e9:.1f} of {total / 1e9:.1f} GB of cached shards")
                 said = time.monotonic()
 
@@ -169,10 +173,17 @@ class ShardCache:
                     stored.unlink()
                 stored = part / "raw"
             os.replace(stored, raw)
+            self._say_progress(shard)
         except OSError as error:
             raise _no_access(source, error) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _say_progress(self, shard: Shard) -> None:
+        self._fetched += shard.stored.bytes
+        if time.monotonic() - self._said > SAY_EVERY_S:
+            logger.info(f"Fetched {self._fetched / 1e9:.2f} GB of shards so far")
+            self._said = time.monotonic()
 
     def _fetch(self, source: Source, file: ShardFile, target: Path) -> Path:
         """The whole, checked file: the one in the folder if it is good, else downloaded to `target`."""
@@ -316,6 +327,15 @@ def _evict(source: Source, shard: Shard) -> None:
         if file:
             (source.folder / file.basename).unlink(missing_ok=True)
     shutil.rmtree(_part_path(source, shard), ignore_errors=True)
+
+
+def _sweep(source: Source, shard: Shard) -> None:
+    """Remove what a killed process left of the shard; a live one holds its lock."""
+    part = _part_path(source, shard)
+    if part.exists():
+        with _locked(_lock_path(source, shard), wait=False) as free:
+            if free:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _part_path(source: Source, shard: Shard) -> Path:

@@ -106,6 +106,10 @@ def check_loader(loader: Any, where: str) -> None:
     _check_table(dataset, TEXT_KEYS if name == "text" else FINETUNING_KEYS, where)
     _check_refused(dataset, where)
     _check_streams(dataset, where)
+    if name == "finetuning" and not (dataset.get("remote") or dataset.get("streams")):
+        raise ConfigError(
+            f"{where}: finetuning data needs remote or streams beside local; a local folder will do"
+        )
 
 
 def streams_of(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

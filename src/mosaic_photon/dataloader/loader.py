@@ -11,6 +11,8 @@ import mosaic_photon.compat  # noqa: F401  (before any import of TorchTitan)
 
 import numpy as np
 from numpy.typing import NDArray
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.tools.logging import logger
 
 from mosaic_photon.dataloader.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.dataset import ShardedDataset
@@ -18,9 +20,6 @@ from mosaic_photon.dataloader.layout import Layout, padded_rank_batches, rank_ba
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint, load_state
 from mosaic_photon.dataloader.tokens import Batch
 from mosaic_photon.errors import ConfigError
-
-from torchtitan.components.dataloader import BaseDataLoader  # isort: skip
-from torchtitan.tools.logging import logger  # isort: skip
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
