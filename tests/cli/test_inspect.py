@@ -34,7 +34,7 @@ def data(tmp_path_factory):
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     common = [str(source), "--tokenizer", TOKENIZER, "--seq-len", "32", "--val", "0.2", "--workers", "1"]
     assert main(["prepare", *common, "--out", str(root / "web")]) == 0
-    code = ["--out", str(root / "code"), "--compression", "zstd:3", "--hashes", "sha1", "xxh64"]
+    code = ["--out", str(root / "code"), "--compression", "zstd:3", "--hashes", "xxh64,sha1"]
     assert main(["prepare", *common, *code]) == 0
     with MDSWriter(columns={"text": "str"}, out=str(root / "text" / "train")) as writer:
         for text in ["\x1b[2Jevil\ttext", *TEXTS]:

@@ -204,12 +204,18 @@ def test_stopped_work_is_resumed(tmp_path, number):
     texts = [Path(file).read_text("utf-8") for file in stdlib_files()[:250]]
     sources = [str(write_jsonl(tmp_path / f"{part}.jsonl", texts[part::4])) for part in range(4)]
     words = command(tmp_path / "out", *sources, "--workers", "1")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     wait_for(lambda: any(partial.glob("tokens/*.json")))
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches the workers, too
+    else:
+        process.send_signal(number)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in output
     assert ("same command goes on" in output) == (number != signal.SIGKILL)
     wait_for(lambda: not any(psutil.pid_exists(worker.pid) for worker in workers), 5)
     assert not (tmp_path / "out").exists()

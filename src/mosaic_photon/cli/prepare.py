@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bos-text", help="token before each document; '' for none (default: the tokenizer's bos)")
     add("--eos-text", help="token after each document; '' for none (default: the tokenizer's eos)")
     add("--compression", help="zstd, gz, br, bz2 or snappy, with a level: zstd:7 (default: none)")
-    add("--hashes", nargs="*", default=["xxh64"], help="hashes of each shard in the index (default xxh64)")
+    add("--hashes", default="xxh64", metavar="A,B", help="hashes of each shard in the index (default xxh64)")
     add("--shard-mib", type=int, default=64, help="size of a shard before compression, in MiB (default 64)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)")
     add(
@@ -86,7 +86,8 @@ def _check(args: argparse.Namespace) -> Work:
     from mosaic_photon.prepare.tokens import Tokenization, find_tokenizer, load_tokenizer, token_id
 
     _check_numbers(args)
-    _check_codecs(args.compression, args.hashes)
+    hashes = sorted({name for name in args.hashes.split(",") if name})
+    _check_codecs(args.compression, hashes)
     file, special = find_tokenizer(args.tokenizer)
     bos, eos = (
         special.get(f"{name}_token", "") if given is None else given
@@ -101,7 +102,6 @@ def _check(args: argparse.Namespace) -> Work:
         args.val,
     )
     n = args.seq_len + 1
-    hashes = sorted(set(args.hashes))
     form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     options = Options(args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib)
