@@ -15,11 +15,10 @@ from torch.distributed.tensor import DTensor
 
 
 def local_shard(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """This rank's shard of `tensor`, without gradient history; laid out as `like`, where it lies in another way.
+    """This rank's shard of `tensor`, laid out as `like` where it lies in another way. To be called without gradients.
 
     Under tensor parallelism a gradient may be whole where its parameter is cut, or a sum that is still to be made.
     """
-    tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
     if isinstance(like, DTensor) and tensor.placements != like.placements:
@@ -45,19 +44,20 @@ def _dtensor_shards(tensor: torch.Tensor) -> int:
     return math.prod(size for size, is_cut in zip(tensor.device_mesh.shape, cut, strict=True) if is_cut)
 
 
-def squared_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squares of the L2 norms of n tensors, in one fused kernel: [n], float64, on their device."""
+def squared_norms(groups: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Squares of the L2 norms of n tensors in each group, in one fused call: group -> [n], float64, on their device."""
+    tensors = [tensor for group in groups.values() for tensor in group]
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype)).double().square()
+    squares = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).double().square()
+    return dict(zip(groups, squares.view(len(groups), -1), strict=True))
 
 
-def extremes(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Largest element and negated smallest of n tensors: [2, n], float64; -inf for an empty tensor."""
-    nothing = torch.full((), -math.inf, dtype=torch.float64, device=tensors[0].device)
-    pairs = [torch.aminmax(tensor) if tensor.numel() else None for tensor in tensors]
-    largest = torch.stack([pair.max.double() if pair else nothing for pair in pairs])
-    smallest = torch.stack([-pair.min.double() if pair else nothing for pair in pairs])
-    return torch.stack([largest, smallest])
+def extremes(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest elements and negated smallest of n tensors: [n] and [n], float64; -inf for an empty tensor."""
+    nothing = torch.full((), -math.inf, dtype=torch.float32, device=tensors[0].device)
+    pairs = [torch.aminmax(tensor) if tensor.numel() else (-nothing, nothing) for tensor in tensors]
+    smallest, largest = (torch.stack(side).double() for side in zip(*pairs, strict=True))
+    return largest, -smallest
 
 
 @dataclass

@@ -101,11 +101,17 @@ class OptimizerMonitor(Callback):
         self._forget()
         self.interval.start(state)
 
+    @torch.no_grad()
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Before the optimizer's step: keep what the report needs and the step destroys."""
         del logger
         self._report, report_next = self.interval.due(state)
         self._trained = self._trained or _trained(state)
+        if not self._trained:
+            raise RuntimeError(
+                "no parameter has a gradient when the optimizer is to step, so there is nothing to measure"
+                " (optimizer.early_step_in_backward frees gradients earlier)"
+            )
         if self._report and self.log_optimizer_metrics:
             self._before = [local_shard(one.parameter).clone() for one in self._trained]
         if self.curvature:
@@ -123,6 +129,7 @@ class OptimizerMonitor(Callback):
         if report_next:
             self._previous = ([one.clone() for one in parameters], [one.clone() for one in gradients])
 
+    @torch.no_grad()
     def batch_end(self, state: State, logger: Logger) -> None:
         """Measure, reduce, log."""
         if not self._report:
@@ -136,19 +143,19 @@ class OptimizerMonitor(Callback):
         self._report, self._before, self._curvature_sums = False, [], {}
 
     def _measure(self) -> LocalNumbers:
-        sums = {"l2_norm/grad": squared_norms([one.gradient() for one in self._trained])}
+        normed = {"l2_norm/grad": [one.gradient() for one in self._trained]}
         maxima: dict[str, torch.Tensor] = {}
         if self.log_optimizer_metrics:
             parameters = [local_shard(one.parameter) for one in self._trained]
-            sums["l2_norm/param"] = squared_norms(parameters)
             torch._foreach_sub_(self._before, parameters)
-            sums["l2_norm/update"] = squared_norms(self._before)
+            normed |= {"l2_norm/param": parameters, "l2_norm/update": self._before}
             for moment, keys in MOMENTS.items():
                 tensors = self._states(keys)
                 if tensors:
-                    sums[f"l2_norm/{moment}"] = squared_norms(tensors)
+                    normed[f"l2_norm/{moment}"] = tensors
                     if moment == "moment2":
                         maxima["max/moment2"], maxima["min/moment2"] = extremes(tensors)
+        sums = squared_norms(normed)
         if self.curvature:
             nothing = torch.zeros_like(sums["l2_norm/grad"])
             sums |= {CURVATURE + name: self._curvature_sums.get(name, nothing) for name in curvature.SUMS}
