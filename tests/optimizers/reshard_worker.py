@@ -1,6 +1,7 @@
 """Run by torchrun: train a model on as many ranks as there are, from a checkpoint if there is one, and save both ways.
 
-reshard_worker.py FORM OUT [CHECKPOINT]: three steps, then OUT/checkpoint (DCP) and OUT/weights.pt (whole tensors).
+reshard_worker.py STEPS OUT [CHECKPOINT]: train to STEPS; every three write OUT/N/checkpoint (DCP), weights.pt (whole
+tensors) and groups.json.
 """
 
 import json
@@ -16,24 +17,22 @@ import torch.distributed.checkpoint as dcp
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
+from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.distributed import ParallelDims
 
 from mosaic_photon.job_config import Optimizer as OptimizerConfig
 from mosaic_photon.optimizers.builder import build_optimizers
 
-STEPS = 3
 
-
-def main(form: str, out: str, checkpoint: str | None = None) -> None:
+def main(steps: str, out: str, checkpoint: str | None = None) -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, 3))  # 7 and 3 split unevenly
-    if dist.get_world_size() > 1:
+    world = dist.get_world_size()
+    if world > 1:
         fully_shard(model)
         force_sum_reduction(model)
     config = OptimizerConfig(name="QHADOPT", lr=0.05, weight_decay=0.01, decouple=True, no_decay=["bias"])
-    config.implementation = form
-    world = dist.get_world_size()
     optimizers = build_optimizers([model], config, ParallelDims(1, world, 1, 1, 1, 1, 1, world_size=world))
     done = 0
     if checkpoint:
@@ -41,18 +40,23 @@ def main(form: str, out: str, checkpoint: str | None = None) -> None:
         dcp.load(state, checkpoint_id=checkpoint)
         set_model_state_dict(model, state["model"])
         done = int(next(iter(optimizers.optimizers[0].state.values()))["step"])
-    for step in range(done, done + STEPS):
+    for step in range(done, int(steps)):
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
         optimizers.zero_grad()
         model(x).square().mean().backward()  # every rank sees the whole batch, so the mean is the whole batch's
         optimizers.step()
-    dcp.save({"model": get_model_state_dict(model), "optimizer": optimizers}, checkpoint_id=Path(out) / "checkpoint")
+        if (step + 1) % 3 == 0:
+            save(model, optimizers, Path(out) / str(step + 1))
+    dist.destroy_process_group()
+
+
+def save(model: nn.Module, optimizers: OptimizersContainer, folder: Path) -> None:
+    dcp.save({"model": get_model_state_dict(model), "optimizer": optimizers}, checkpoint_id=folder / "checkpoint")
     whole = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in model.state_dict().items()}
     if dist.get_rank() == 0:
-        torch.save(whole, Path(out) / "weights.pt")
+        torch.save(whole, folder / "weights.pt")
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizers.optimizers[0].param_groups]
-        (Path(out) / "groups.json").write_text(json.dumps(groups))
-    dist.destroy_process_group()
+        (folder / "groups.json").write_text(json.dumps(groups))
 
 
 if __name__ == "__main__":

@@ -257,9 +257,21 @@ def test_state_survives_torch_save_and_goes_on_exactly(form):
     assert {len(state) for state in optimizer.state.values()} == {3}  # step and two moments
 
 
-def test_an_optimizer_can_be_copied():
-    optimizer = QHADOPT(parameters(), lr=1e-2)
-    assert copy.deepcopy(optimizer).param_groups[0]["initial_lr"] == 1e-2
+def test_an_optimizer_can_be_copied_and_goes_on():
+    def clip(step):
+        return 0.5
+
+    def train(optimizer):
+        (p,) = optimizer.param_groups[0]["params"]
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        return p.detach()
+
+    optimizer = QHADOPT([torch.nn.Parameter(torch.ones(3))], lr=1e-2, clip_lambda=clip)
+    train(optimizer)
+    duplicate = copy.deepcopy(optimizer)
+    torch.testing.assert_close(train(duplicate), train(optimizer), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

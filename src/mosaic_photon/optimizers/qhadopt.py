@@ -53,6 +53,9 @@ class QHADOPT(Optimizer):
     decay_includes_lr = False
     """Whether decoupled decay is multiplied by lr, so that a parametrization which divides lr must raise it."""
 
+    _used_lrs: tuple[Any, ...] = ()
+    """Each group's learning rate in the last step: schedulers may have moved on when metrics are asked for."""
+
     def __init__(  # noqa: PLR0913, the optimizer's hyper-parameters, as torch spells them
         self,
         params: Iterable[Any],
@@ -91,6 +94,9 @@ class QHADOPT(Optimizer):
         _check(type(self).__name__, group)
         group.setdefault("initial_lr", float(group["lr"]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "clip_lambda": self.clip_lambda}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which moves `step` to the device for a fused optimizer; ours stays where the host reads it."""
         super().load_state_dict(state_dict)
@@ -113,6 +119,7 @@ class QHADOPT(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
+        self._used_lrs = tuple(torch.clone(lr) if torch.is_tensor(lr) else lr for lr in self._lrs())
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
             for p in with_grad:
@@ -195,6 +202,9 @@ class QHADOPT(Optimizer):
         for key, tensors in buckets.items():
             yield key[0], tensors
 
+    def _lrs(self) -> list[float | Tensor]:
+        return [group["lr"] for group in self.param_groups]
+
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
             if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
@@ -207,11 +217,12 @@ class QHADOPT(Optimizer):
         self, param: Tensor, name: str, optimizer_metrics: dict[str, Any]
     ) -> dict[str, Any]:
         """Norms of this rank's part of a parameter, of its gradient, moments and last update; call it after `step`."""
-        group = next(g for g in self.param_groups if any(param is p for p in g["params"]))
+        groups = zip(self.param_groups, self._used_lrs or self._lrs(), strict=True)
+        group, lr = next((group, lr) for group, lr in groups if any(param is p for p in group["params"]))
         if param.grad is not None and self.state.get(param):
             calls = float(self.state[param]["step"])
-            row = self._row(param)
-            optimizer_metrics.update(metrics.per_parameter(name, row, calls, self._hyper(group, max(calls - 1, 0))))
+            h = self._hyper({**group, "lr": lr}, max(calls - 1, 0))
+            optimizer_metrics.update(metrics.per_parameter(name, self._row(param), calls, h))
         return optimizer_metrics
 
     def pre_reduce_metrics(self, optimizer_metrics: dict[str, Any]) -> dict[str, Any]:
