@@ -11,6 +11,13 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.layout_checks import (
+    check_activation_checkpoint,
+    check_devices,
+    check_experts,
+    check_pipeline,
+    check_tensor_parallel,
+)
 
 
 def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
@@ -29,7 +36,14 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
         )
     if ON_CPU:
         check_cpu(job)
-    check_tokenizer(job, spec.model_args[job.model.flavor])
+    else:
+        check_devices()
+    model_args = spec.model_args[job.model.flavor]
+    check_tensor_parallel(job, model_args)
+    check_experts(job, model_args, world_size)
+    check_pipeline(job, model_args)
+    check_activation_checkpoint(job)
+    check_tokenizer(job, model_args)
     check_outputs(job, world_size)
     return data_parallel
 
@@ -95,6 +109,8 @@ def check_cpu(job: MosaicJobConfig) -> None:
     refused = [
         ("parallelism.context_parallel_degree", job.parallelism.context_parallel_degree > 1, "1"),
         ("checkpoint.async_mode", job.checkpoint.async_mode == "async_with_pinned_mem", '"async"'),
+        ("parallelism.enable_async_tensor_parallel", job.parallelism.enable_async_tensor_parallel, "false"),
+        ("fault_tolerance.enable", job.fault_tolerance.enable, "false"),
         ("training.enable_cpu_offload", job.training.enable_cpu_offload, "false"),
         ("profiling.enable_memory_snapshot", job.profiling.enable_memory_snapshot, "false"),
         ("model.converters", bool(job.model.converters), "[]"),
