@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
@@ -88,7 +89,7 @@ def composer_steps(args: MPTMuPModelArgs, tokens: Tensor, attn_impl: str = "torc
     config = args.foundry_config()
     config["attn_config"] = config["attn_config"] | {"attn_impl": attn_impl}
     model = ComposerMPTMuPCausalLM(**config)
-    samples = [{"input_ids": row, "labels": row} for row in tokens] * 4096
+    samples: Any = [{"input_ids": row, "labels": row} for row in tokens] * 4096
     trainer = Trainer(
         model=model, train_dataloader=torch.utils.data.DataLoader(samples, batch_size=len(tokens)), device="cpu",
         optimizers=torch.optim.AdamW(model.parameters(), lr=LR, foreach=True), max_duration="1ba",

@@ -120,7 +120,7 @@ def measured(model: nn.Module) -> Iterator[dict[str, float]]:
     """Within it, each forward pass adds mean |output| by kind to the dict that this yields."""
     seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
     result: dict[str, float] = {}
-    blocks: list[Any] = list(model.layers.values())  # type: ignore[operator, union-attr]
+    blocks: list[Any] = list(model.layers.values())  # type: ignore[operator]
     modules = {
         "embedding": [model.tok_embeddings],
         "attention": [getattr(block, "attn", None) or block.attention for block in blocks],

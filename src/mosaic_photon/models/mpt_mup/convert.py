@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup import hf
@@ -46,11 +48,12 @@ def read_titan(path: str, args: MPTMuPModelArgs) -> dict[str, Tensor]:
     with torch.device("meta"):
         parameters = TitanComposerMPTMuP(args).named_parameters()
     state = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in parameters}
-    reader = dcp.FileSystemReader(path)
+    reader = FileSystemReader(path)
     saved = reader.read_metadata().state_dict_metadata
-    shapes = {name: tuple(saved[name].size) for name in state if name in saved}
+    tensors = {name: meta for name, meta in saved.items() if isinstance(meta, TensorStorageMetadata)}
+    shapes = {name: tuple(tensors[name].size) for name in state if name in tensors}
     hf.check_shapes(path, shapes, args)
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    load(state, storage_reader=reader, no_dist=True)
     return state
 
 

@@ -117,7 +117,7 @@ def match_qkv(state: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tens
     fused = bool(args.attn_config["fused_qkv"])
     d_head = args.d_model // args.n_heads
     sizes = [args.n_heads * d_head, args.kv_n_heads * d_head, args.kv_n_heads * d_head]
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, _, kind = name.rpartition(".")
         block, _, layer = stem.rpartition(".")
