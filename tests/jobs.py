@@ -96,13 +96,13 @@ def run_here(arguments: list[str], *flags: str) -> int:
 
 
 def start(arguments: list[str], *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
-    """Start the job by torchrun from the repository's root, in a process group of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
+    """Start the job by torchrun from the repository's root, or without it for 0 ranks; a session of its own."""
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks else []
+    command = [sys.executable, "-m", *torchrun, "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env={k: v for k, v in os.environ.items() if not k.startswith("MASTER_")} | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -144,8 +144,8 @@ def shared_memory(process: subprocess.Popen[str]) -> list[str]:
     """Files in /dev/shm that the launcher's ranks have mapped."""
     import psutil
 
-    ranks = psutil.Process(process.pid).children(recursive=True)
-    assert ranks
+    launcher = psutil.Process(process.pid)
+    ranks = [launcher, *launcher.children(recursive=True)]
     paths = [mapped.path for rank in ranks for mapped in rank.memory_maps()]
     return [path for path in paths if path.startswith("/dev/shm")]
 

@@ -10,7 +10,7 @@ __all__ = ["__version__", "register", "register_llama3_mosaic", "register_mpt_mu
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("register"):
+    if name in __all__:
         from mosaic_photon import train_spec
 
         return getattr(train_spec, name)

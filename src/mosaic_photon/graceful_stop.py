@@ -1,7 +1,10 @@
 """SIGTERM and Ctrl-C end a job between two steps, on all ranks at the same one."""
 
+import os
 import signal
+import socket
 import sys
+import threading
 import time
 from types import FrameType
 
@@ -13,23 +16,40 @@ REPEAT_AFTER_S = 2.0
 """A launcher and a terminal may send the same signal twice at once; only a later one is the user asking again."""
 
 
+STUCK_AFTER_S = 20.0
+"""A main thread in native code for this long, and for two steps' time, waits for a rank that is gone."""
+PROBE = signal.SIGURG
+"""Ignored by default and unused by torch: asks the main thread whether it still runs Python."""
+
+
 class GracefulStop:
     """Remembers that the job was asked to stop, by a signal or by a callback, and lets all ranks agree on the step.
 
-    Outside the training loop (`active` False) a signal ends the process at once, through its finally-clauses.
+    Before `activate` a signal ends the process at once, through its finally-clauses.
     """
 
     def __init__(self) -> None:
-        self.active = False
         self.signal_number: int | None = None
+        self._active = False
         self._asked = False
         self._asked_at = 0.0
         self._flag: torch.Tensor | None = None
         self._work: dist.Work | None = None
         self._group: dist.ProcessGroup | None = None
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._previous:
-            signal.signal(number, self._on_signal)
+        self._begun_at = 0.0
+        self._step_s = 0.0
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, PROBE)}
+        self._noticed = threading.Event()
+        self._install()
+        self._watched, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def activate(self) -> None:
+        """From now on a signal asks for a stop between steps."""
+        self._active = True
+        self._install()  # Composer, where it was imported since, has put its own handlers
 
     def request(self) -> None:
         """Ask for a stop after the current step, from this rank."""
@@ -37,6 +57,8 @@ class GracefulStop:
 
     def begin_step(self) -> None:
         """Start telling the other ranks; overlaps with the step."""
+        now = time.monotonic()
+        self._step_s, self._begun_at = now - self._begun_at if self._begun_at else 0.0, now
         if dist.get_world_size() == 1:
             return
         if self._group is None:  # the CPU's own group: asking must not wait for a device
@@ -57,15 +79,34 @@ class GracefulStop:
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""
+        signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._wakeup.close()
+
+    def _install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(PROBE, lambda number, frame: self._noticed.set())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self._asked and time.monotonic() - self._asked_at > REPEAT_AFTER_S
-        if not self.active or again:
+        if not self._active or again:
             sys.exit(128 + number)
         if not self._asked:
             logger.info(
                 f"{signal.Signals(number).name}: stopping after this step. The same signal again stops at once."
             )
             self._asked, self._asked_at, self.signal_number = True, time.monotonic(), number
+
+    def _watch(self) -> None:
+        """End the process where a signal came and Python cannot handle it: the main thread is stuck in native code."""
+        with self._watched:
+            while number := self._watched.recv(1):  # empty once `restore` has closed the other end
+                if number[0] == PROBE:
+                    continue
+                self._noticed.clear()
+                os.kill(os.getpid(), PROBE)
+                if not self._noticed.wait(max(STUCK_AFTER_S, 2 * self._step_s)):
+                    logger.error("Stopped at once: the step waits for a rank that does not answer.")
+                    os._exit(128 + number[0])

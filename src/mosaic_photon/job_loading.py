@@ -26,9 +26,14 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
     """
     if any(flag.startswith(("--job.config_file", "--job.config-file")) for flag in titan_flags):
         raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
-    check_tables(read_toml(config_path), MosaicJobConfig, config_path)
-    flags = tyro_bool_flags.normalise(titan_flags, MosaicJobConfig)
-    job_config = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={config_path}", *flags])
+    values, manager = read_toml(config_path), ConfigManager(MosaicJobConfig)
+    config_cls = manager._maybe_add_custom_config(titan_flags, values)  # [job] custom_config_module
+    check_tables(values, config_cls, config_path)
+    for name in ("config", "dataloader", "eval_dataloader"):
+        if name in values.get("mosaic", {}):
+            raise ConfigError(f"{config_path}: mosaic.{name} comes from the data config, --mosaic-config.")
+    flags = tyro_bool_flags.normalise(titan_flags, config_cls)
+    job_config = manager.parse_args([f"--job.config_file={config_path}", *flags])
     if job_config.model.hf_assets_path and not os.path.isdir(job_config.model.hf_assets_path):
         raise ConfigError(
             f"model.hf_assets_path in {config_path}: there is no folder {job_config.model.hf_assets_path!r}. "

@@ -20,6 +20,7 @@ from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.unset_parameters import zero_before_init
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torchtitan.components.loss import build_cross_entropy_loss
@@ -30,7 +31,8 @@ from torchtitan.models import _supported_models
 from torchtitan.protocols import train_spec as titan_specs
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
-from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
+from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.loader import Data, EvalLoader
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.metrics import build_metrics_processor
@@ -73,8 +75,10 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
     return spec
 
 
-def open_data(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) -> DataSpecDataLoader:
-    """Open the job's data and give `spec` what follows from it: the open loader, and how long the run is.
+def open_data(
+    spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int
+) -> list[DataSpecDataLoader | EvalLoader]:
+    """Open the job's data and give `spec` what follows from it: the open loaders, and how long the run is.
 
     Done before the trainer is built, so that a mistake in the data, the schedule or the optimizer's arguments ends the
     job before anything is written.
@@ -83,11 +87,13 @@ def open_data(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) 
         ConfigError: the first mistake found.
     """
     choose_optimizer(job_config.optimizer)
-    loader = build_mosaic_dataloader(dp_world_size, 0, spec.build_tokenizer_fn(job_config), job_config)
+    tokenizer = spec.build_tokenizer_fn(job_config)
+    loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
     if job_config.lr_scheduler.name is not None:
         build_multiplier(job_config.lr_scheduler.name, job_config.lr_scheduler.kwargs, run)
+    read_some(loader.data)
 
     def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:
         loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
@@ -95,7 +101,26 @@ def open_data(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) 
 
     spec.build_dataloader_fn = build_dataloader_fn
     spec.build_lr_schedulers_fn = partial(build_lr_schedulers, run_length=run)
-    return loader
+    if not job_config.validation.enable:
+        return [loader]
+    eval_loader = build_mosaic_eval_dataloader(dp_world_size, 0, tokenizer, job_config)
+    read_some(eval_loader.data)
+    spec.build_validator_fn = partial(build_validator, data=eval_loader.data)
+    return [loader, eval_loader]
+
+
+def read_some(data: Data, samples: int = 64) -> None:
+    """Read samples from all over the shards that are already on this machine.
+
+    Raises:
+        ConfigError: one of them cannot be used, e.g. has a token outside the vocabulary.
+    """
+    dataset = data.dataset
+    ids = np.unique(np.linspace(0, dataset.num_samples - 1, samples, dtype=np.int64))
+    shard_ids, _ = dataset.locate(ids)
+    here = [dataset.cache.is_here(int(shard)) for shard in shard_ids]
+    if any(here):
+        data.make_batch(ids[here])
 
 
 def register_llama3_mosaic() -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from mosaic_photon.errors import ConfigError
@@ -65,27 +66,64 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ["RANK"] == "0":  # every rank reads the same files
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     except SystemExit as exit_:  # from --help, or from tyro, which has printed what is wrong with the flags
         return 1 if exit_.code else 0
     try:
         return run(job_config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report(error)
         return 1
 
 
-def run(job_config: "MosaicJobConfig") -> int:
-    """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it."""
-    from mosaic_photon.compat import cpu_device_type, cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
-
+def report(error: ConfigError) -> None:
+    """Print the message once a machine before the ranks have met, and from each rank that failed after that."""
     import torch.distributed as dist
-    from torchtitan.tools.logging import init_logger, logger
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
+    elif os.environ["LOCAL_RANK"] == "0":
+        print(f"error: {error}", file=sys.stderr)
+
+
+def run(job_config: "MosaicJobConfig") -> int:
+    """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it early."""
+    prepare_process(job_config)
+
+    from torchtitan.tools.logging import logger
 
     from mosaic_photon import train_spec
     from mosaic_photon.checks import check_job
     from mosaic_photon.graceful_stop import GracefulStop
     from mosaic_photon.summary import print_summary
     from mosaic_photon.trainer import MosaicTrainer
+
+    with ExitStack() as cleanup:  # undone in reverse order, each part also when another fails
+        stop = GracefulStop()
+        cleanup.callback(stop.restore)
+        spec = train_spec.register_for_job(job_config)
+        loaders = train_spec.open_data(spec, job_config, dp_world_size=check_job(job_config, spec))
+        for loader in loaders:
+            cleanup.callback(loader.close)
+        cleanup.push(leave_process_group)
+        trainer = MosaicTrainer(job_config, stop)
+        cleanup.callback(trainer.close)
+        print_summary(trainer)
+        if job_config.checkpoint.create_seed_checkpoint:
+            trainer.checkpointer.save(curr_step=0, last_step=True)
+            logger.info("Created seed checkpoint")
+            return 0
+        trainer.train()
+    finished = trainer.step >= job_config.training.steps
+    return 128 + stop.signal_number if stop.signal_number and not finished else 0
+
+
+def prepare_process(job_config: "MosaicJobConfig") -> None:
+    """Logging, the workarounds for this machine, and the rendezvous of a job that is one process."""
+    from mosaic_photon.compat import cpu_device_type, cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
+
+    from torchtitan.tools.logging import init_logger
 
     init_logger()
     logging.getLogger("streaming").setLevel(logging.WARNING)
@@ -95,29 +133,21 @@ def run(job_config: "MosaicJobConfig") -> int:
         job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
         for workaround in (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts):
             workaround.apply()
-    spec = train_spec.register_for_job(job_config)
-    train_spec.open_data(spec, job_config, dp_world_size=check_job(job_config, spec))
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
 
-    stop = GracefulStop()
-    trainer: MosaicTrainer | None = None
-    try:
-        trainer = MosaicTrainer(job_config, stop)
-        print_summary(trainer)
-        if job_config.checkpoint.create_seed_checkpoint:
-            trainer.checkpointer.save(curr_step=0, last_step=True)
-            logger.info("Created seed checkpoint")
+
+def leave_process_group(error: type[BaseException] | None, *_: object) -> None:
+    """Destroy the process group; after an error NCCL's is aborted, as destroying it waits for ranks that are gone."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _abort_process_group
+
+    if dist.is_initialized():
+        if error is not None and dist.get_backend() == "nccl":
+            _abort_process_group()
         else:
-            trainer.train()
-    finally:
-        stop.restore()
-        if trainer is not None:
-            trainer.close()
-        if sys.exc_info()[0] is None and dist.is_initialized():
             dist.destroy_process_group()
-    return 128 + stop.signal_number if stop.signal_number else 0
 
 
 def free_port() -> int:

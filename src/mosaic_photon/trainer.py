@@ -1,10 +1,12 @@
 """MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from mosaic_photon.compat.ddp_gradients import reduce_in_this_backward
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.compat.tensor_parallel_gradients import place_as_parameters
 
 import torch
 from torchtitan.components.loss import IGNORE_INDEX
@@ -28,10 +30,18 @@ class MosaicTrainer(Trainer):
 
     def __init__(self, job_config: MosaicJobConfig, stop: GracefulStop) -> None:
         callbacks = build_callbacks(job_config.callbacks)  # mistakes come to light before a model is built
-        super().__init__(job_config)
         self.stop = stop
+        try:
+            super().__init__(job_config)
+            self._complete(callbacks)
+        except BaseException:
+            self.close()  # what has been built holds files and threads
+            raise
+
+    def _complete(self, callbacks: dict[str, Any]) -> None:
+        """Tell the parts of each other, which TorchTitan builds one by one."""
         self.metrics_processor.dataloader = self.dataloader
-        if job_config.validation.enable:
+        if self.job_config.validation.enable:
             self.validator.fire = self.fire
             self.validator.post_dataloading_process = self.post_dataloading_process
         self.callbacks = CallbackHost(callbacks)
@@ -49,7 +59,8 @@ class MosaicTrainer(Trainer):
 
     def batch_generator(self, data_iterable: DataSpecDataLoader) -> Iterator[Batch]:
         """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
-        self.stop.active = True
+        self.stop.activate()
+        self.loaded_step = self.step
         self.fire("fit_start")
         return self._counted(super().batch_generator(data_iterable))
 
@@ -115,6 +126,7 @@ class MosaicTrainer(Trainer):
             del prediction  # frees the logits before backward
             self.fire("before_backward")
             loss.backward()
+            self._finish_gradients()
             self.fire("after_backward")
         return loss
 
@@ -136,26 +148,32 @@ class MosaicTrainer(Trainer):
             kwargs |= {"target": labels, "losses": losses}
         with self.train_context():
             self.pp_schedule.step(*args, **kwargs, return_outputs=False)
+        self._finish_gradients()
         loss = torch.stack(losses).sum().to(self.device) if losses else torch.zeros((), device=self.device)
         for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
             self.fire(event, loss=loss.detach())  # the schedule has interleaved them
         return loss if self.pp_has_last_stage else torch.tensor(-1.0, device=self.device)
 
+    def _finish_gradients(self) -> None:
+        """After a backward pass: make the step's gradients ready to be clipped, if it was the last one."""
+        if self.parallel_dims.tp_enabled and self.microbatches_left == 0:
+            place_as_parameters(self.model_parts)
+
     def close(self) -> None:
         """Release callbacks, checkpointer, metrics and data; safe to call twice and after a failed construction."""
-        if hasattr(self, "callbacks"):
-            self.callbacks.close()
-        super().close()
-        for name in ("dataloader", "validator"):
-            part = getattr(self, name, None)
-            loader = part if name == "dataloader" else getattr(part, "validation_dataloader", None)
-            if loader is not None:
-                loader.close()
+        with ExitStack() as stack:  # each is closed, whatever happens to the others
+            if hasattr(self, "dataloader") and self.dataloader is not None:
+                stack.callback(self.dataloader.close)
+            if hasattr(self, "validator"):
+                stack.callback(self.validator.validation_dataloader.close)
+            stack.callback(super().close)
+            if hasattr(self, "callbacks"):
+                stack.callback(self.callbacks.close)
 
     def _save_now(self) -> None:
         """Where checkpointing is on, write a complete checkpoint of the current step unless it was just written."""
         checkpointer = self.checkpointer
-        if not checkpointer.enable or checkpointer.load_only or self.step == 0:
+        if not checkpointer.enable or checkpointer.load_only or self.step == self.loaded_step:
             logger.info(f"Stopped at step {self.step}.")
             return
         if not checkpointer._should_save(self.step, last_step=False):

@@ -18,6 +18,8 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
 
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.layout import Layout
+from mosaic_photon.dataloader.loader import Data, EvalLoader
 
 
 class MosaicValidator(BaseValidator):
@@ -40,12 +42,16 @@ class MosaicValidator(BaseValidator):
         pp_schedule: Any = None,
         pp_has_first_stage: bool | None = None,
         pp_has_last_stage: bool | None = None,
+        data: Data | None = None,
     ) -> None:
+        """TorchTitan's arguments, and the eval data where it is already open."""
         super().__init__(job_config)
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
-        self.validation_dataloader = build_mosaic_eval_dataloader(
-            dp_world_size=dp_world_size, dp_rank=dp_rank, tokenizer=tokenizer, job_config=job_config
+        self.validation_dataloader = (
+            build_mosaic_eval_dataloader(dp_world_size, dp_rank, tokenizer, job_config)
+            if data is None
+            else EvalLoader(data, Layout.of(dp_world_size, dp_rank, job_config.validation.local_batch_size, -1))
         )
         self.validation_context = validation_context
         self.maybe_enable_amp = maybe_enable_amp
@@ -55,8 +61,8 @@ class MosaicValidator(BaseValidator):
         self.pp_has_last_stage = pp_has_last_stage
         self.fire: Callable[..., None] = lambda event, **facts: None
         """Receives Composer's event names; set by the trainer."""
-        self.post_dataloading_process: Callable[..., Any]
-        """The trainer's own (splits inputs, builds masks, shards for context parallelism); set by the trainer."""
+        self.post_dataloading_process: Callable[..., Any] = split_inputs
+        """MosaicTrainer sets its own, which also builds attention masks and shards for context parallelism."""
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
@@ -72,9 +78,7 @@ class MosaicValidator(BaseValidator):
             self.metrics_processor.ntokens_since_last_log += labels.numel()
             inputs = {name: tensor.to(device) for name, tensor in input_dict.items()}
             labels = labels.to(device)
-            loss_sum = self._loss_sum(model_parts, inputs, labels)
-            if loss_sum is not None:
-                totals += torch.stack([_plain(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
+            totals += self._loss_sum_and_labels(model_parts, inputs, labels)
             self.fire("eval_batch_end")
         loss = self._mean_over_ranks(totals)
         self.metrics_processor.log_validation(loss=loss, step=step)
@@ -82,14 +86,18 @@ class MosaicValidator(BaseValidator):
         for model in model_parts:
             model.train()
 
-    def _loss_sum(
+    def _loss_sum_and_labels(
         self, model_parts: list[nn.Module], input_dict: dict[str, torch.Tensor], labels: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Sum of the losses of this rank's labels; None on pipeline stages that do not see the loss."""
+    ) -> torch.Tensor:
+        """Sum of the losses of this rank's labels, and their number; zeros on pipeline stages without the loss.
+
+        Labels are counted after context parallelism has shared them out.
+        """
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         if not self.parallel_dims.pp_enabled:
             with self.validation_context(), self.maybe_enable_amp:
-                return self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
+                loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
+            return torch.stack([_plain(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
         assert isinstance(self.loss_fn, DividedLoss)
         self.loss_fn.denominator = 1.0
         losses: list[torch.Tensor] = []
@@ -97,7 +105,10 @@ class MosaicValidator(BaseValidator):
         last_stage = {"target": labels, "losses": losses} if self.pp_has_last_stage else {}
         with self.validation_context():
             self.pp_schedule.eval(*first_stage[0], **first_stage[1], **extra_kwargs, **last_stage)
-        return torch.stack(losses).sum().to(labels.device) if self.pp_has_last_stage else None
+        if not self.pp_has_last_stage:
+            return torch.zeros(2, dtype=torch.float64, device=labels.device)
+        loss_sum = torch.stack([_plain(loss) for loss in losses]).sum().to(labels.device)
+        return torch.stack([loss_sum.double(), (labels != IGNORE_INDEX).sum().double()])
 
     def _mean_over_ranks(self, totals: torch.Tensor) -> float:
         for dimension in ("loss", "pp"):  # stages without the loss add nothing and learn the result
@@ -109,6 +120,13 @@ class MosaicValidator(BaseValidator):
 
 def _plain(loss: torch.Tensor) -> torch.Tensor:
     return loss.full_tensor() if isinstance(loss, DTensor) else loss  # a DTensor under loss parallelism
+
+
+def split_inputs(
+    input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
+    """TorchTitan's four parts of a batch, for models without attention masks."""
+    return input_dict["input"], labels, {k: v for k, v in input_dict.items() if k != "input"}, {}
 
 
 def build_validator(**kwargs: Any) -> MosaicValidator:
