@@ -1,0 +1,102 @@
+"""Two machines, as two torchrun agents with caches of their own; then one of them is lost."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs
+from dataloader.conftest import s3  # noqa: F401
+from mds_data import write_mds
+
+SEQ_LEN = 16
+JOB = jobs.JOB.replace("seq_len = 64", f"seq_len = {SEQ_LEN}").replace("global_batch_size = 4", "global_batch_size = 8")
+DATA = """
+[mosaic_dataloader]
+name = "text"
+num_workers = 0
+drop_last = true
+[mosaic_dataloader.dataset]
+remote = "{remote}"
+local = "{cache}"
+split = "train"
+shuffle = true
+shuffle_seed = 5
+num_canonical_nodes = 4
+validate_hash = "xxh64"
+"""
+FLAGS = ("--checkpoint.enable", "--checkpoint.interval=1", "--checkpoint.keep_latest_k=0")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def data_config(folder: Path, remote: str, machine: str) -> list[str]:
+    """This machine's command line: the shared job config, and a data config with the machine's own cache."""
+    path = folder / f"data-{machine}.toml"
+    path.write_text(DATA.format(remote=remote, cache=folder / f"cache-{machine}"))
+    return ["--config", str(folder / "job.toml"), "--mosaic-config", str(path)]
+
+
+def agent(arguments: list[str], *flags: str, port: int) -> subprocess.Popen[str]:
+    """torchrun on one of two machines, one process each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=job"]
+    command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
+    command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
+    return subprocess.Popen(
+        command,
+        cwd=jobs.ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def shards(cache: Path) -> list[Path]:
+    return list((cache / "train").glob("shard.*.mds"))
+
+
+def last_complete_checkpoint(folder: Path) -> int:
+    return max(int(path.parent.name.removeprefix("step-")) for path in (folder / "out").rglob("step-*/.metadata"))
+
+
+def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
+    tmp_path: Path,
+    s3: Any,  # noqa: F811
+) -> None:
+    source = write_mds(tmp_path / "source" / "train", 640)
+    remote = s3.upload(source.parent, "two-machines")
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    for folder in (together, alone):
+        jobs.write_job(folder, tmp_path, JOB, "")
+
+    port = free_port()
+    endless = (*FLAGS, "--training.steps=10000", "--parallelism.data_parallel_shard_degree=2")
+    left, lost = (agent(data_config(together, remote, name), *endless, port=port) for name in ("a", "b"))
+    jobs.read_until_step(left, 4)
+    jobs.kill(lost)
+    left.communicate(timeout=120)
+    assert left.returncode != 0
+    assert jobs.processes_mentioning(together) == []
+    for cache in ("cache-a", "cache-b"):  # each machine has fetched what it needs itself
+        assert 0 < len(shards(together / cache)) <= len(shards(source.parent))
+
+    stopped_at = last_complete_checkpoint(together)
+    last = stopped_at + 4
+    printed = jobs.launch(data_config(together, remote, "a"), *FLAGS, f"--training.steps={last}")
+    assert f"step-{stopped_at}" in printed
+
+    assert jobs.run_here(data_config(alone, remote, "c"), f"--training.steps={last}") == 0
+    for tag, tolerance in ((jobs.LOSS, 1e-6), ("grad_norm", 1e-4), ("n_tokens_seen", 0)):
+        found, expected = jobs.scalars(together, tag), jobs.scalars(alone, tag)
+        assert set(range(stopped_at + 1, last + 1)) <= set(found)  # the killed rank may have taken some with it
+        assert found == pytest.approx({step: expected[step] for step in found}, rel=tolerance), tag
