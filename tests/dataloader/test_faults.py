@@ -195,6 +195,13 @@ def test_folders_that_are_no_mds_dataset(tmp_path: Path, build: Any) -> None:
         build(job({"local": str(tmp_path)}))
 
 
+def test_compressed_local_data_keeps_its_files_whatever_the_remote_is_called(tmp_path: Path, build: Any) -> None:
+    folder = write_mds(tmp_path / "data", 40, compression="zstd")
+    before = sorted(path.name for path in folder.glob("*.zstd"))
+    assert numbers(next(iter(build(job({"remote": f"{folder}/", "local": str(folder)}))))) == [0, 1]
+    assert sorted(path.name for path in folder.glob("*.zstd")) == before
+
+
 def test_a_damaged_index_in_the_cache_is_fetched_again(mds: Path, tmp_path: Path, build: Any) -> None:
     (tmp_path / "index.json").write_text("{")
     assert numbers(next(iter(build(remote_job(mds, tmp_path))))) == [0, 1]

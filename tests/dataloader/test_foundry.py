@@ -18,6 +18,7 @@ from streaming.base.util import clean_stale_shared_memory
 from transformers import AutoTokenizer
 
 from mds_data import ASSETS, SEQ_LEN, job
+from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.foundry import _our_datasets
 from mosaic_photon.errors import ConfigError
 
@@ -89,6 +90,16 @@ def test_workers_change_nothing_and_the_state_counts_what_was_handed_over(
     resumed = build(config(1))
     resumed.load_state_dict(plain.state_dict())
     assert torch.equal(next(iter(resumed))[0]["input"], next(batches)[0]["input"])
+
+
+def test_validation_of_text_fills_up_ranks_without_samples(text: Path, tokenizer: Any) -> None:
+    loader = {"name": "text", "dataset": {"local": str(text)}, "drop_last": False, "num_workers": 0}
+    config = job(eval_loader=loader, local=5)
+    ranks = [list(build_mosaic_eval_dataloader(11, rank, tokenizer, config)) for rank in range(11)]
+    assert {len(batches) for batches in ranks} == {1}
+    assert sum(int((labels != -100).any(1).sum()) for ((_, labels),) in ranks) == 48
+    whole = [list(build_mosaic_eval_dataloader(64, rank, tokenizer, config)) for rank in (0, 63)]
+    assert (whole[0][0][1] != -100).any() and (whole[1][0][1] == -100).all()
 
 
 def test_a_worker_that_is_killed_ends_the_job(text: Path, build: Any) -> None:

@@ -138,6 +138,16 @@ def test_a_changed_order_of_samples_stops_the_resume(
     assert knowingly.progress.samples == 2 and next(iter(knowingly))
 
 
+def test_a_position_past_the_end_of_a_smaller_epoch_goes_to_the_next(mds: Path, build: Any) -> None:
+    loader = build(job({"local": str(mds)}, local=8, batch=8))
+    for _ in zip(range(20), loader, strict=False):
+        pass
+    smaller = build(job({"local": str(mds), "epoch_size": 64}, local=8, batch=8, allow_data_change=True))
+    smaller.load_state_dict(loader.state_dict())
+    next(iter(smaller))
+    assert (smaller.progress.epoch, smaller.progress.samples_in_epoch, smaller.progress.samples) == (1, 8, 168)
+
+
 def test_moved_data_and_another_micro_batch_are_no_change(mds: Path, tmp_path: Path, build: Any) -> None:
     loader = build(job({"local": str(mds), "shuffle": True}, local=2))
     (tmp_path / "moved").symlink_to(mds)

@@ -140,7 +140,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         if os.fstat(fd).st_size == shard.raw.bytes:
-            if self.limit is not None:
+            if self.limit is not None and source.remote:
                 os.utime(fd)  # eviction takes the shard least recently opened
             return fd
         os.close(fd)

@@ -107,9 +107,7 @@ def check_loader(loader: Any, where: str) -> None:
     _check_refused(dataset, where)
     _check_streams(dataset, where)
     if name == "finetuning" and not (dataset.get("remote") or dataset.get("streams")):
-        raise ConfigError(
-            f"{where}: finetuning data needs remote or streams beside local; a local folder will do"
-        )
+        raise ConfigError(f"{where}: finetuning data needs remote or streams beside local; a local folder will do")
 
 
 def streams_of(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

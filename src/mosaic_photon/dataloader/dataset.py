@@ -163,6 +163,6 @@ def _source(stream: Stream, number: int) -> Source:
         attempts=1 + stream.download_retry,
         timeout=stream.download_timeout,
         validate_hash=stream.validate_hash,
-        keep_zip=stream.safe_keep_zip,
+        keep_zip=stream.safe_keep_zip or remote is None,  # without a remote the compressed file is the data
         downloader=stream._downloader,
     )

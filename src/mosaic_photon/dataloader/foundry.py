@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -61,11 +61,19 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
     samples = _Samples(dataset)
 
     def make_batch(sample_ids: NDArray[np.int64]) -> Batch:
-        return _to_batch(collate([samples[int(i)] for i in sample_ids if i >= 0]), len(sample_ids), window)
+        chosen = [samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
+        if not chosen:  # a rank whose part of the last batch of validation is empty
+            nothing = np.full((len(sample_ids), window.width), IGNORED)
+            return window.batch(np.zeros_like(nothing), nothing)
+        return _to_batch(collate(chosen), len(sample_ids), window)
 
-    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:
-        loader = _worker_loader(samples, collate, ids, spec.dataloader)
-        return (_to_batch(batch, local_batch, window) for batch in loader)
+    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[Batch, None, None]:
+        batches = iter(_worker_loader(samples, collate, ids, spec.dataloader))
+        try:
+            for batch in batches:
+                yield _to_batch(batch, local_batch, window)
+        finally:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
 
     return Data(dataset, make_batch, through_workers if workers else None)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from mosaic_photon.errors import ConfigError
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
 MakeBatch = Callable[[NDArray[np.int64]], Batch]
-Workers = Callable[[Iterator[NDArray[np.int64]]], Iterator[Batch]]
+Workers = Callable[[Iterator[NDArray[np.int64]]], Generator[Batch, None, None]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ class DataSpecDataLoader(BaseDataLoader):
         self.progress, difference = load_state(state_dict[STATE_KEY], self._marks, self._allow_data_change)
         self._stop_reading()
         if difference:
+            order = self._order(self.progress.epoch)
+            if not usable_samples(len(order), self.progress.samples_in_epoch, self.layout):
+                self.progress = dataclasses.replace(self.progress, epoch=self.progress.epoch + 1, samples_in_epoch=0)
             logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{difference}")
 
     def close(self) -> None:
@@ -242,5 +246,6 @@ def _through_workers(workers: Workers, plan: Iterator[tuple[NDArray[np.int64], i
             epochs.append(epoch_samples)
             yield sample_ids
 
-    for batch in workers(ids()):
-        yield batch, epochs.pop(0)
+    with closing(workers(ids())) as batches:
+        for batch in batches:
+            yield batch, epochs.pop(0)

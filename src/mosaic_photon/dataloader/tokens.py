@@ -81,6 +81,8 @@ class TokenBatches:
     def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
         shard_ids, indexes = self.dataset.locate(sample_ids)
+        ids_BW: NDArray[np.integer]
+        labels_BW: NDArray[np.integer]
         if self.only_column is None or self.only_column.length is None or sample_ids[-1] < 0:
             ids_BW, labels_BW = self._ragged(sample_ids, shard_ids, indexes)
         else:
@@ -146,7 +148,7 @@ class TokenBatches:
                 f" or {meaning}"
             )
 
-    def _check_vocabulary(self, ids_BW: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
+    def _check_vocabulary(self, ids_BW: NDArray[np.integer], sample_ids: NDArray[np.int64]) -> None:
         unsigned = ids_BW.view(f"u{ids_BW.itemsize}")  # a negative id is a huge one: one pass finds both
         if unsigned.max() >= self.vocab_size:
             row, at = np.argwhere(unsigned >= self.vocab_size)[0].tolist()
