@@ -23,6 +23,7 @@ def test_shipped_configs(job: str, flags: list[str], tmp_path: Path, prepared_da
     command += ["-m", "examples.mosaic_photon.train_with_mosaic", "--config", f"{configs}/{job}.toml"]
     command += ["--mosaic-config", f"{configs}/mosaic_dataloader.toml", "--", "--training.steps=16", *flags]
     command += ["--training.seq_len=64", "--validation.seq_len=64", "--validation.steps=1", "--metrics.log_freq=1"]
+    command += ["--training.local_batch_size=1", "--validation.local_batch_size=1"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     printed = run.stdout + run.stderr
