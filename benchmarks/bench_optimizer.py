@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -55,8 +56,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {count / 1e6:.1f}M parameters")
     print(f"{'form':8} {'AdamW':>10} {'QHADOPT':>10} {'ratio':>7} {'spread of ratio':>17} {'GB/s':>7}")
     for form in ("foreach", "fused"):
-        adamw = torch.optim.AdamW(params, lr=1e-4, weight_decay=0.1, **{form: True})
-        ours = QHADOPT(params, lr=1e-4, weight_decay=1e-5, decouple=True, **{form: True})
+        flag: dict[str, Any] = {form: True}
+        adamw = torch.optim.AdamW(params, lr=1e-4, weight_decay=0.1, **flag)
+        ours = QHADOPT(params, lr=1e-4, weight_decay=1e-5, decouple=True, **flag)
         for _ in range(3):  # state, call 0 and compilation
             adamw.step()
             ours.step()

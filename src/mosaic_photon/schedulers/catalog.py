@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
@@ -16,7 +16,7 @@ from mosaic_photon.schedulers.wsd import WarmupStableDecay
 Multiplier = Callable[[int], float]
 """Optimizer steps taken so far -> factor on the peak learning rate."""
 
-WSD_SHAPES = {
+WSD_SHAPES: dict[str, Literal["linear", "sqrt"]] = {
     "constant_with_linear_cooldown_with_warmup": "linear",
     "constant_with_sqrt_cooldown_with_warmup": "sqrt",
     "constant_with_sqrt_cooldown_with_warmup_and_switch": "sqrt",
