@@ -1,0 +1,71 @@
+"""Runs jobs one after the other, each in fresh ranks that `torchrun`'s agent forks: imports are paid once for all.
+
+Usage: layouts_driver.py PLAN.json. The plan is a list of {"name", "ranks", "arguments", "log"}; `arguments` are those
+of `train_with_mosaic`. Prints one JSON line a job: its name, its exit code or how its ranks failed, and seconds.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mosaic_photon.compat
+
+import llmfoundry.models  # noqa: F401
+import torch
+import torch.utils.tensorboard
+import torchtitan.train
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import mosaic_photon.callbacks.job_state
+import mosaic_photon.callbacks.optimizer_monitor
+import mosaic_photon.callbacks.view
+import mosaic_photon.models.mpt_mup
+import mosaic_photon.models.mpt_mup.hf
+import mosaic_photon.models.mpt_mup.model
+import mosaic_photon.models.mpt_mup.parallelize
+import mosaic_photon.summary
+import mosaic_photon.trainer  # noqa: F401
+from mosaic_photon.train_with_mosaic import main
+
+
+def rank(arguments: list[str], log: str) -> int:
+    """One rank's life; what it prints goes to `log`."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    # TorchTitan sleeps two seconds after the last step.
+    torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
+    return main(arguments)
+
+
+def launch(job: dict[str, Any]) -> int | str:
+    """Run one job; returns its exit code, or the failure of the ranks that failed."""
+    config = LaunchConfig(
+        run_id=job["name"],
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job["ranks"],
+        rdzv_endpoint="localhost:0",
+        rdzv_backend="c10d",
+        rdzv_configs={"timeout": 60},
+        max_restarts=0,
+        monitor_interval=0.05,
+        start_method="fork",
+    )
+    try:
+        return max(elastic_launch(config, rank)(job["arguments"], job["log"]).values())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        begin = time.monotonic()
+        result = launch(job)
+        line = {"name": job["name"], "result": result, "seconds": round(time.monotonic() - begin, 1)}
+        print(json.dumps(line), flush=True)

@@ -1,0 +1,159 @@
+"""Layouts, the jobs that are run in each of them, and what a job's losses are compared with."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+
+LOSS, NORM = jobs.LOSS, "grad_norm"
+TOLERANCE = {LOSS: 1e-4, NORM: 1e-3}
+"""Largest relative difference from one process, in any step."""
+
+STEPS = 10
+STEPS_PER_LINK = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many processes, what each does, and in how many micro-batches the global batch of 8 is taken."""
+
+    ranks: int
+    flags: tuple[str, ...]
+
+
+def layout(ranks: int, micro_batch: int, *flags: str, **degrees: int) -> Layout:
+    """A layout with parallel degrees by their short names."""
+    names = {"replicate": "data_parallel_replicate", "shard": "data_parallel_shard", "tp": "tensor_parallel"}
+    names["pp"] = "pipeline_parallel"
+    given = [f"--parallelism.{names[name]}_degree={degree}" for name, degree in degrees.items()]
+    return Layout(ranks, (f"--training.local_batch_size={micro_batch}", *given, *flags))
+
+
+FULL, SELECTIVE = (f"--activation_checkpoint.mode={mode}" for mode in ("full", "selective"))
+ONE = "one process"
+LAYOUTS = {
+    ONE: layout(1, 8),
+    "2 accumulated": layout(1, 4),
+    "4 accumulated": layout(1, 2),
+    "FSDP2 ×2": layout(2, 4, shard=2),
+    "FSDP2 ×2, 2 accumulated": layout(2, 2, shard=2),
+    "DDP ×2": layout(2, 4, replicate=2, shard=1),
+    "DDP ×2, 2 accumulated": layout(2, 2, replicate=2, shard=1),
+    "HSDP 2×2": layout(4, 2, replicate=2, shard=2),
+    "TP ×2": layout(2, 8, tp=2),
+    "PP ×2": layout(2, 8, pp=2),
+    "PP ×2, 2 accumulated": layout(2, 4, pp=2),
+    "FSDP2 ×2, TP ×2": layout(4, 4, shard=2, tp=2),
+    "FSDP2 ×2, PP ×2": layout(4, 4, shard=2, pp=2),
+    "TP ×2, PP ×2": layout(4, 8, tp=2, pp=2),
+    "selective checkpointing": layout(1, 8, SELECTIVE),
+    "FSDP2 ×2, full checkpointing": layout(2, 4, FULL, shard=2),
+    "TP ×2, full checkpointing": layout(2, 8, FULL, tp=2),
+    "PP ×2, selective checkpointing": layout(2, 8, SELECTIVE, pp=2),
+    "compile": layout(1, 8, "--compile.enable"),
+    "FSDP2 ×2, compile": layout(2, 4, "--compile.enable", shard=2),
+    "FSDP2 ×2, selective checkpointing, compile": layout(2, 4, "--compile.enable", SELECTIVE, shard=2),
+}
+CHAIN = (
+    ONE,
+    "FSDP2 ×2",
+    "DDP ×2",
+    "TP ×2",
+    "PP ×2",
+    "HSDP 2×2",
+    "FSDP2 ×2, TP ×2",
+    "FSDP2 ×2, PP ×2",
+    "4 accumulated",
+)
+"""Layouts of a run that changes its layout every two steps."""
+
+JOB = (
+    jobs.JOB.replace("total_steps = 1000", "total_steps = 20")
+    .replace("global_batch_size = 4", "global_batch_size = 8")
+    .replace("seq_len = 64\nmixed", "seq_len = 64\nmax_norm = 0.3\nmixed")  # every step's gradients are clipped
+)
+MPT = JOB.replace("llama3_mosaic", "mpt_mup_mosaic").replace(
+    "dim = 64\nn_layers = 2\nn_heads = 4",
+    "d_model = 64\nn_layers = 2\nn_heads = 4\nmax_seq_len = 64\ntie_word_embeddings = false\n"
+    "attn_config = {{fused_qkv = false}}",
+)
+QHADOPT = 'name = "QHADOPT"\nweight_decay = 1e-4\ndecouple = true\n[optimizer.kwargs]\nbetas = [0.95, 0.99]'
+WSD = """[lr_scheduler]
+name = "constant_with_sqrt_cooldown_with_warmup"
+[lr_scheduler.kwargs]
+t_warmup = "3ba"
+t_cooldown = "10ba"
+t_max = "20ba"
+"""
+MUP = "\n[mup]\nenabled = true\nbase_width = 32\nbase_depth = 1\n"
+
+
+def with_qhadopt(job: str) -> str:
+    """QHADOPT and a warmup-stable-decay schedule in place of AdamW and TorchTitan's."""
+    begin, end = job.index("[lr_scheduler]"), job.index("[training]")
+    job = job[:begin] + WSD + job[end:]
+    return job.replace('name = "AdamW"\nlr = 3e-3', f"lr = 3e-3\n{QHADOPT}")
+
+
+JOBS = {
+    "llama3, AdamW": JOB,
+    "llama3, QHADOPT": with_qhadopt(JOB),
+    "MPT, AdamW": MPT,
+    "MPT muP, AdamW": MPT + MUP,
+    "MPT muP, QHADOPT": with_qhadopt(MPT) + MUP,
+}
+CALLBACKS = """
+[callbacks.optimizer_monitor]
+interval = "1ba"
+[callbacks."layouts_callbacks:Counter"]
+"""
+
+
+def entry(folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str) -> dict[str, object]:
+    """One job of the driver's plan, with its configs written into `folder`."""
+    arguments = jobs.write_job(folder, data, job)
+    return {
+        "name": name,
+        "ranks": layout.ranks,
+        "arguments": [*arguments, "--", *layout.flags, *flags],
+        "log": str(folder / "log"),
+    }
+
+
+def chain(folder: Path, job: str, layouts: tuple[str, ...], data: Path) -> list[dict[str, object]]:
+    """A run in `folder` that goes on from its own checkpoint in the next layout every STEPS_PER_LINK steps."""
+    flags = ("--checkpoint.enable", "--checkpoint.interval=1000")
+    return [
+        entry(folder, name, LAYOUTS[name], job, data, *flags, f"--training.steps={STEPS_PER_LINK * number}")
+        for number, name in enumerate(layouts, 1)
+    ]
+
+
+def run_plan(plan: list[dict[str, object]], folder: Path) -> None:
+    """Run the jobs one after the other; prints each job's seconds, and the log of one that fails."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    driver = [sys.executable, str(Path(__file__).parent / "layouts_driver.py"), str(folder / "plan.json")]
+    settings = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    with (folder / "driver.log").open("w") as errors:
+        process = subprocess.Popen(driver, env=os.environ | settings, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        for job, line in zip(plan, process.stdout, strict=False):
+            print(line, end="", flush=True)
+            if json.loads(line)["result"] != 0:
+                print(Path(str(job["log"])).read_text()[-4000:])
+        process.wait()
+
+
+def difference(folder: Path, reference: Path, tag: str, steps: int) -> float:
+    """Largest relative difference of a metric between two runs over all steps.
+
+    Raises:
+        AssertionError: one of the runs did not report every step.
+    """
+    ours, theirs = jobs.scalars(folder, tag), jobs.scalars(reference, tag)
+    assert list(ours) == list(theirs) == list(range(1, steps + 1)), f"{tag}: {list(ours)} and {list(theirs)}"
+    return max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in theirs)
