@@ -32,7 +32,13 @@ from layouts_jobs import (
 BEGIN, END = "<!-- table begins -->", "<!-- table ends -->"
 DAILY = ("llama3, AdamW", "MPT muP, QHADOPT")
 """Jobs whose layouts are tried with every change; the others at night."""
-SLOW_LAYOUTS = ("compile", "FSDP2 ×2, selective checkpointing, compile", "TP ×2, PP ×2", "TP ×2, full checkpointing")
+SLOW_LAYOUTS = (
+    "compile",
+    "FSDP2 ×2, compile",
+    "FSDP2 ×2, selective checkpointing, compile",
+    "TP ×2, PP ×2",
+    "TP ×2, full checkpointing",
+)
 
 
 class Case(NamedTuple):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.parametrization import (
-    Parametrization,
     ParameterScale,
+    Parametrization,
     Role,
     from_raw_names,
     from_table,

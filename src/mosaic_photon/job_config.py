@@ -42,10 +42,10 @@ class Optimizer:
     """QHADOPT: weight of the momentum in the step, 1 is ADOPT."""
 
     decouple: bool | None = None
-    """QHADOPT, ADOPT: decay by (lr / initial_lr) * weight_decay instead of adding it to the gradient."""
+    """Decay the weights, not the gradient: QHADOPT by (lr / initial_lr) * weight_decay, ADOPT by lr * weight_decay."""
 
     implementation: Literal["for-loop", "foreach", "fused"] | None = None
-    """TorchTitan's switch; None is fused where the optimizer has it, else foreach."""
+    """TorchTitan's switch. None: fused for Adam and AdamW, foreach for QHADOPT and ADOPT."""
 
     early_step_in_backward: bool = False
     """TorchTitan's: step in backward. Adam and AdamW only, without gradient clipping."""

@@ -17,7 +17,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1."""
-    parser = argparse.ArgumentParser(prog="mosaic-photon", description="Mosaic data for TorchTitan: make, show and check.")
+    parser = argparse.ArgumentParser(prog="mosaic-photon", description="Mosaic data for TorchTitan.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     words = sys.argv[1:] if argv is None else argv
     for name, summary in COMMANDS.items():

@@ -17,5 +17,7 @@ def place_as_parameters(model_parts: Iterable[nn.Module]) -> None:
     for part in model_parts:
         for parameter in part.parameters():
             gradient = parameter.grad
-            if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+            if not isinstance(parameter, DTensor) or not isinstance(gradient, DTensor):
+                continue
+            if gradient.placements != parameter.placements:
                 parameter.grad = gradient.redistribute(placements=parameter.placements)
