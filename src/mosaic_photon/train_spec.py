@@ -121,6 +121,7 @@ def read_some(data: Data, samples: int = 64) -> None:
     here = [dataset.cache.is_here(int(shard)) for shard in shard_ids]
     if any(here):
         data.make_batch(ids[here])
+        dataset.reader.close()  # another rank may yet replace a damaged file
 
 
 def register_llama3_mosaic() -> None:

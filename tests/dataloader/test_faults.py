@@ -288,4 +288,5 @@ def test_a_full_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path, build
             next(iter(loader))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    loader.close()  # waits for fetches under way
     assert [path.name for path in cache.iterdir() if path.name != ".locks"] == ["index.json"]

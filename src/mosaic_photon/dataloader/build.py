@@ -92,11 +92,9 @@ def _fill_in_folders(config: dict[str, Any]) -> None:
 
 
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
-    """On one rank of each node; the others find by size what was damaged when they open it."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        dataset.cache.check(hashes)
-    if hashes and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    """The ranks of a node share the shards out; what one finds damaged, the others find by size when they open it."""
+    rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    dataset.cache.check(hashes, slice(rank, None, ranks))
 
 
 _STREAMING_ARGUMENTS = STREAMING_KEYS - {"streams", "remote", "local", "batch_size", "replication", "stream_config"}

@@ -86,14 +86,14 @@ class ShardCache:
         path = self.source_of[shard_id].folder / self.shards[shard_id].raw.basename
         return _size(path) == self.shards[shard_id].raw.bytes
 
-    def check(self, hashes: bool = False) -> None:
-        """Compare all files that are here with the index: sizes, with `hashes` also content. Run by one rank per node.
+    def check(self, hashes: bool = False, part: slice = slice(None)) -> None:
+        """Compare the files of a part of the shards with the index: sizes, with `hashes` also content.
 
         A damaged file is removed if the remote can give it again; otherwise, or if it is missing, DataError is raised.
         Parts of files that a killed job left are removed.
         """
-        total, done, said = sum(shard.raw.bytes for shard in self.shards), 0, time.monotonic()
-        for source, shard in zip(self.source_of, self.shards, strict=True):
+        total, done, said = sum(shard.raw.bytes for shard in self.shards[part]), 0, time.monotonic()
+        for source, shard in zip(self.source_of[part], self.shards[part], strict=True):
             _sweep(source, shard)
             here = [file for file in (shard.raw, shard.zip) if file and (source.folder / file.basename).exists()]
             if not here and not source.remote:

@@ -75,7 +75,10 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         finally:
             batches._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
 
-    return Data(dataset, make_batch, through_workers if workers else None)
+    pin_memory = (
+        spec.dataloader.pin_memory and torch.cuda.is_available()
+    )  # of the batches, not of what they are cut from
+    return Data(dataset, make_batch, through_workers if workers else None, pin_memory)
 
 
 class _Samples(Dataset[Any]):
@@ -134,7 +137,6 @@ def _worker_loader(
         num_workers=like.num_workers,
         prefetch_factor=like.prefetch_factor,
         timeout=like.timeout,
-        pin_memory=like.pin_memory and torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise the workers' seed is drawn from the global generator
     )

@@ -126,13 +126,17 @@ class DataSpecDataLoader(BaseDataLoader):
         if self.data.workers is None:
             batches = ((self._made(ids), epoch_samples) for ids, epoch_samples in self._plan())
             return ReadAhead(batches, BATCHES_AHEAD)
-        return _through_workers(self.data.workers, self._plan())
+        read = _through_workers(self.data.workers, self._plan())
+        return ((self._pinned(batch), epoch_samples) for batch, epoch_samples in read)
 
     def _made(self, ids: NDArray[np.int64]) -> Batch:
-        inputs, labels = self.data.make_batch(ids)
+        return self._pinned(self.data.make_batch(ids))
+
+    def _pinned(self, batch: Batch) -> Batch:
+        inputs, labels = batch
         if self.data.pin_memory:
             return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
-        return inputs, labels
+        return batch
 
     def _plan(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""
