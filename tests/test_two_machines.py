@@ -1,7 +1,6 @@
 """Two machines, as two torchrun agents with caches of their own; then one of them is lost."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import jobs
 from dataloader.conftest import s3  # noqa: F401
 from mds_data import write_mds
+from mosaic_photon.train_with_mosaic import free_port
 
 SEQ_LEN = 16
 JOB = jobs.JOB.replace("seq_len = 64", f"seq_len = {SEQ_LEN}").replace("global_batch_size = 4", "global_batch_size = 8")
@@ -30,12 +30,6 @@ num_canonical_nodes = 4
 validate_hash = "xxh64"
 """
 FLAGS = ("--checkpoint.enable", "--checkpoint.interval=1", "--checkpoint.keep_latest_k=0")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def data_config(folder: Path, remote: str, machine: str) -> list[str]:

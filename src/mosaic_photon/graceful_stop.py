@@ -23,7 +23,7 @@ PROBE = signal.SIGURG
 
 
 class GracefulStop:
-    """Remembers that the job was asked to stop, by a signal or by a callback, and lets all ranks agree on the step.
+    """Remembers that a signal asked the job to stop, and lets all ranks agree on the step.
 
     Before `activate` a signal ends the process at once, through its finally-clauses.
     """
@@ -50,10 +50,6 @@ class GracefulStop:
         """From now on a signal asks for a stop between steps."""
         self._active = True
         self._install()  # Composer, where it was imported since, has put its own handlers
-
-    def request(self) -> None:
-        """Ask for a stop after the current step, from this rank."""
-        self._asked = True
 
     def begin_step(self) -> None:
         """Start telling the other ranks; overlaps with the step."""

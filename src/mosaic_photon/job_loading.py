@@ -42,7 +42,7 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
     data = load_data_config(data_path)
     job_config.mosaic.config = data_path
     job_config.mosaic.dataloader = data.train
-    job_config.mosaic.eval_dataloader = data.eval or {}
+    job_config.mosaic.eval_dataloader = data.eval
     return job_config
 
 

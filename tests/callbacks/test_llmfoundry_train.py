@@ -2,48 +2,8 @@
 
 import pytest
 
-import jobs
+from foundry_train import train_config
 from mosaic_photon.callbacks import OptimizerMonitor, QuasiHyperbolicParameterMonitor
-
-
-def config(data, **callbacks):
-    """A debug MPT on prepared shards, as a user's YAML would have it."""
-    return {
-        "model": {
-            "name": "mpt_causal_lm",
-            "d_model": 32,
-            "n_heads": 2,
-            "n_layers": 2,
-            "max_seq_len": 64,
-            "vocab_size": 2048,
-            "attn_config": {"attn_impl": "torch"},
-            "init_device": "cpu",
-            "loss_fn": "torch_crossentropy",
-        },
-        "tokenizer": {"name": str(jobs.TOKENIZER), "kwargs": {"model_max_length": 64}},
-        "train_loader": {
-            "name": "text",
-            "dataset": {"local": str(data), "split": "train", "shuffle": False, "max_seq_len": 64},
-            "drop_last": True,
-            "num_workers": 0,
-            "prefetch_factor": None,
-            "persistent_workers": False,
-        },
-        "optimizer": {"name": "decoupled_adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
-        "scheduler": {"name": "constant_with_warmup", "t_warmup": "0ba"},
-        "callbacks": callbacks,
-        "max_duration": "4ba",
-        "eval_interval": 0,
-        "max_seq_len": 64,
-        "seed": 1,
-        "global_train_batch_size": 2,
-        "device_train_microbatch_size": 2,
-        "precision": "fp32",
-        "python_log_level": "error",
-        "progress_bar": False,
-        "loggers": {"inmemory": {}},
-        "save_folder": None,
-    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -52,7 +12,13 @@ def test_callbacks_by_name_log_in_llm_foundrys_train(prepared_data):
     from llmfoundry.command_utils.train import train
     from omegaconf import OmegaConf
 
-    yaml = config(prepared_data, optimizer_monitor={"batch_log_interval": 2}, quasi_hyperbolic_parameter_monitor={})
+    yaml = train_config(
+        prepared_data,
+        steps=4,
+        optimizer={"name": "decoupled_adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
+        scheduler={"name": "constant_with_warmup", "t_warmup": "0ba"},
+        callbacks={"optimizer_monitor": {"batch_log_interval": 2}, "quasi_hyperbolic_parameter_monitor": {}},
+    )
     trainer = train(OmegaConf.create(yaml))
     kinds = {type(callback) for callback in trainer.state.callbacks}
     assert {OptimizerMonitor, QuasiHyperbolicParameterMonitor} <= kinds
