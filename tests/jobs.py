@@ -163,6 +163,12 @@ def scalars(folder: Path, tag: str = LOSS) -> dict[int, float]:
     return {step: value for step, (_, value) in sorted(values.items())}
 
 
+def slow_imports(importtime: str) -> set[str]:
+    """Packages that take seconds to import, of those that `python -X importtime` lists."""
+    imported = {line.rpartition("|")[2].strip() for line in importtime.splitlines()}
+    return imported & {"torch", "torchtitan", "streaming", "llmfoundry", "composer", "transformers", "numpy", "tyro"}
+
+
 def processes_mentioning(text: Any) -> list[str]:
     """Command lines of live processes that contain `text`."""
     import psutil

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torchtitan.tools.logging import logger
 
+from mosaic_photon.signals import put_off
+
 REPEAT_AFTER_S = 2.0
 """A launcher and a terminal may send the same signal twice at once; only a later one is the user asking again."""
-
-
 STUCK_AFTER_S = 20.0
 """A main thread in native code for this long, and for two steps' time, waits for a rank that is gone."""
 PROBE = signal.SIGURG
@@ -88,6 +88,8 @@ class GracefulStop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self._asked and time.monotonic() - self._asked_at > REPEAT_AFTER_S
         if not self._active or again:
+            if put_off(number, frame):
+                return
             sys.exit(128 + number)
         if not self._asked:
             logger.info(

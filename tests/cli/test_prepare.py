@@ -16,6 +16,7 @@ import psutil
 import pytest
 import zstandard
 
+from jobs import slow_imports
 from mosaic_photon.cli import main
 from mosaic_photon.prepare import read, sources
 from mosaic_photon.prepare.sources import stdlib_files
@@ -163,13 +164,11 @@ def test_many_shards_hold_the_samples_in_order(tmp_path):
     np.testing.assert_array_equal(samples(tmp_path / "out/train"), concat_tokens(texts))
 
 
-def test_second_call_is_quick_and_other_options_are_refused(tmp_path, capsys):
+def test_second_call_does_nothing_and_other_options_are_refused(tmp_path, capsys):
     source = write_jsonl(tmp_path / "a.jsonl", documents(100))
     assert prepare(source, out=tmp_path / "out") == 0
     before = tree(tmp_path / "out")
-    start = time.monotonic()
     assert prepare(source, out=tmp_path / "out") == 0
-    assert time.monotonic() - start < 2
     assert "already prepared" in capsys.readouterr().out
 
     assert prepare(source, out=tmp_path / "out", **{"seq-len": 31}) == 1
@@ -355,7 +354,6 @@ def test_tokenizer_script_gives_the_same_every_time(tmp_path):
     assert tree(tmp_path / "one").keys() == tree(Path(TOKENIZER)).keys()
 
 
-def test_help_is_quick():
-    start = time.monotonic()
-    subprocess.run([COMMAND, "prepare", "--help"], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - start < 2
+def test_help_imports_nothing_slow():
+    command = [sys.executable, "-X", "importtime", "-m", "mosaic_photon.cli", "prepare", "--help"]
+    assert slow_imports(subprocess.run(command, check=True, capture_output=True, text=True).stderr) == set()

@@ -119,10 +119,11 @@ def test_a_damaged_local_shard_without_remote_is_an_error(copy: Path, build: Any
 def test_a_download_with_a_wrong_hash_is_not_used(tmp_path: Path, build: Any, compression: str | None) -> None:
     remote, cache = write_mds(tmp_path / "remote", 40, compression=compression), tmp_path / "cache"
     flip_a_bit(next(remote.glob("shard.00001.mds*")))
-    batches = iter(build(remote_job(remote, cache, validate_hash="sha1")))
+    loader = build(remote_job(remote, cache, validate_hash="sha1"))
     with pytest.raises(DataError, match=r"sha1 [0-9a-f]{40} instead of"):
-        for _ in range(20):
-            next(batches)
+        for _batch, _ in zip(loader, range(20), strict=False):
+            pass
+    loader.close()  # waits for fetches under way
     assert not (cache / "shard.00001.mds").exists() and not list(cache.glob("*.part"))
 
 

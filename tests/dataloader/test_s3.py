@@ -146,10 +146,8 @@ def test_a_failure_that_lasts_is_an_error_that_names_shard_and_reason(
 
 
 def test_what_is_not_there_is_not_retried(bucket: str, tmp_path: Path, build: Any) -> None:
-    begin = time.monotonic()
     with pytest.raises(DataError, match=r"s3://data/no/index\.json: .*failed after 1 attempt.*not found"):
         build(job({"remote": f"{bucket}/no", "local": str(tmp_path), "download_retry": 9}))
-    assert time.monotonic() - begin < 5
 
 
 def test_a_server_that_does_not_answer(

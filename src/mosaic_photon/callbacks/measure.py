@@ -11,8 +11,6 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor
 
-"""Parts of a parameter's name that activation checkpointing, compile and FSDP1 add."""
-
 
 def local_shard(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
     """This rank's shard of `tensor`, laid out as `like` where it lies in another way. To be called without gradients.

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from typing import Any
 
@@ -68,12 +68,9 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         return _to_batch(collate(chosen), len(sample_ids), window)
 
     def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[Batch, None, None]:
-        batches = iter(_worker_loader(samples, collate, ids, spec.dataloader))
-        try:
+        with closing(_from_workers(_worker_loader(samples, collate, ids, spec.dataloader))) as batches:
             for batch in batches:
                 yield _to_batch(batch, local_batch, window)
-        finally:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
 
     pin_memory = (
         spec.dataloader.pin_memory and torch.cuda.is_available()
@@ -140,6 +137,19 @@ def _worker_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise the workers' seed is drawn from the global generator
     )
+
+
+def _from_workers(loader: DataLoader[Any]) -> Generator[Mapping[str, torch.Tensor], None, None]:
+    """The loader's batches; its workers end with the iteration."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:  # the batch's memory is asked of the worker that made it
+        raise RuntimeError(
+            "a DataLoader worker ended while it handed over a batch; was it killed, e.g. for lack of memory?"
+        ) from error
+    finally:
+        batches._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
 
 
 def _start_worker(_: int) -> None:

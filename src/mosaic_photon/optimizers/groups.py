@@ -12,8 +12,6 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import clean_name
 from mosaic_photon.parametrization import ParameterScale
 
-"""What activation checkpointing and torch.compile put into parameter names."""
-
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The model's trainable parameters by the names that its author gave them, a shared one once."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.signals import put_off
 
 PR_SET_PDEATHSIG = 1
 
@@ -25,8 +27,9 @@ class Stopped(BaseException):
 def stop_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise Stopped inside."""
 
-    def stop(number: int, _frame: object) -> None:
-        raise Stopped(number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not put_off(number, frame):
+            raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
