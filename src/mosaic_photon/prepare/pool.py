@@ -44,13 +44,11 @@ def run_parallel(
     function: Callable[..., Any],
     calls: Iterable[tuple[Any, ...]],
     finished: Callable[[int], object],
-    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """The results of all calls, in order.
 
     Args:
         finished: told the position of each call as it ends.
-        meanwhile: runs in this process while the first calls are at work.
 
     Raises:
         ConfigError: a worker was killed, or found a user's mistake.
@@ -60,7 +58,6 @@ def run_parallel(
     try:
         futures = [executor.submit(function, *call) for call in calls]
         positions = {future: position for position, future in enumerate(futures)}
-        meanwhile()
         for future in as_completed(futures):
             future.result()
             finished(positions[future])

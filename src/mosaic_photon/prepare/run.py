@@ -175,18 +175,14 @@ def _tokenize(work: Work, units: list[list[Piece]], folder: str, progress: Progr
 
     calls = [(number, units[number], work.how, folder) for number in missing]
     if calls:
-        counts = run_parallel(work.workers, tokenize_unit, calls, finished, meanwhile=_import_streaming)
+        counts = run_parallel(work.workers, tokenize_unit, calls, finished)
         known.update(zip(missing, counts, strict=True))
     return [known[number] for number in range(len(units))]
 
 
-def _import_streaming() -> None:
-    """Import it once, here, beside the workers' tokenizing: those of the second stage inherit it."""
-    import streaming  # noqa: F401
-
-
 def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Progress) -> dict[str, Any]:
-    _import_streaming()
+    import streaming  # noqa: F401  (once, here: the workers inherit it)
+
     splits = SPLITS if work.how.val else SPLITS[:1]
     n = work.form.tokens_per_sample
     sequences = {split: _sequence(counts, partial / "tokens", split) for split in splits}
