@@ -40,14 +40,15 @@ def model(**changes) -> TitanComposerMPTMuP:
         NATIVE | {"mup": MUP, "tie_word_embeddings": False},
         {"mup": MUP, "attn_config": {"rope": True}, "peri_norm": True, "embedding_norm": True},
         {"tie_word_embeddings": False, "ffn_config": {"ffn_type": "mptglu"}},
+        {"no_bias": True, "attn_config": {"alibi": True, "alibi_bias_max": 4}},  # transformers always takes 8
     ],
-    ids=["native", "native, muP, tied", "native, muP, untied", "carried, muP, norms", "carried, plain"],
+    ids=["native", "native, muP, tied", "native, muP, untied", "carried, muP, norms", "carried, plain", "bias max 4"],
 )
 def test_exported_logits_are_the_trained_models_and_it_generates(tmp_path, changes):
     ours = model(**changes)
     hf.export(ours.state_dict(), ours.model_args, tmp_path, tokenizer=TOKENIZER)
 
-    native = "alibi" in ours.model_args.attn_config and "no_bias" in changes
+    native = changes.items() >= NATIVE.items()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=not native).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.config.model_type == ("mpt" if native else "mpt_mup")
@@ -114,12 +115,80 @@ def test_another_size_is_refused(tmp_path):
         hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))
 
 
+def save(model: TitanComposerMPTMuP, folder, **config) -> None:
+    """Weights in the model's own layout, and a config.json where one is given."""
+    save_file(MPTStateDictAdapter(model.model_args, None).to_hf(model.state_dict()), folder / "model.safetensors")
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_head_of_its_own_is_not_dropped_for_a_tied_model(tmp_path):
+    save(model(tie_word_embeddings=False), tmp_path)
+    for read in (hf.read_checkpoint, hf.check_folder):
+        with pytest.raises(ConfigError, match="tie_word_embeddings = false"):
+            read(tmp_path, MPTMuPModelArgs(**SIZE))
+        read(tmp_path, MPTMuPModelArgs(**SIZE | {"tie_word_embeddings": False}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"attn_config": {"rope": True}}, r"positions is \['alibi'\], the model has \['rope'\]"),
+        ({"n_heads": 2}, "n_heads is 4, the model has 2"),
+        ({"norm_type": "rmsnorm", "attn_config": {"alibi": True, "clip_qkv": 6}}, "clip_qkv is None.*norm_type is"),
+        ({"mup": MUP}, "softmax scale is 0.25, .* 0.0625; residual multiplier is 1.0, .* logit scale is"),
+    ],
+)
+@pytest.mark.parametrize("program", ["llm-foundry", "transformers"])
+def test_a_folders_config_says_what_shapes_do_not(tmp_path, program, change, says):
+    from llmfoundry.models.mpt import MPTConfig
+    from transformers import MptConfig
+
+    ours = model(**NATIVE)
+    if program == "transformers":
+        config = MptConfig(**SIZE)
+    else:
+        config = MPTConfig(**SIZE, no_bias=True, attn_config={"alibi": True, "attn_impl": "torch"})
+    save(ours, tmp_path, **config.to_dict() | {"tie_word_embeddings": True})
+    for read in (hf.read_checkpoint, hf.check_folder):
+        read(tmp_path, ours.model_args)
+        with pytest.raises(ConfigError, match=says):
+            read(tmp_path, MPTMuPModelArgs(**SIZE | NATIVE | change))
+
+
+def test_an_exported_folder_loads_again_into_the_model_that_it_holds(tmp_path):
+    carried, folded = model(mup=MUP, attn_config={"rope": True}), model(mup=MUP, **NATIVE)
+    for name, ours in {"carried": carried, "folded": folded}.items():
+        hf.export(ours.state_dict(), ours.model_args, tmp_path / name)
+    again = TitanComposerMPTMuP(carried.model_args)
+    again.load_state_dict(hf.read_checkpoint(tmp_path / "carried", carried.model_args))
+    torch.testing.assert_close(again(TOKENS), carried(TOKENS))
+
+    with pytest.raises(ConfigError, match="tie_word_embeddings = false"):  # the multipliers made it a head of its own
+        hf.read_checkpoint(tmp_path / "folded", folded.model_args)
+    plain = NATIVE | {"tie_word_embeddings": False, "attn_config": {"alibi": True, "softmax_scale": 1 / 16}}
+    again = TitanComposerMPTMuP(MPTMuPModelArgs(**SIZE | plain)).eval()
+    again.load_state_dict(hf.read_checkpoint(tmp_path / "folded", again.model_args))
+    torch.testing.assert_close(again(TOKENS), folded(TOKENS), atol=1e-4, rtol=1e-4)
+
+
+def test_another_program_s_config_is_refused(tmp_path):
+    for content, says in [
+        ({"model_type": "llama"}, "'llama', no MPT"),
+        ({"model_type": "mpt", "d_model": 7}, "no config"),
+    ]:
+        save(model(), tmp_path, **content)
+        with pytest.raises(ConfigError, match=says):
+            hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))
+
+
 def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path):
     from mosaic_photon.job_config import MosaicJobConfig
 
     ours = model()
-    save_file(MPTStateDictAdapter(ours.model_args, None).to_hf(ours.state_dict()), tmp_path / "model.safetensors")
+    save(ours, tmp_path)
     job = MosaicJobConfig()
+    job.job.dump_folder = str(tmp_path / "out")
     job.training.seq_len = 32
     job.checkpoint.enable = job.checkpoint.initial_load_in_hf = True
     job.checkpoint.initial_load_path = str(tmp_path)
@@ -130,6 +199,28 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     ]:
         with pytest.raises(ConfigError, match=says):
             MPTMuPModelArgs(**SIZE | other).update_from_config(job)
+    job.checkpoint.initial_load_path = str(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no safetensors here"):
+        MPTMuPModelArgs(**SIZE).update_from_config(job)
+    (tmp_path / "out" / job.checkpoint.folder).mkdir(parents=True)  # from now on TorchTitan resumes
+    MPTMuPModelArgs(**SIZE).update_from_config(job)
+
+
+def test_import_makes_the_folder_that_the_job_names(tmp_path):
+    from mosaic_photon.models.mpt_mup import convert
+
+    ours = model()
+    (tmp_path / "in").mkdir()
+    save(ours, tmp_path / "in")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'[model]\nname = "mpt_mup_mosaic"\nflavor = "debugmodel"\nhf_assets_path = "{TOKENIZER}"\n[model.overrides]\n'
+        + "\n".join(f"{name} = {value}" for name, value in SIZE.items())
+        + "\n[training]\nseq_len = 32\n[checkpoint]\nenable = true\ninitial_load_in_hf = true\n"
+        f'initial_load_path = "{tmp_path / "out"}"\n'
+    )
+    assert convert.main(["import", str(tmp_path / "in"), str(tmp_path / "out"), "--job", str(job)]) == 0
+    hf.check_folder(tmp_path / "out", ours.model_args)
 
 
 def test_no_checkpoint(tmp_path):

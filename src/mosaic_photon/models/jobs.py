@@ -22,6 +22,7 @@ def load_job_model(path: str) -> tuple[Any, Any]:
 
     check_tables(read_toml(path), MosaicJobConfig, path)
     job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])
+    job.checkpoint.initial_load_in_hf = False  # no such command loads those weights, and one makes them
     if not job.model.hf_assets_path:
         raise ConfigError(f"{path}: model.hf_assets_path is missing; name a folder with tokenizer.json.")
     spec = build_train_spec(job.model.name)

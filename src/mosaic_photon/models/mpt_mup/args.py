@@ -3,6 +3,7 @@
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
 # isort: split
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,19 +168,21 @@ class MPTMuPModelArgs(BaseModelArgs):
                 )
             self.max_seq_len = seq_len
         self._check_parallelism(job_config.parallelism)
-        self._check_initial_load(job_config.checkpoint)
         self._init_seed = job_config.debug.seed
         table = job_config.mup
         if table.enabled:
             if self.mup.get("enabled"):
                 raise ConfigError("[mup] is enabled, but the model args bring multipliers of their own; keep one.")
             self.mup = asdict(rules.from_table(table, self.d_model, self.n_layers))
+        self._check_initial_load(job_config)
 
-    def _check_initial_load(self, checkpoint: Any) -> None:
-        if checkpoint.enable and checkpoint.initial_load_in_hf and checkpoint.initial_load_path:
+    def _check_initial_load(self, job_config: Any) -> None:
+        checkpoint = job_config.checkpoint
+        resumes = os.path.exists(os.path.join(job_config.job.dump_folder, checkpoint.folder))  # then TorchTitan ignores
+        if checkpoint.enable and checkpoint.initial_load_in_hf and not resumes:
             from mosaic_photon.models.mpt_mup import hf
 
-            hf.check_folder(checkpoint.initial_load_path, self)
+            hf.check_folder(checkpoint.initial_load_path or job_config.model.hf_assets_path, self)
 
     def _check_parallelism(self, parallelism: Any) -> None:
         tp, pp = parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree

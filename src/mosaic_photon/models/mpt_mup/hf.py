@@ -47,37 +47,58 @@ def read_checkpoint(path: str | Path, args: MPTMuPModelArgs) -> dict[str, Tensor
         path: a folder with safetensors or pytorch_model*.bin files, or a file: .safetensors, .bin or Composer's .pt.
 
     Raises:
-        ConfigError: no such checkpoint, or one of another architecture or size; found from names and shapes alone.
+        ConfigError: no such checkpoint, or one of another architecture or size.
     """
-    found = {name: tensor for file in weight_files(Path(path)) for name, tensor in load_file(file).items()}
-    named = {_our_name(path, name): tensor for name, tensor in found.items() if "rotary" not in name}
-    state = match_qkv(named, args)
-    if args.tie_word_embeddings:
-        state.pop("output.lm_head.weight", None)  # transformers saves a tied head twice
-    check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
+    state = match_qkv(named_tensors(path, weight_files(Path(path))), args)
+    check_state(path, state, args)
     return state
 
 
-def check_folder(path: str, args: MPTMuPModelArgs) -> None:
-    """Compare a safetensors folder that TorchTitan is to load with the model, reading headers only.
+def check_folder(path: str | Path, args: MPTMuPModelArgs) -> None:
+    """Compare a safetensors folder that TorchTitan is to load with the model; the weights are not read.
 
     Raises:
-        ConfigError: another architecture, size or layout of the projections.
+        ConfigError: no safetensors, another architecture, size or layout of the projections.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 (no mapping)
-                shapes[_our_name(path, name)] = tuple(handle.get_slice(name).get_shape())
-    if args.tie_word_embeddings:
-        shapes.pop("output.lm_head.weight", None)
-    fused = any("Wqkv" in name for name in shapes)
-    if shapes and fused != args.attn_config["fused_qkv"]:
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise ConfigError(
+            f"{path}: no safetensors here; make them from another checkpoint: "
+            "python -m mosaic_photon.models.mpt_mup.convert import."
+        )
+    state = named_tensors(path, files)
+    fused = any("Wqkv" in name for name in state)
+    if fused != args.attn_config["fused_qkv"] and any(".attn." in name for name in state):
         raise ConfigError(
             f"{path}: its projections are {'fused' if fused else 'split'}, unlike the model's (attn_config.fused_qkv); "
             "convert it first: python -m mosaic_photon.models.mpt_mup.convert import."
         )
-    check_shapes(path, shapes, args)
+    check_state(path, state, args)
+
+
+def named_tensors(path: str | Path, files: list[Path]) -> dict[str, Tensor]:
+    """The checkpoint's tensors, memory-mapped, under the TorchTitan model's names; without buffers."""
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {_our_name(path, name): tensor for name, tensor in found.items() if "rotary" not in name}
+
+
+def check_state(path: str | Path, state: dict[str, Tensor], args: MPTMuPModelArgs) -> None:
+    """Compare weights and the config beside them with the model, and drop a tied head's second copy.
+
+    Raises:
+        ConfigError: another architecture or size, or a head of its own where the model's is tied.
+    """
+    from mosaic_photon.models.mpt_mup.architecture import check_config
+
+    if args.tie_word_embeddings:
+        head = state.pop("output.lm_head.weight", None)  # transformers saves a tied head twice
+        embedding = state.get("tok_embeddings.wte.weight")
+        if head is not None and embedding is not None and not torch.equal(head, embedding):
+            raise ConfigError(
+                f"{path}: its head is not tied to the embedding; set [model.overrides] tie_word_embeddings = false."
+            )
+    check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
+    check_config(path, args)
 
 
 def _our_name(where: str | Path, name: str) -> str:
@@ -187,6 +208,7 @@ def is_native(args: MPTMuPModelArgs) -> bool:
     attn = args.attn_config
     return bool(
         attn["alibi"]
+        and attn["alibi_bias_max"] == 8  # transformers reads the value and does not use it
         and args.no_bias
         and attn["attn_type"] == "multihead_attention"
         and attn["fused_qkv"]
@@ -221,11 +243,11 @@ def fold(named: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
     return out
 
 
-def logit_scale(args: MPTMuPModelArgs) -> float:
-    """llm-foundry's logit_scale times the parametrization's output multiplier."""
-    given = args.logit_scale
-    base = args.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
-    return base * rules.output_multiplier(args.parametrization)
+def logit_scale(model: Any) -> float:
+    """llm-foundry's logit_scale times the parametrization's output multiplier; `model` is its args or its config."""
+    given = model.logit_scale
+    base = model.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
+    return base * rules.output_multiplier(model.parametrization)
 
 
 def native_config(args: MPTMuPModelArgs) -> dict[str, Any]:
