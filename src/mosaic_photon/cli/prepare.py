@@ -105,9 +105,9 @@ def _check(args: argparse.Namespace) -> Work:
     form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     options = Options(args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib)
-    sources = find_sources(args.sources or stdlib_files())
-    out = Path(args.out).expanduser().absolute()
-    return Work(sources, how, form, make_record(options, sources), out, args.workers, args.overwrite)
+    out = os.path.abspath(os.path.expanduser(args.out))
+    sources = find_sources(args.sources or stdlib_files(), out)
+    return Work(sources, how, form, make_record(options, sources), Path(out).resolve(), args.workers, args.overwrite)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

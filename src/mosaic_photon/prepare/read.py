@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
-from mosaic_photon.prepare.sources import PIECE_BYTES, Piece
+from mosaic_photon.prepare.sources import PIECE_BYTES, Piece, reading
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,17 @@ def _jsonl(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
 def _parquet(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(piece.path)
-    _check_key(text_key, file.schema_arrow.names, piece.path)
-    for batch in file.iter_batches(256, row_groups=range(piece.start, piece.stop), columns=[text_key]):
-        yield from ((f"row group {piece.start}", text) for text in batch.column(0).to_pylist())
+    with reading(piece.path):
+        file = pyarrow.parquet.ParquetFile(piece.path)
+        _check_key(text_key, file.schema_arrow.names, piece.path)
+        for batch in file.iter_batches(256, row_groups=range(piece.start, piece.stop), columns=[text_key]):
+            yield from ((f"row group {piece.start}", text) for text in batch.column(0).to_pylist())
 
 
 def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
     import pyarrow
 
-    with pyarrow.memory_map(piece.path) as source:
+    with reading(piece.path), pyarrow.memory_map(piece.path) as source:
         try:
             batches: Any = pyarrow.ipc.open_stream(source)
             schema = batches.schema
@@ -173,10 +174,11 @@ def _open_arrow_file(source: Any, path: str) -> Any:
 def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_from_disk
 
-    rows = load_from_disk(piece.path)
-    _check_key(text_key, rows.column_names, piece.path)
-    for number, text in enumerate(rows[piece.start : piece.stop][text_key], piece.start):
-        yield f"row {number}", text
+    with reading(piece.path):
+        rows = load_from_disk(piece.path)
+        _check_key(text_key, rows.column_names, piece.path)
+        for number, text in enumerate(rows[piece.start : piece.stop][text_key], piece.start):
+            yield f"row {number}", text
 
 
 def _check_key(text_key: str, known: Any, where: str) -> None:

@@ -7,9 +7,11 @@ read by many workers. A compressed file, which has no random access, is one piec
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +62,19 @@ def stdlib_files() -> list[str]:
     return files
 
 
-def find_sources(given: Iterable[str]) -> list[Source]:
+def find_sources(given: Iterable[str], out: str) -> list[Source]:
     """Sources named on the command line, in the order given, each folder and glob sorted by path.
+
+    Args:
+        out: absolute path of the folder to write; what lies in it and in its unfinished work is no source.
 
     Raises:
         ConfigError: nothing at a path, a pattern without a match, nothing to read, or an unreadable file.
     """
     found: dict[str, Source] = {}
+    own = (f"{out}/", f"{out}.partial/", f"{out}.partial.lock", f"{out}.replaced/")
     for word in given:
-        for path in _expand(word):
+        for path in (path for path in _expand(word) if not path.startswith(own)):
             found.setdefault(path, _source(path))
     if not any(source.size for source in found.values()):
         raise ConfigError(f"no text in {', '.join(given)}: every file there is empty, or there is none")
@@ -138,13 +144,10 @@ def _source(path: str) -> Source:
 
 def _row_groups(source: Source) -> list[tuple[int, int]]:
     """Ranges of one row group each (numbers of row groups, not rows)."""
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading(source.path):
         groups = pyarrow.parquet.ParquetFile(source.path).num_row_groups
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{source.path} is not a Parquet file: {error}") from error
     return [(group, group + 1) for group in range(groups)]
 
 
@@ -152,9 +155,21 @@ def _row_ranges(source: Source) -> list[tuple[int, int]]:
     """Ranges of rows of a saved dataset, about PIECE_BYTES each."""
     from datasets import load_from_disk
 
-    rows = len(load_from_disk(source.path))
+    with reading(source.path):
+        rows = len(load_from_disk(source.path))
     step = max(1, rows * PIECE_BYTES // max(source.size, 1))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Name the file in the errors of pyarrow and datasets, which do not."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def display(path: str | Path) -> str:
