@@ -1,9 +1,8 @@
-"""mosaic-photon prepare: what it writes, that it can be stopped and resumed, and what it says of bad input."""
+"""mosaic-photon prepare: what it writes, and that it can be stopped and resumed."""
 
 import gzip
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,31 +20,9 @@ from mosaic_photon.cli import main
 from mosaic_photon.prepare import read, sources
 from mosaic_photon.prepare.sources import stdlib_files
 from mosaic_photon.prepare.tokens import split_of
+from prepare_calls import SEQ_LEN, TOKENIZER, documents, prepare, samples, tree, write_jsonl
 
-TOKENIZER = str(Path(__file__).parents[1] / "assets" / "tokenizer")
 COMMAND = str(Path(sys.executable).with_name("mosaic-photon"))
-SEQ_LEN = 63
-
-
-def documents(number, longest=200):
-    """Text of uneven length in several scripts, as real documents have it."""
-    rng = random.Random(number)
-    words = ["def", "return", "straße", "日本語", "naïve", "self.value", "\n", "\n\n", "    ", "🙂", "x = 1"]
-    return [" ".join(rng.choices(words, k=rng.randint(1, longest))) for _ in range(number)]
-
-
-def prepare(*args, out, tokenizer=TOKENIZER, **options):
-    options = {"seq-len": SEQ_LEN, "val": 0.2, "workers": 2} | options
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return main(["prepare", *map(str, args), "--out", str(out), "--tokenizer", tokenizer, *words])
-
-
-def samples(folder):
-    from streaming.base.format import reader_from_json
-
-    index = json.loads((folder / "index.json").read_text())
-    readers = [reader_from_json(str(folder.parent), folder.name, entry) for entry in index["shards"]]
-    return np.stack([reader[i]["tokens"] for reader in readers for i in range(reader.samples)])
 
 
 def concat_tokens(texts, bos="<|bos|>", eos="<|eos|>"):
@@ -60,15 +37,6 @@ def concat_tokens(texts, bos="<|bos|>", eos="<|eos|>"):
 
 def by_split(texts, val=0.2):
     return {split: [text for text in texts if split_of(text.encode(), val) == split] for split in ("train", "val")}
-
-
-def tree(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def write_jsonl(path, texts, key="text"):
-    path.write_text("".join(json.dumps({key: text, "id": i}) + "\n" for i, text in enumerate(texts)))
-    return path
 
 
 @pytest.fixture
@@ -259,75 +227,6 @@ def test_killed_between_the_last_steps(tmp_path):
     os.rename(tmp_path / "out", tmp_path / "out.partial")
     assert prepare(source, out=tmp_path / "out") == 0
     assert tree(tmp_path / "out") == expected
-
-
-BAD = {
-    "empty.txt": (b"", "no text in"),
-    "binary.bin": (b"abc\0def", "binary file (null byte at 3)"),
-    "latin.txt": ("über".encode("latin-1"), "not UTF-8 text (byte 0 is 0xfc)"),
-    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "line at byte 14: not JSON"),
-    "list.jsonl": (b"[1, 2]\n", "one JSON object a line"),
-    "key.jsonl": (b'{"txt": "a"}\n', "Did you mean 'txt'?"),
-    "number.jsonl": (b'{"text": 3}\n', "'text' is int, not text"),
-    "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "surrogate"),
-    "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 1000)[:-20], "cannot read"),
-    "cut.jsonl.zst": (b"not zstandard at all", "cannot read"),
-    "bad.parquet": (b"PAR1 not really", "not a Parquet file"),
-    "bad.arrow": (b"not arrow", "not an Arrow file"),
-    "short.jsonl": (b'{"text": "a"}\n', "less than one sample of 64"),
-    "text.txt": (b"a document", "one document, which cannot be split"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_source(tmp_path, capsys, name):
-    content, message = BAD[name]
-    (tmp_path / name).write_bytes(content)
-    val = 0.2 if name == "text.txt" else 0
-    assert prepare(tmp_path / name, out=tmp_path / "out", workers=1, val=val) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tokenizer": "/nowhere"}, "tokenizer folder '/nowhere' does not exist"),
-        ({"tokenizer": "."}, "no tokenizer.json"),
-        ({"seq-len": 0}, "--seq-len is 0, must be at least 1"),
-        ({"val": 1.5}, "--val is 1.5"),
-        ({"compression": "zstt"}, "Did you mean 'zstd'?"),
-        ({"hashes": "sha11"}, "Did you mean 'sha1'?"),
-        ({"eos-text": "<|end|>"}, "is not one token of the tokenizer"),
-        ({"out": "s3://bucket/data"}, "prepare writes a local folder"),
-        ({"shard-mib": 0}, "--shard-mib is 0"),
-    ],
-)
-def test_bad_option(tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.chdir(tmp_path)
-    source = write_jsonl(tmp_path / "a.jsonl", documents(3))
-    assert prepare(source, **({"out": tmp_path / "out"} | options)) == 1
-    assert message in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["a.jsonl"]
-
-
-def test_missing_sources(tmp_path, capsys):
-    for source, message in (("none.txt", "does not exist"), ("*.txt", "no file matches")):
-        assert prepare(tmp_path / source, out=tmp_path / "out") == 1
-        assert message in capsys.readouterr().err
-    os.mkfifo(tmp_path / "pipe")
-    assert prepare(tmp_path, out=tmp_path / "out") == 1
-    assert "is not a file" in capsys.readouterr().err
-
-
-def test_a_folder_of_someone_else_is_left_alone(tmp_path, capsys):
-    source = write_jsonl(tmp_path / "a.jsonl", documents(50))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("precious")
-    words = ["prepare", str(source), "--out", str(tmp_path / "out"), "--tokenizer", TOKENIZER, "--overwrite"]
-    assert main(words) == 1
-    assert "was not written by prepare" in capsys.readouterr().err
-    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
 
 def test_debug_tokenizer():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.prepare.sources import Source
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.prepare.sources import Source, display
+from mosaic_photon.prepare.tokens import read_json
 
 VERSION = 1
 FILE = "prepare.json"
@@ -46,9 +47,19 @@ def make_record(options: Options, sources: Iterable[Source]) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record left in a folder; None where there is none."""
-    file = folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    """The record left in a folder; None where the folder is not there or empty.
+
+    Raises:
+        ConfigError: the folder holds something else, which is not ours to touch, or a malformed record.
+    """
+    if (folder / FILE).is_file():
+        return read_json(folder / FILE, "remove the folder, or choose another --out")
+    cut_short = f"{FILE}.tmp"  # all that is there of a call that was killed as it wrote its record
+    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {cut_short}):
+        raise ConfigError(
+            f"{display(folder)} exists and was not written by prepare: move it away, or choose another --out"
+        )
+    return None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

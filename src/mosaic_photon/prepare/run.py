@@ -2,6 +2,8 @@
 
 All work goes on in `<out>.partial`, which becomes `<out>` by one rename when it is whole:
 `tokens/` holds a file of token ids per unit of work and split, then `train/` and `val/` their shards.
+What is to be removed is first renamed to `<out>.replaced`. Of these three only an empty one or one with our record is
+ever touched.
 """
 
 from __future__ import annotations
@@ -54,6 +56,16 @@ class Work:
     workers: int
     overwrite: bool
 
+    @property
+    def partial(self) -> Path:
+        """Where the work goes on until it is whole."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def replaced(self) -> Path:
+        """The name of a folder of ours from the moment when it is to be removed."""
+        return self.out.with_name(self.out.name + ".replaced")
+
 
 def prepare(work: Work) -> dict[str, Any] | None:
     """Do the work; returns the summary per split, or None where the folder holds it already.
@@ -63,8 +75,8 @@ def prepare(work: Work) -> dict[str, Any] | None:
     """
     if _is_done(work):
         return None
-    partial = work.out.with_name(work.out.name + ".partial")
-    with _claim(partial, work):
+    partial = work.partial
+    with _claim(work):
         if _is_done(work):  # by the call that held the claim a moment ago
             return None
         summary = (records.read_record(partial) or {}).get("splits")
@@ -72,7 +84,7 @@ def prepare(work: Work) -> dict[str, Any] | None:
             summary = _build(work, partial)
             write_json(partial / records.FILE, {**work.record, "splits": summary})
         shutil.rmtree(partial / "tokens", ignore_errors=True)
-        _publish(partial, work.out)
+        _publish(work)
     return summary
 
 
@@ -88,18 +100,14 @@ def _build(work: Work, partial: Path) -> dict[str, Any]:
             return _write_splits(work, counts, partial, progress)
     except OSError as error:
         raise ConfigError(
-            f"reading or writing failed: {error}. What is finished is kept; the same command goes on from there"
+            f"reading or writing failed (what is finished is kept; the same command goes on from there): {error}"
         ) from error
 
 
 def _is_done(work: Work) -> bool:
-    if not work.out.exists():
-        return False
-    before = records.read_record(work.out) if work.out.is_dir() else None
+    before = records.read_record(work.out)
     if before is None:
-        if work.out.is_dir() and not any(work.out.iterdir()):
-            return False
-        raise ConfigError(f"{display(work.out)} exists and was not written by prepare: choose another --out")
+        return False
     changed = records.differences(before, work.record)
     if changed and not work.overwrite:
         raise ConfigError(
@@ -110,9 +118,11 @@ def _is_done(work: Work) -> bool:
 
 
 @contextmanager
-def _claim(partial: Path, work: Work) -> Iterator[None]:
+def _claim(work: Work) -> Iterator[None]:
     """Own the folder of unfinished work: resume the same work's, refuse another's."""
+    partial = work.partial
     with _lock(partial.with_name(partial.name + ".lock"), work.out):
+        records.read_record(work.replaced)  # refuses someone else's before the work, not after it
         before = records.read_record(partial)
         changed = [] if before is None else records.differences(before, work.record)
         if changed and not work.overwrite:
@@ -121,9 +131,11 @@ def _claim(partial: Path, work: Work) -> Iterator[None]:
                 "Finish that one, or give --overwrite to start anew"
             )
         if before is None or changed:
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "tokens").mkdir(parents=True)
+            _set_aside(partial, work)
+            _remove(work.replaced)
+            partial.mkdir()
             write_json(partial / records.FILE, work.record)
+        (partial / "tokens").mkdir(exist_ok=True)
         yield
 
 
@@ -188,7 +200,8 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
     sequences = {split: _sequence(counts, partial / "tokens", split) for split in splits}
     for split, sequence in sequences.items():
         if sum(sequence.sizes) < n:
-            shutil.rmtree(partial)
+            _set_aside(partial, work)
+            _remove(work.replaced)
             raise ConfigError(
                 f"the {split} split has {sum(sequence.sizes)} tokens, less than one sample of {n}: "
                 "give more text, another --val share or a smaller --seq-len"
@@ -222,14 +235,26 @@ def _sequence(counts: list[Count], folder: Path, split: str) -> TokenSequence:
     return TokenSequence(files, [count.tokens[split] for count in counts])
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(work: Work) -> None:
     """Put the finished folder in place; an older one is there until the moment it is replaced."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
+    _set_aside(work.out, work)
+    os.rename(work.partial, work.out)
+    _remove(work.replaced)
+
+
+def _set_aside(folder: Path, work: Work) -> None:
+    """Rename a folder before it is removed: what a killed call leaves of it is then never taken for a whole one."""
+    _remove(work.replaced)
+    if folder.exists():
+        os.rename(folder, work.replaced)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, its record last, by which the next call knows what a killed one left."""
+    records.read_record(folder)  # raises for what is not ours
+    for part in ("tokens", *SPLITS):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _progress() -> Progress:

@@ -56,7 +56,7 @@ def find_tokenizer(folder: str) -> tuple[str, dict[str, str]]:
     """(path of tokenizer.json, special tokens by name) of a Hugging Face tokenizer folder.
 
     Raises:
-        ConfigError: no folder, or no tokenizer.json in it.
+        ConfigError: no folder, no tokenizer.json in it, or a malformed file beside it.
     """
     root = Path(folder).expanduser().absolute()
     if root.is_file():
@@ -72,7 +72,7 @@ def find_tokenizer(folder: str) -> tuple[str, dict[str, str]]:
     special: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).is_file():
-            for key, value in json.loads((root / name).read_text("utf-8")).items():
+            for key, value in read_json(root / name, "save the tokenizer again").items():
                 content = value.get("content") if isinstance(value, dict) else value
                 if key.endswith("_token") and isinstance(content, str):
                     special[key] = content
@@ -140,6 +140,21 @@ def write_json(path: Path, content: object) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, path)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: it cannot be read or is malformed; the message ends with the remedy.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {display(path)} ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{display(path)} holds no JSON object, but {type(content).__name__}: {remedy}")
+    return content
 
 
 def _unit_file(folder: str, number: int, suffix: str) -> Path:
