@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP, coord_check, coord_report
 from mosaic_photon.models.coord_check import Activations
 from mosaic_photon.models.proxy import KINDS, Hyper, adamw, build, resized, stdlib_tokens
@@ -62,6 +63,16 @@ def test_mup_passes_where_the_standard_parametrization_fails():
         verdicts[name] = coord_check.judge(coord_check.collect("width", traces))
     assert verdicts["mup"] == []
     assert {finding.kind for finding in verdicts["standard"]} >= {"attention", "feed-forward", "block"}
+
+
+def test_another_width_keeps_the_models_proportions():
+    attn = {"attn_type": "grouped_query_attention", "kv_n_heads": 2, "attn_uses_sequence_id": True}
+    args = MPTMuPModelArgs(d_model=128, ffn_config={"ffn_hidden_size": 320}, attn_config=attn, **SIZE | {"n_heads": 4})
+    wide = resized(args, width=256)
+    assert (wide.n_heads, wide.kv_n_heads, wide.ffn_hidden_size) == (8, 4, 640)
+    assert not wide.attn_config["attn_uses_sequence_id"]  # random windows of text have no documents
+    with pytest.raises(ConfigError, match="5 query heads do not divide into the model's groups of 2"):
+        resized(args, width=160)
 
 
 def test_optimizer_groups_carry_the_scales():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
 
@@ -70,6 +71,12 @@ def test_documents_are_masked_as_in_llm_foundry(attn):
     expected = theirs(tokens, sequence_id=sequence_id, attention_mask=theirs_mask).logits
     torch.testing.assert_close(ours(tokens, sequence_id=sequence_id), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours(tokens, sequence_id=sequence_id), ours(tokens, sequence_id=sequence_id * 0))
+
+
+def test_documents_that_the_batch_does_not_give_are_asked_for():
+    ours, _ = pair(attn_config={"attn_uses_sequence_id": True})
+    with pytest.raises(ConfigError, match="set eos_token_id or bos_token_id in the data config"):
+        ours(torch.randint(128, (2, 32)))
 
 
 def test_right_padding_does_not_reach_the_other_tokens():

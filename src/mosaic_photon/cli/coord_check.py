@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("job", metavar="JOB.toml", help="job config; its model, [model.overrides] and [mup] are checked")
     axis = parser.add_mutually_exclusive_group()
-    axis.add_argument("--widths", nargs="+", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
-    axis.add_argument("--depths", nargs="+", type=int, metavar="L", help="n_layers of each run, at [mup] base_width")
+    axis.add_argument("--widths", nargs="*", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
+    axis.add_argument("--depths", nargs="*", type=int, metavar="L",
+                      help="n_layers of each run, at [mup] base_width (2 4 8 16)")  # fmt: skip
     add("--seeds", type=int, default=3, help="runs per size, averaged (default 3)")
     add("--steps", type=int, default=10, help="AdamW steps of each run (default 10)")
     add("--lr", type=float, help="learning rate of the base size (default 2e-3 for widths, 1e-3 for depths)")
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from mosaic_photon.models.jobs import load_job_model
     from mosaic_photon.models.proxy import stdlib_tokens
 
-    axis = "depth" if args.depths else "width"
-    sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES["width"]))
+    axis = "width" if args.depths is None else "depth"
+    sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES[axis]))
     if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
         raise ConfigError("give at least two positive sizes, one seed and one step.")
     job, model_args = load_job_model(args.job)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtitan.protocols.model import ModelProtocol
 
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.attention import attention_bias
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
@@ -120,6 +121,9 @@ class TitanComposerMPTMuP(ModelProtocol):
             positions: [1 or B, S], where they are not 0..S-1 (context parallelism).
             sequence_id: [B, S], the document of each token; read only with attn_config.attn_uses_sequence_id.
             attention_mask: [B, S], false at (right) padding.
+
+        Raises:
+            ConfigError: documents are to be masked, but the batch does not say where they are.
         """
         n_tokens = tokens.size(1) * (1 if self.tok_embeddings is not None else self.sequence_shards)
         if positions is None:
@@ -136,6 +140,11 @@ class TitanComposerMPTMuP(ModelProtocol):
     ) -> dict[str, Any]:
         """What every block shares, computed once per forward pass (llm-foundry does some of it in each block)."""
         attn, device = self.foundry_config.attn_config, positions.device
+        if attn["attn_uses_sequence_id"] and sequence_id is None:
+            raise ConfigError(
+                "attn_config.attn_uses_sequence_id is true, but the batch has no sequence_id; set eos_token_id or "
+                "bos_token_id in the data config's dataset, which says where documents end."
+            )
         rope = None
         if attn["rope"]:
             tables = self._rotary(torch.empty(0, device=device), positions)
