@@ -25,8 +25,8 @@ class Optimizer:
     name: str = "AdamW"
     """Adam or AdamW (TorchTitan's), QHADOPT, ADOPT, or a name from llm-foundry's optimizer registry."""
 
-    lr: float = 8e-4
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate. None is TorchTitan's default, 8e-4."""
 
     beta1: float | None = None
     beta2: float | None = None

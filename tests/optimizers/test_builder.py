@@ -19,6 +19,7 @@ from mosaic_photon.job_config import Optimizer as OptimizerConfig
 from mosaic_photon.names import clean_name
 from mosaic_photon.optimizers import ADOPT, QHADOPT
 from mosaic_photon.optimizers.builder import build_optimizers
+from mosaic_photon.optimizers.catalog import OURS, REFUSED, TITAN
 from mosaic_photon.parametrization import ParameterScale
 
 ONE_PROCESS = ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)
@@ -129,9 +130,22 @@ def test_fields_and_kwargs_reach_the_constructor():
         ({"name": "decoupled_lionw", "eps": 1e-8}, "optimizer.eps: decoupled_lionw does not take it"),
         ({"name": "decoupled_lionw", "implementation": "fused"}, "optimizer.implementation"),
         ({"name": "QHADOPT", "kwargs": {"max_imize": True}}, "optimizer.kwargs.max_imize.*Did you mean 'maximize'"),
-        ({"name": "QHADOPT", "eps": 1.0, "kwargs": {"eps": 1.0}}, "set twice"),
-        ({"name": "QHADOPT", "beta1": 1.0}, r"\[optimizer\] QHADOPT: betas"),
-        ({"name": "AdamW", "lr": float("nan")}, "AdamW does not accept"),
+        ({"name": "QHADOPT", "eps": 1.0, "kwargs": {"eps": 1.0}}, "kwargs.eps is set twice, by optimizer.eps"),
+        ({"beta1": 0.5, "kwargs": {"betas": [0.5, 0.9]}}, "kwargs.betas is set twice, by optimizer.beta1"),
+        ({"implementation": "foreach", "kwargs": {"foreach": False}}, "set twice, by optimizer.implementation"),
+        ({"implementation": "for-loop", "kwargs": {"fused": True}}, "set twice, by optimizer.implementation"),
+        ({"name": "QHADOPT", "beta1": 1.0}, r"optimizer.beta1: betas = \(1.0, 0.9999\)"),
+        ({"name": "decoupled_lionw", "beta1": 1.0}, "optimizer.beta1"),
+        ({"name": "decoupled_lionw", "kwargs": {"betas": [0.9]}}, "optimizer.kwargs.betas"),
+        ({"name": "decoupled_lionw", "lr": float("nan")}, "optimizer.lr = nan: a finite number >= 0"),
+        ({"name": "decoupled_lionw", "lr": 0.0}, r"\[optimizer\] decoupled_lionw does not accept.*LR must be > 0"),
+        ({"name": "decoupled_lionw", "weight_decay": -5.0}, "optimizer.weight_decay = -5.0"),
+        ({"name": "AdamW", "lr": float("inf")}, "optimizer.lr = inf"),
+        ({"name": "AdamW", "weight_decay": float("inf")}, "optimizer.weight_decay = inf"),
+        ({"name": "AdamW", "kwargs": {"eps": "small"}}, "optimizer.kwargs.eps = 'small'"),
+        ({"name": "AdamW", "kwargs": {"foreach": True, "fused": True}}, "AdamW does not accept its arguments"),
+        ({"name": "QHADOPT", "kwargs": {"clip_lambda": 1.0}}, "clip_lambda = 1.0: a function"),
+        ({"name": "QHADOPT", "kwargs": {"decouple": "no"}}, "decouple = 'no': true or false"),
         ({"no_decay": ["nrom"]}, "'nrom' is found in no parameter's name"),
         ({"no_decay": ["("]}, "not a regular expression"),
         ({"name": "QHADOPT", "early_step_in_backward": True}, "Adam and AdamW alone"),
@@ -142,6 +156,11 @@ def test_fields_and_kwargs_reach_the_constructor():
 def test_a_mistake_is_found_before_the_first_step(config, message):
     with pytest.raises(ConfigError, match=message):
         build(Scaled(), **config)
+
+
+def test_an_implementation_in_kwargs_takes_the_place_of_the_default():
+    (group,) = build(nn.Linear(2, 2), kwargs={"foreach": True}).optimizers[0].param_groups
+    assert (group["foreach"], group["fused"], group["lr"]) == (True, None, 8e-4)
 
 
 def test_sparse_embeddings_are_refused():
@@ -256,6 +275,51 @@ def test_asking_for_the_state_before_the_first_step_changes_nothing(config):
     container = build(asked, **config)
     container.state_dict()
     assert train(asked, container, range(4)) == train(not_asked, build(not_asked, **config), range(4))
+
+
+def all_names():
+    import llmfoundry.optim  # noqa: F401  (registers its optimizers)
+    from llmfoundry import registry
+
+    return [*TITAN, *OURS, *(set(registry.optimizers.get_all()) - set(OURS))]
+
+
+@pytest.mark.parametrize("name", sorted(all_names()))
+def test_every_name_trains_and_resumes_or_is_refused_with_the_reason(name, tmp_path):
+    if name in REFUSED:
+        with pytest.raises(ConfigError, match=f"'{name}' is refused: .* checkpoint"):
+            build(Scaled(), name=name)
+        return
+    model, resumed = Scaled(), Scaled()
+    container, again = build(model, name=name), build(resumed, name=name)
+    train(model, container, range(4))
+    dcp.save({"optimizer": container}, checkpoint_id=tmp_path, no_dist=True)
+    resumed.load_state_dict(model.state_dict())
+    dcp.load({"optimizer": again}, checkpoint_id=tmp_path, no_dist=True)
+    assert train(resumed, again, range(4, 6)) == train(model, container, range(4, 6))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_parameter_that_had_no_gradient_is_saved_and_begins_at_its_beginning(config, frozen, tmp_path):
+    config = {"lr": 1e-2, "weight_decay": 1e-3, **config}
+
+    def begin(steps):
+        model = Scaled()
+        container = build(model, **config)
+        model.norm.weight.requires_grad_(False)
+        train(model, container, steps)
+        model.norm.weight.requires_grad_(not frozen)
+        return model, container
+
+    (saved, container), (never_saved, untouched), (resumed, again) = begin(range(2)), begin(range(2)), begin([])
+    dcp.save({"optimizer": container}, checkpoint_id=tmp_path, no_dist=True)
+    resumed.load_state_dict(saved.state_dict())
+    resumed.norm.weight.requires_grad_(True)  # a callback that freezes layers does so after the load
+    dcp.load({"optimizer": again}, checkpoint_id=tmp_path, no_dist=True)
+    resumed.norm.weight.requires_grad_(not frozen)
+    expected = train(never_saved, untouched, range(2, 5))
+    assert train(saved, container, range(2, 5)) == train(resumed, again, range(2, 5)) == expected
 
 
 def test_the_jobs_numbers_win_over_the_checkpoints_and_a_line_says_so(tmp_path, caplog):

@@ -42,7 +42,7 @@ def build_optimizers(
         return GroupedOptimizers(model_parts, choice, groups)
     except ConfigError as error:
         raise ConfigError(f"[optimizer] {error}") from None
-    except (TypeError, ValueError) as error:  # the constructor's own check of the user's values
+    except Exception as error:  # the constructor's own check of the user's values: llm-foundry's raise plain Exception
         raise ConfigError(f"[optimizer] {choice.name} does not accept its arguments: {error}") from error
 
 

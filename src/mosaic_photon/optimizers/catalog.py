@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,15 @@ OURS = {"QHADOPT": QHADOPT, "ADOPT": ADOPT, "qhadopt": QHADOPT, "adopt": ADOPT}
 
 TITAN_DEFAULTS = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 """TorchTitan's own defaults for Adam and AdamW, which are not torch's."""
+DEFAULT_LR = 8e-4
+"""TorchTitan's, for every optimizer that has a learning rate."""
+
+REFUSED = dict.fromkeys(
+    ("adalr_lion", "clip_lion"),
+    "it keeps Python objects for each parameter, which a checkpoint of TorchTitan cannot hold, and adds norms up over "
+    "all ranks, whether they hold shards or copies; decoupled_lionw is the plain form",
+)
+"""Names of llm-foundry's registry -> why they cannot train here."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +60,29 @@ def choose(config: OptimizerConfig) -> Choice:
     """Find the class and gather what the job set for it.
 
     Raises:
-        ConfigError: no such optimizer, or a field is set that it does not take.
+        ConfigError: no such optimizer, one that cannot train here, a field that it does not take or that is set twice,
+            or a number that no run can use.
     """
     cls = find(config.name)
-    defaults = dict(TITAN_DEFAULTS) if config.name in TITAN else {}
-    kwargs = {**defaults, **_fields(config, cls, defaults), **config.kwargs}
     accepted = accepted_arguments(cls)
-    twice = set(config.kwargs) & set(_set_fields(config))
-    if twice:
-        key = min(twice)
-        raise ConfigError(f"optimizer.{key} is set twice, in [optimizer] and in [optimizer.kwargs]: drop one.")
-    for key in kwargs:
+    defaults: dict[str, Any] = {"lr": DEFAULT_LR} if "lr" in accepted else {}
+    defaults |= TITAN_DEFAULTS if config.name in TITAN else {}
+    fields = _fields(config, defaults.get("betas", accepted.get("betas", (0.0, 0.0))))
+    implementation = {"foreach", "fused"}
+    for key in config.kwargs:
+        if key in fields or (config.implementation is not None and key in implementation):
+            raise ConfigError(f"optimizer.kwargs.{key} is set twice, by optimizer.{_field(key, config)} too: drop one.")
+    if config.name in TITAN and not implementation & {*fields, *config.kwargs}:
+        defaults["fused"] = True
+    kwargs = {**defaults, **fields, **config.kwargs}
+    for key, value in kwargs.items():
+        spelled = f"kwargs.{key}" if key in config.kwargs else _field(key, config)
         if key not in accepted:
             raise ConfigError(
-                f"optimizer.{_spelling(key, config)}: {config.name} does not take it. It takes "
+                f"optimizer.{spelled}: {config.name} does not take it. It takes "
                 f"{', '.join(sorted(accepted))}.{nearest_if_close(key, accepted)}"
             )
+        check_range(f"optimizer.{spelled}", key, value)
     return Choice(config.name, cls, kwargs)
 
 
@@ -73,8 +90,10 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     """The optimizer class of this name: TorchTitan's, ours or one in llm-foundry's registry.
 
     Raises:
-        ConfigError: no such optimizer.
+        ConfigError: no such optimizer, or one that cannot train here.
     """
+    if name in REFUSED:
+        raise ConfigError(f"optimizer.name = {name!r} is refused: {REFUSED[name]}.")
     if name in TITAN or name in OURS:
         return TITAN.get(name) or OURS[name]
     known = {*TITAN, "QHADOPT", "ADOPT"}
@@ -106,34 +125,36 @@ def nearest_if_close(given: str, known: Any) -> str:
     return hint if hint.startswith(" Did") else ""
 
 
-def _set_fields(config: OptimizerConfig) -> dict[str, Any]:
-    """Fields of [optimizer] that the user set and that are named as constructor arguments are."""
+def check_range(where: str, key: str, value: Any) -> None:
+    """Raise ConfigError for a number that no run can use: upstream's optimizers take some of them."""
+    if key in ("lr", "eps", "weight_decay") and not (_is_number(value) and 0.0 <= value < math.inf):
+        raise ConfigError(f"{where} = {value!r}: a finite number >= 0 is right.")
+    if key == "betas":
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if not (pair and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in value)):
+            raise ConfigError(f"{where}: betas = {value!r}: two numbers in [0, 1) are right.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _fields(config: OptimizerConfig, betas: tuple[float, float]) -> dict[str, Any]:
+    """Fields of [optimizer] that the user set, as constructor arguments; `betas` stands in for the one not set."""
     names = ("lr", "eps", "weight_decay", "v1", "decouple")
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-
-
-def _fields(config: OptimizerConfig, cls: type, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The [optimizer] table's own fields as constructor arguments."""
-    fields = _set_fields(config)
-    accepted = accepted_arguments(cls)
+    fields = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if config.beta1 is not None or config.beta2 is not None:
-        default = defaults.get("betas", accepted.get("betas", (0.0, 0.0)))
         given = (config.beta1, config.beta2)
-        fields["betas"] = tuple(b if b is not None else d for b, d in zip(given, default, strict=True))
-    implementation = config.implementation
-    if implementation is None and config.name in TITAN:
-        implementation = "fused"
-    if implementation == "for-loop":
-        fields |= {"foreach": False}
-    elif implementation is not None:
-        fields[implementation] = True
+        fields["betas"] = tuple(b if b is not None else d for b, d in zip(given, betas, strict=True))
+    if config.implementation == "for-loop":
+        fields["foreach"] = False
+    elif config.implementation is not None:
+        fields[config.implementation] = True
     return fields
 
 
-def _spelling(key: str, config: OptimizerConfig) -> str:
-    """The key as the user wrote it."""
-    if key in config.kwargs:
-        return f"kwargs.{key}"
+def _field(key: str, config: OptimizerConfig) -> str:
+    """The field of [optimizer] that gives a constructor argument."""
     if key == "betas":
         return "beta1" if config.beta1 is not None else "beta2"
     return "implementation" if key in ("foreach", "fused") else key

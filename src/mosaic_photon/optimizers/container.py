@@ -8,7 +8,6 @@ import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
 import torch
 import torch.nn as nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.tools.logging import logger
 
@@ -37,9 +36,8 @@ class GroupedOptimizers(OptimizersContainer):
 
     def state_dict(self) -> dict[str, Any]:
         """State and options by parameter name; state that is missing is made, and is that before the first step."""
-        for part, optimizer in zip(self.model_parts, self.optimizers, strict=True):
-            if not optimizer.state:
-                make_state(part, optimizer)
+        for optimizer in self.optimizers:
+            make_state(optimizer)
         state_dict = super().state_dict()
         for key, value in state_dict.items():
             if key.startswith(PREFIX) and torch.is_tensor(value):
@@ -54,20 +52,34 @@ class GroupedOptimizers(OptimizersContainer):
         super().load_state_dict({**state_dict, **options})
 
 
-def make_state(part: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Have DCP make the optimizer's state, and leave no trace of how it does that: a step with zero gradients and lr 0.
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters without state (not reached yet, or frozen) the one that they have before their first step.
 
-    Such a step would count, and coupled weight decay would enter the moments.
+    As DCP does it for an optimizer without any, by a step with zero gradients and lr 0; but such a step would count,
+    and coupled weight decay would enter the moments.
     """
-    decays = [group.get("weight_decay") for group in optimizer.param_groups]
-    for group, decay in zip(optimizer.param_groups, decays, strict=True):
-        group.update({} if decay is None else {"weight_decay": 0.0})
-    get_optimizer_state_dict(part, optimizer)
-    for group, decay in zip(optimizer.param_groups, decays, strict=True):
-        group.update({} if decay is None else {"weight_decay": decay})
-    for state in optimizer.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"].zero_()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    without = [p for p in params if not optimizer.state.get(p)]
+    if not without:
+        return
+    before = [(p, p.grad, p.requires_grad) for p in params]
+    options = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update({key: 0.0 * group[key] for key in ("lr", "weight_decay") if key in group})
+    for p in params:
+        p.grad = None
+    for p in without:
+        p.requires_grad_(True)
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, grad, requires_grad in before:
+        p.requires_grad_(requires_grad)
+        p.grad = grad
+    for group, saved in zip(optimizer.param_groups, options, strict=True):
+        group.update(saved)
+    for p in without:
+        if torch.is_tensor(optimizer.state[p].get("step")):
+            optimizer.state[p]["step"].zero_()
 
 
 def differences(job: dict[str, Any], checkpoint: dict[str, Any]) -> list[str]:
