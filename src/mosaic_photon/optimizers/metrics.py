@@ -15,16 +15,14 @@ def per_parameter(name: str, row: tuple[Tensor, ...], calls: float, h: Hyper) ->
     """Metrics after a step, each a 0-dim tensor.
 
     row: the parameter, its gradient, first and second moment; calls: number of steps taken; h: that step's numbers.
+    An empty shard has norms of 0: without any, Composer's monitor would take the gradient's itself, on this rank alone.
     """
     p, g, m, v = row
-    if not p.numel():
-        return {}
     norm = torch.linalg.vector_norm
-    return {
+    extremes = {f"min/moment2/{name}": v.min(), f"max/moment2/{name}": v.max()} if v.numel() else {}
+    return extremes | {
         f"l2_norm/moment/{name}": norm(m),
         f"l2_norm/moment2/{name}": norm(v),
-        f"min/moment2/{name}": v.min(),
-        f"max/moment2/{name}": v.max(),
         f"l2_norm/param/{name}": norm(p),
         f"l2_norm/update/{name}": norm(last_update(p, g, m, v, calls, h)),
         f"l2_norm/grad/{name}": norm(g),

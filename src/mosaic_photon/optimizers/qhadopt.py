@@ -72,6 +72,8 @@ class QHADOPT(Optimizer):
         capturable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        if clip_lambda is not None and not callable(clip_lambda):
+            raise ConfigError(f"{type(self).__name__}: clip_lambda = {clip_lambda!r}: a function of the call is right")
         self.clip_lambda = clip_lambda
         defaults = {
             "lr": lr,
@@ -98,9 +100,14 @@ class QHADOPT(Optimizer):
         return {**super().__getstate__(), "clip_lambda": self.clip_lambda}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which moves `step` to the device for a fused optimizer; ours stays where the host reads it."""
+        """As torch's, which moves `step` to the device for a fused optimizer; ours stays where the host reads it.
+
+        What the state of another ADOPT (torch-adopt's) does not say of a group stays as it is here.
+        """
+        before = self.param_groups
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
+        for group, old in zip(self.param_groups, before, strict=True):
+            group.update({key: value for key, value in old.items() if key not in group})
             for p in group["params"]:
                 if not group["capturable"] and "step" in self.state.get(p, {}):
                     self.state[p]["step"] = self.state[p]["step"].cpu()
@@ -114,6 +121,7 @@ class QHADOPT(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; returns the closure's loss."""
+        self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -150,9 +158,10 @@ class QHADOPT(Optimizer):
             tensors = update.Tensors()
             tensors.append(self._row(p))
             step = self.state[p]["step"]
-            lr = torch.as_tensor(group["lr"], dtype=update.compute_dtype(tensors.p[0]), device=step.device)
-            clip = torch.full_like(lr, math.inf) if self.clip_lambda is None else self.clip_lambda(step.to(lr))
-            scalars = update.capturable_scalars(h, lr, torch.as_tensor(self._decay(group, lr)).to(lr), clip, step)
+            zero = torch.zeros((), dtype=update.compute_dtype(tensors.p[0]), device=step.device)
+            lr = _like(zero, group["lr"])
+            clip = math.inf if self.clip_lambda is None else self.clip_lambda(step.to(lr))
+            scalars = update.capturable_scalars(h, lr, _like(zero, self._decay(group, lr)), _like(zero, clip), step)
             form = update.fused if group["fused"] else update.for_loop_traced
             form(tensors, scalars, h.maximize)
             step.add_(1)
@@ -285,6 +294,11 @@ def plain(tensor: Tensor, param: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def _like(like: Tensor, number: float | Tensor) -> Tensor:
+    """A number as a tensor like `like`; written on the device, as a graph capture refuses copies from the host."""
+    return number.to(like) if isinstance(number, Tensor) else torch.full_like(like, number)
+
+
 def _check(name: str, group: dict[str, Any]) -> None:
     """Raise ConfigError for a number that no run can use."""
     for key in ("lr", "eps", "weight_decay"):
@@ -298,5 +312,8 @@ def _check(name: str, group: dict[str, Any]) -> None:
         raise ConfigError(f"{name}: betas = {betas}: two numbers in [0, 1) are right")
     if not 0.0 <= group["v1"] <= 1.0:
         raise ConfigError(f"{name}: v1 = {group['v1']}: a number in [0, 1] is right")
+    for key in ("decouple", "maximize", "capturable"):
+        if not isinstance(group[key], bool):
+            raise ConfigError(f"{name}: {key} = {group[key]!r}: true or false is right")
     if group["foreach"] and group["fused"]:
         raise ConfigError(f"{name}: foreach and fused exclude each other: set one")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 CUDA_BLOCK = 1 << 24
-"""Elements that the foreach form handles at a time on an accelerator: it needs two temporaries of this size."""
+"""Elements that the foreach form handles at a time on an accelerator: it needs two or three temporaries of it."""
 
 CPU_BLOCK = 1 << 19
 """The same on a CPU: five arrays of it, 10 MiB in fp32, stay in the last-level cache from pass to pass, and each pass
@@ -101,7 +101,8 @@ def for_loop(tensors: Tensors, h: Hyper) -> None:
 
 def foreach(tensors: Tensors, h: Hyper) -> None:
     """Many tensors an operation. Work goes in blocks: on a CPU their passes hit the cache, not the memory."""
-    for block in _blocks(tensors):
+    temporaries = 3 if h.coupled or h.maximize else 2  # the gradient that is used may be a third
+    for block in _blocks(tensors, temporaries):
         _foreach_block(block, h)
 
 
@@ -127,28 +128,29 @@ def _foreach_block(t: Tensors, h: Hyper) -> None:
     torch._foreach_addcmul_(t.v, grads, grads, value=1 - h.beta2)
 
 
-def _blocks(tensors: Tensors) -> Iterator[Tensors]:
-    """The same elements in lists of about one block each; tensors above a block are cut, where their memory allows."""
+def _blocks(tensors: Tensors, temporaries: int) -> Iterator[Tensors]:
+    """The same elements in lists of at most one block each; tensors above it are cut, where their memory allows."""
     total = sum(p.numel() for p in tensors.p)
     on_cpu = tensors.p[0].device.type == "cpu"
     limit = max(CPU_BLOCK, CPU_GRAIN * torch.get_num_threads()) if on_cpu else CUDA_BLOCK
-    limit = min(limit, max(1, total // 2))  # so that the two temporaries are never more than one of the whole size
+    limit = min(limit, max(1, total // temporaries))  # so that they are never more than one of the whole size
     block, filled = Tensors(), 0
     for row in tensors:
         for piece in _cut(row, limit):
-            block.append(piece)
-            filled += piece[0].numel()
-            if filled >= limit:
+            if filled and filled + piece[0].numel() > limit:
                 yield block
                 block, filled = Tensors(), 0
-    if filled:
-        yield block
+            block.append(piece)
+            filled += piece[0].numel()
+    yield block
 
 
 def _cut(row: tuple[Tensor, ...], limit: int) -> Iterator[tuple[Tensor, ...]]:
-    if row[0].numel() <= limit or not all(tensor.is_contiguous() for tensor in row):
+    """Equal pieces of at most `limit` elements: a small rest would cost as many operations as a large one."""
+    pieces = math.ceil(row[0].numel() / limit)
+    if pieces <= 1 or not all(tensor.is_contiguous() for tensor in row):
         return iter((row,))
-    return zip(*(tensor.view(-1).split(limit) for tensor in row), strict=True)
+    return zip(*(tensor.view(-1).split(math.ceil(tensor.numel() / pieces)) for tensor in row), strict=True)
 
 
 def scalars_of(h: Hyper, like: Tensor) -> Tensor:
