@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mosaic_photon.cli import main
-from mosaic_photon.cli.schedule import preview_of
+from mosaic_photon.cli.schedule import decay_kind, preview_of
+from mosaic_photon.optimizers import ADOPT, QHADOPT
 from mosaic_photon.schedulers.preview import drawing
 
 JOB = """
@@ -69,6 +71,21 @@ def test_the_curves_are_the_jobs(job):
 def test_mup_gives_hidden_weights_a_learning_rate_of_their_own(job):
     shown = preview_of(job("mpt_mup_mosaic", "debugmodel", mup="true"), None, None)
     assert len({group.peak_lr for group in shown.groups}) > 1
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda params: torch.optim.Adam(params), "coupled"),
+        (lambda params: torch.optim.Adam(params, decoupled_weight_decay=True), "times lr"),
+        (lambda params: torch.optim.AdamW(params), "times lr"),
+        (lambda params: ADOPT(params, decouple=True), "times lr"),
+        (lambda params: QHADOPT(params, decouple=True), "follows lr"),
+        (lambda params: QHADOPT(params), "coupled"),
+    ],
+)
+def test_how_weights_decay_is_read_from_the_optimizer(make, kind):
+    assert decay_kind(make([torch.nn.Parameter(torch.ones(1))])) == kind
 
 
 def test_token_times_need_the_batch(job, capsys):

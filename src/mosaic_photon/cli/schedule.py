@@ -117,9 +117,11 @@ def decay_kind(optimizer: Any) -> str:
 
     if isinstance(optimizer, QHADOPT) and not optimizer.param_groups[0]["decouple"]:
         return "coupled"
-    if type(optimizer) is AdamW or isinstance(optimizer, ADOPT):
+    if isinstance(optimizer, ADOPT):
         return "times lr"
-    return "coupled" if type(optimizer) is Adam else "follows lr"  # Composer's and llm-foundry's: decoupled
+    if type(optimizer) in (Adam, AdamW):
+        return "times lr" if optimizer.param_groups[0]["decoupled_weight_decay"] else "coupled"
+    return "follows lr"  # Composer's and llm-foundry's
 
 
 def group_preview(group: dict[str, Any], names: dict[Any, str], factors: list[float], kind: str) -> Any:
