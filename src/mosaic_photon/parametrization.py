@@ -42,7 +42,7 @@ class Parametrization:
     """Sizes relative to the base model and the switches that go with them.
 
     Raises:
-        ConfigError: a multiplier is not positive, or depth_alpha is outside [0, 1].
+        ConfigError: a multiplier is no positive number, depth_alpha is outside [0, 1], or a switch is no bool.
     """
 
     enabled: bool = False
@@ -62,13 +62,16 @@ class Parametrization:
     """Photon's switch: False leaves AdamW's epsilon alone."""
 
     def __post_init__(self) -> None:
+        for name in ("enabled", "attention_scale", "scale_hidden_lr", "scale_eps"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"[mup] {name} is {getattr(self, name)!r}; it must be true or false.")
         for name in ("width", "depth", "input_multiplier", "output_multiplier"):
             value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"[mup] {name} multiplier is {value}; it must be greater than 0.")
-        if not 0 <= self.depth_alpha <= 1:
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"[mup] {name} multiplier is {value!r}; it must be a number greater than 0.")
+        if not isinstance(self.depth_alpha, (int, float)) or not 0 <= self.depth_alpha <= 1:
             raise ConfigError(
-                f"[mup] depth_alpha is {self.depth_alpha}; it must be between 0 (width only) and 1 (CompleteP)."
+                f"[mup] depth_alpha is {self.depth_alpha!r}; it must be between 0 (width only) and 1 (CompleteP)."
             )
 
     @property

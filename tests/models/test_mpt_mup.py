@@ -161,7 +161,15 @@ def test_llama_scales_with_the_same_functions():
         ({"attn_config": {"attn_type": "grouped_query_attention"}}, "needs attn_config.kv_n_heads"),
         ({"attn_config": {"rope": True, "alibi": True}}, "both on"),
         ({"mup": {"widht": 2}}, "Did you mean 'width'"),
+        ({"mup": {"width": "4"}}, "width multiplier is '4'"),
+        ({"mup": {"enabled": "yes"}}, "enabled is 'yes'; it must be true or false"),
         ({"n_layers": 0}, "positive integer"),
+        ({"expansion_ratio": -4}, "ffn_hidden_size is -256"),
+        ({"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1"),
+        ({"attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": -2}}, "kv_n_heads is -2"),
+        ({"attn_config": {"kv_n_heads": 2}}, "which only attn_type = 'grouped_query_attention' has"),
+        ({"attn_config": {"alibi": "yes"}}, "alibi is 'yes'; it must be true or false"),
+        ({"attn_config": {"clip_qkv": "6"}}, "clip_qkv is '6'; it must be a number"),
     ],
 )
 def test_bad_model_args(change, says):
@@ -193,9 +201,35 @@ def test_refused_jobs_say_why(changes, tables, says):
         args.update_from_config(job(**tables))
 
 
-def test_mup_fixes_the_init_scheme():
-    with pytest.raises(ConfigError, match="baseline_"):
-        model(mup=MUP, init_config={"name": "kaiming_normal_"})
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"norm_type": "rmsnrom"}, "norm_type is 'rmsnrom'. Did you mean 'rmsnorm'"),
+        ({"init_config": {"name": "baselin_"}}, "Did you mean 'baseline_'"),
+        ({"init_config": {"name": "baseline_"}}, "init_std"),
+        ({"resid_pdrop": 2.0}, "between 0 and 1"),
+        ({"embedding_fraction": 0.0}, "embedding_fraction must be between 0"),
+        ({"logit_scale": "foo"}, "logit_scale='foo'"),
+        ({"attn_config": {"attn_logit_softcapping": -1.0}}, "softcapping should be positive"),
+        ({"attn_config": {"qk_ln": True, "qk_gn": True}}, "Only one of qk_ln and qk_gn"),
+        ({"attn_config": {"rope": True, "rope_hf_config": {"type": "linaer", "factor": 2.0}}}, "no_scaling"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "gleu"}}}, "gleu"),
+        ({"mup": MUP, "init_config": {"name": "kaiming_normal_"}}, "must be 'baseline_'"),
+        ({"mup": MUP, "init_config": {"init_div_is_residual": True}}, "init_div_is_residual is True; leave it out"),
+        ({"mup": MUP, "attn_config": {"softmax_scale": 0.1}}, "both set the scale"),
+    ],
+)
+def test_what_llm_foundry_refuses_is_one_message_before_anything_is_built(change, says):
+    args = MPTMuPModelArgs(**SIZE | change)
+    state = torch.random.get_rng_state()
+    with pytest.raises(ConfigError, match=says):
+        args.update_from_config(job())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_saved_config_with_mup_loads_again():
+    config = MPTMuPConfig(**SIZE, mup=MUP)
+    assert MPTMuPConfig.from_dict(config.to_dict()).init_config == config.init_config
 
 
 PUBLISHED = {"125m": 125e6, "350m": 355e6, "760m": 760e6, "1b": 1.3e9, "3b": 2.7e9, "7b": 6.7e9, "13b": 13e9,

@@ -88,6 +88,7 @@ class MPTMuPModelArgs(BaseModelArgs):
         _check_keys("mup_raw", self.mup_raw, rules.RAW_NAMES)
         if self.mup and self.mup_raw:
             raise ConfigError("model args have both mup and mup_raw; they say the same thing, keep one.")
+        _check_kinds(self.attn_config)
         self.attn_config = {**ATTN_KEYS, **self.attn_config}
         if self.mup_raw:
             self.mup, self.mup_raw = asdict(rules.from_raw_names(self.mup_raw)), {}
@@ -107,6 +108,9 @@ class MPTMuPModelArgs(BaseModelArgs):
                 f"model args: d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
                 f"n_heads = {below} would divide it."
             )
+        for name in ("kv_n_heads", "ffn_hidden_size"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"model args: {name} is {getattr(self, name)}; it must be positive.")
         if self.n_heads % self.kv_n_heads:
             raise ConfigError(
                 f"model args: n_heads {self.n_heads} is not divisible by attn_config.kv_n_heads {self.kv_n_heads}."
@@ -121,6 +125,15 @@ class MPTMuPModelArgs(BaseModelArgs):
         _check_choice("ffn_config.ffn_type", self.ffn_config.get("ffn_type", "mptmlp"), ("mptmlp", "mptglu"))
         if attn["attn_type"] == "grouped_query_attention" and attn["kv_n_heads"] is None:
             raise ConfigError("model args: attn_type grouped_query_attention needs attn_config.kv_n_heads.")
+        if attn["attn_type"] != "grouped_query_attention" and attn["kv_n_heads"] is not None:
+            raise ConfigError(
+                f"model args: attn_config.kv_n_heads is {attn['kv_n_heads']}, which only attn_type = "
+                f"'grouped_query_attention' has; the attn_type is {attn['attn_type']!r}."
+            )
+        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+            raise ConfigError(
+                f"model args: final_logit_softcapping is {self.final_logit_softcapping}; it must be positive."
+            )
         if attn["alibi"] and attn["rope"]:
             raise ConfigError("model args: alibi and rope are both on; choose one way to encode positions.")
         Parametrization(**self.mup)
@@ -157,7 +170,8 @@ class MPTMuPModelArgs(BaseModelArgs):
         """Read the sequence length and `[mup]` from the job, and refuse what this model cannot run.
 
         Raises:
-            ConfigError: a parallelism or sequence length that this model cannot have, or a bad `[mup]` table.
+            ConfigError: a parallelism or sequence length that this model cannot have, a bad `[mup]` table, model args
+                that llm-foundry refuses, or initial weights of another model.
         """
         seq_len = job_config.training.seq_len
         if seq_len > self.max_seq_len:
@@ -174,6 +188,9 @@ class MPTMuPModelArgs(BaseModelArgs):
             if self.mup.get("enabled"):
                 raise ConfigError("[mup] is enabled, but the model args bring multipliers of their own; keep one.")
             self.mup = asdict(rules.from_table(table, self.d_model, self.n_layers))
+        from mosaic_photon.models.mpt_mup.foundry import check_model
+
+        check_model(self)
         self._check_initial_load(job_config)
 
     def _check_initial_load(self, job_config: Any) -> None:
@@ -247,6 +264,17 @@ def _check_keys(table: str, given: Any, known: Any) -> None:
     for key in given:
         if key not in known:
             raise ConfigError(f"model args: {table} has no key {key!r}.{nearest(key, known)}")
+
+
+def _check_kinds(attn: dict[str, Any]) -> None:
+    """Each value of attn_config has its default's type; where the default is unset, it is a number."""
+    for key, value in attn.items():
+        default = ATTN_KEYS[key]
+        kind: Any = type(default) if isinstance(default, (bool, str, dict)) else (int, float)
+        right = isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+        if not right and not (value is None and default is None):
+            word = {bool: "true or false", str: "a string", dict: "a table"}.get(kind, "a number")
+            raise ConfigError(f"model args: attn_config.{key} is {value!r}; it must be {word}.")
 
 
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:

@@ -7,11 +7,13 @@ and the init's `_is_residual` divisor is 1/sqrt(m_N).
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llmfoundry.layers_registry import attention_implementations
+import torch
+from llmfoundry.layers_registry import attention_implementations, norms, param_init_fns
 from llmfoundry.models.layers.blocks import MPTBlock
 from llmfoundry.models.layers.layer_builders import build_norm
 from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM, MPTModel
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from mosaic_photon import parametrization as rules
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.models.mpt_mup.attention import sdpa_attention
 from mosaic_photon.parametrization import Parametrization, Role
 
@@ -65,6 +67,8 @@ class MPTMuPConfig(MPTConfig):
         kwargs["attn_config"] = {"attn_impl": "sdpa", **(kwargs.get("attn_config") or {})}
         if self.parametrization.enabled:
             kwargs["init_config"] = mup_init_config(kwargs.get("init_config"), self.parametrization)
+            if self.parametrization.attention_scale and kwargs["attn_config"].get("softmax_scale") is not None:
+                raise ConfigError("attn_config.softmax_scale and mup's attention_scale both set the scale; keep one.")
         super().__init__(**kwargs)
 
     @property
@@ -81,12 +85,16 @@ def mup_init_config(given: dict[str, Any] | None, parametrization: Parametrizati
     """llm-foundry's init with one sigma for every weight, divided by sqrt(m_N) in the blocks.
 
     Raises:
-        ConfigError: another scheme than `baseline_` is asked for; those scale with the layer's own width already.
+        ConfigError: another scheme than `baseline_` is asked for; those scale with the layer's own width already. Or
+            another division, of the residual branches' last layers by depth.
     """
     config = {"name": "baseline_", "init_std": 0.02, **(given or {})}
     if config["name"] != "baseline_":
         raise ConfigError(f"muP fixes the init: init_config.name is {config['name']!r}, but must be 'baseline_'.")
     divisor = 1 / rules.init_std_factor(Role.HIDDEN_WEIGHT, parametrization)
+    asked = config.get("init_div_is_residual", divisor)
+    if isinstance(asked, bool) or asked != divisor:
+        raise ConfigError(f"muP fixes the init: init_config.init_div_is_residual is {asked!r}; leave it out.")
     return {**config, "init_div_is_residual": divisor}
 
 
@@ -187,6 +195,30 @@ class MPTMuPForCausalLM(MPTForCausalLM, GenerationMixin):
     @property
     def backbone_model_class(self) -> type[MPTMuPModel]:
         return MPTMuPModel
+
+
+def check_model(args: Any) -> None:
+    """Have llm-foundry judge an MPTMuPModelArgs: its config's checks, its registries, and one block built on meta.
+
+    Raises:
+        ConfigError: a name that llm-foundry does not know, or whatever it refuses.
+    """
+    init_name = args.init_config.get("name")
+    names = {"norm_type": (args.norm_type.lower(), norms), "init_config.name": (init_name, param_init_fns)}
+    for field, (given, registry) in names.items():
+        if given is not None and given not in registry.get_all():
+            raise ConfigError(f"model args: {field} is {given!r}.{nearest(str(given), registry.get_all())}")
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            config = MPTMuPConfig(init_device="meta", **args.foundry_config() | {"n_layers": 1})
+            MPTMuPForCausalLM(config)
+            init = param_init_fns.get(config.init_config["name"])
+            for module in (nn.Linear(2, 2), nn.Embedding(2, 2)):
+                init(module=module, n_layers=1, d_model=2, **config.init_config)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"model args: llm-foundry refuses them: {error}") from None
 
 
 class ComposerMPTMuPCausalLM(ComposerMPTCausalLM):
