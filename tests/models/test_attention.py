@@ -4,7 +4,15 @@ import pytest
 import torch
 from llmfoundry.models.layers.attention import gen_slopes, scaled_multihead_dot_product_attention
 
-from mosaic_photon.models.mpt_mup.attention import FlexBias, _block_mask, _documents, attention_bias, sdpa_attention
+from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
+from mosaic_photon.models.mpt_mup.attention import (
+    CausalAttention,
+    FlexBias,
+    _block_mask,
+    attention_bias,
+    in_dtype,
+    sdpa_attention,
+)
 
 B, S, H, D = 2, 16, 4, 8
 PADDING = torch.arange(S).expand(B, S) < torch.tensor([[10], [16]])
@@ -49,15 +57,60 @@ def test_cache_has_llm_foundrys_layout():
 
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize(("documents", "padding"), [(None, None), (DOCUMENTS, None), (DOCUMENTS, PADDING)])
-def test_flex_equals_the_additive_bias(alibi, documents, padding):
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window_size": 3}, {"attn_logit_softcapping": 0.5}], ids=["plain", "window", "softcap"]
+)
+def test_flex_equals_llm_foundrys_with_the_additive_bias(alibi, documents, padding, options):
     slopes = gen_slopes(H, return_1d=True) if alibi else None
-    bias = attention_bias(S, torch.device("cpu"), slopes, documents, padding)
-    mask = _block_mask(S, torch.device("cpu"), _documents(documents, padding))
+    window = options.get("sliding_window_size", -1)
+    where = (S, torch.device("cpu"), slopes, documents, padding)
+    bias, flex = attention_bias(*where), attention_bias(*where, window=window, flex=True)
+    if flex is None:
+        flex = FlexBias(_block_mask(S, torch.device("cpu"), None), None)
     with torch.no_grad():
-        expected = sdpa_attention(*inputs(), H, H, attn_bias=bias, is_causal=bias is None)[0]
-        flex = sdpa_attention(*inputs(), H, H, attn_bias=FlexBias(mask, slopes))[0]
+        reference = {"attn_bias": bias, "is_causal": bias is None, **options}
+        expected = scaled_multihead_dot_product_attention(*inputs(), H, H, **reference)[0]
+        additive = sdpa_attention(*inputs(), H, H, **reference)[0]
+        flexed = sdpa_attention(*inputs(), H, H, attn_bias=flex, **options)[0]
     seen = torch.ones(B, S, dtype=torch.bool) if padding is None else padding  # padding's own output is not read
-    torch.testing.assert_close(flex[seen], expected[seen], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(flexed[seen], expected[seen], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(additive[seen], expected[seen], atol=1e-5, rtol=1e-5)
+
+
+def test_flex_and_ring_attention_drop_nothing_that_is_asked_for():
+    mask = FlexBias(_block_mask(S, torch.device("cpu"), None), None)
+    for options in ({"sliding_window_size": 3}, {"dropout_p": 0.1, "training": True}):
+        with pytest.raises(AssertionError):
+            sdpa_attention(*inputs(), H, H, attn_bias=mask, **options)
+        with pytest.raises(AssertionError):
+            CausalAttention()(*inputs(), H, H, is_causal=True, **options)
+
+
+def test_ring_attentions_kernel_is_causal_attention_with_grouped_heads():
+    arguments = (*inputs(2), H, 2)
+    expected = scaled_multihead_dot_product_attention(*arguments, softmax_scale=0.3, is_causal=True)[0]
+    ours = CausalAttention()(*arguments, softmax_scale=0.3, is_causal=True)[0]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_share_one_additive_bias_for_their_backward_passes():
+    size = {"d_model": 32, "n_heads": 2, "n_layers": 3, "vocab_size": 64, "max_seq_len": 48}
+    model = TitanComposerMPTMuP(MPTMuPModelArgs(**size, attn_config={"alibi": True}))
+    saved = set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (48, 48):
+            saved.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(torch.zeros(1, 48, dtype=torch.long))
+    assert len(saved) == 1
+
+
+def test_the_additive_bias_stays_finite_in_bfloat16():
+    bias = in_dtype(attention_bias(S, torch.device("cpu"), gen_slopes(H, return_1d=True)), torch.bfloat16)
+    assert bias.dtype == torch.bfloat16 and bias.isfinite().all()
 
 
 def _both():

@@ -234,14 +234,14 @@ class MPTMuPModelArgs(BaseModelArgs):
                 raise ConfigError(f"{name} is {size}, not divisible by tensor_parallel_degree {tp}.")
 
     def _check_context_parallel(self) -> None:
-        attn = self.attn_config
-        for name in ("alibi", "attn_uses_sequence_id"):
-            if attn[name]:
+        plain = {"alibi": False, "attn_uses_sequence_id": False, "sliding_window_size": -1, "attn_pdrop": 0,
+                 "attn_logit_softcapping": None, "attn_impl": "sdpa"}  # fmt: skip
+        for name, value in plain.items():
+            if self.attn_config[name] != value:
                 raise ConfigError(
-                    f"context parallelism runs plain causal attention only; attn_config.{name} needs a bias."
+                    f"context parallelism runs plain causal attention only; attn_config.{name} is "
+                    f"{self.attn_config[name]!r}, but must be {value!r}."
                 )
-        if attn["sliding_window_size"] != -1 or attn["attn_impl"] != "sdpa":
-            raise ConfigError("context parallelism needs attn_impl = 'sdpa' without a sliding window.")
 
     @property
     def ffn_hidden_size(self) -> int:

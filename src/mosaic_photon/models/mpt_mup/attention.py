@@ -17,8 +17,10 @@ class FlexBias:
     """What flex attention needs in place of an additive bias."""
 
     block_mask: Any
-    """torch.nn.attention.flex_attention.BlockMask: causality and documents."""
+    """torch.nn.attention.flex_attention.BlockMask: causality, documents and the window."""
     alibi_slopes_H: Tensor | None
+    window: int = -1
+    """The sliding window's size in the block mask, -1 for none."""
 
 
 def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
@@ -44,7 +46,8 @@ def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
     `scaled_multihead_dot_product_attention`, to which the two cases that no fused kernel covers are handed: attention
     weights wanted, and capped logits.
     """
-    if needs_weights or attn_logit_softcapping is not None:
+    capped = attn_logit_softcapping is not None and not isinstance(attn_bias, FlexBias)
+    if needs_weights or capped:
         return _materialised(
             query, key, value, n_heads, kv_n_heads, past_key_value, softmax_scale, attn_bias, key_padding_mask,
             is_causal, dropout_p, training, needs_weights, attn_logit_softcapping, sliding_window_size,
@@ -57,7 +60,8 @@ def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
             v_BKSD = torch.cat([past_key_value[1], v_BKSD], dim=2)
         past_key_value = (k_BKSD.transpose(2, 3), v_BKSD)
     if isinstance(attn_bias, FlexBias):
-        out_BHSD = _flex(q_BHSD, k_BKSD, v_BKSD, attn_bias, softmax_scale)
+        assert attn_bias.window == sliding_window_size and key_padding_mask is None and not (training and dropout_p)
+        out_BHSD = _flex(q_BHSD, k_BKSD, v_BKSD, attn_bias, softmax_scale, attn_logit_softcapping)
     else:
         n_q, n_k = q_BHSD.size(2), k_BKSD.size(2)
         plain = attn_bias is None and key_padding_mask is None and sliding_window_size == -1
@@ -77,25 +81,42 @@ def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
 class CausalKernel(nn.Module):
     """torch's causal attention on [B, H, S, D] as a module, which context parallelism hooks."""
 
-    def forward(self, q_BHSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scale: float | None) -> Tensor:
-        gqa = k_BKSD.size(1) < q_BHSD.size(1)
-        return F.scaled_dot_product_attention(q_BHSD, k_BKSD, v_BKSD, is_causal=True, scale=scale, enable_gqa=gqa)
+    def forward(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, scale: float | None) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, is_causal=True, scale=scale)
 
 
 class CausalAttention(nn.Module):
-    """The plain causal case of `sdpa_attention`, as a module."""
+    """The plain causal case of `sdpa_attention`, as a module; MPTMuPModelArgs lets no other case come here."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernel = CausalKernel()
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, n_heads: int, kv_n_heads: int,
-        softmax_scale: float | None = None, **_: Any,
-    ) -> tuple[Tensor, None, None]:  # fmt: skip
+    def forward(  # noqa: PLR0913 the signature is llm-foundry's
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        n_heads: int,
+        kv_n_heads: int,
+        past_key_value: tuple[Tensor, Tensor] | None = None,
+        softmax_scale: float | None = None,
+        attn_bias: Tensor | FlexBias | None = None,
+        key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        training: bool = False,
+        needs_weights: bool = False,
+        attn_logit_softcapping: float | None = None,
+        sliding_window_size: int = -1,
+    ) -> tuple[Tensor, None, None]:
+        assert is_causal and attn_bias is None and key_padding_mask is None and past_key_value is None
+        assert attn_logit_softcapping is None and sliding_window_size == -1
+        assert not (needs_weights or (training and dropout_p))
         q_BHSD = _split_heads(query, n_heads)
-        k_BKSD, v_BKSD = _split_heads(key, kv_n_heads), _split_heads(value, kv_n_heads)
-        return self.kernel(q_BHSD, k_BKSD, v_BKSD, softmax_scale).transpose(1, 2).flatten(2), None, None
+        group = n_heads // kv_n_heads  # repeated, as TorchTitan does: ring attention sends whole heads
+        k_BHSD, v_BHSD = (_split_heads(x, kv_n_heads).repeat_interleave(group, dim=1) for x in (key, value))
+        return self.kernel(q_BHSD, k_BHSD, v_BHSD, softmax_scale).transpose(1, 2).flatten(2), None, None
 
 
 def attention_bias(
@@ -104,21 +125,24 @@ def attention_bias(
     alibi_slopes_H: Tensor | None = None,
     sequence_id_BS: Tensor | None = None,
     attention_mask_BS: Tensor | None = None,
+    window: int = -1,
+    flex: bool = False,
 ) -> Tensor | FlexBias | None:
     """What restricts attention beyond causality, causality included; None where plain causal attention is enough.
-
-    Flex attention on CUDA, elsewhere an additive float32 tensor of [B or 1, H or 1, S, S].
 
     Args:
         alibi_slopes_H: ALiBi's slope per head.
         sequence_id_BS: document number of each token; tokens attend within their document.
         attention_mask_BS: False at padding.
+        window: how far back tokens attend, -1 for all the way. Read for flex attention only; the others are told in
+            each call.
+        flex: for flex attention; else an additive float32 tensor of [B or 1, H or 1, S, S].
     """
-    if alibi_slopes_H is None and sequence_id_BS is None and attention_mask_BS is None:
+    if alibi_slopes_H is None and sequence_id_BS is None and attention_mask_BS is None and not (flex and window != -1):
         return None
-    if device.type == "cuda":
+    if flex:
         documents = _documents(sequence_id_BS, attention_mask_BS)
-        return FlexBias(_block_mask(n_tokens, device, documents), alibi_slopes_H)
+        return FlexBias(_block_mask(n_tokens, device, documents, window), alibi_slopes_H, window)
     position = torch.arange(n_tokens, device=device)
     allowed = (position[:, None] >= position[None, :])[None, None]
     if sequence_id_BS is not None:
@@ -140,6 +164,10 @@ def _mask(
 ) -> Tensor:
     """Additive mask of [B or 1, H or 1, S_q, S_k] in the query's dtype, from everything llm-foundry may pass."""
     n_q, device = q_BHSD.size(2), q_BHSD.device
+    if bias is not None:
+        bias = bias[:, :, max(0, bias.size(2) - n_q) :, max(0, bias.size(3) - n_k) :]
+        if not is_causal and window == -1 and key_padding_mask is None:
+            return in_dtype(bias, q_BHSD.dtype)
     back = torch.arange(n_k - n_q, n_k, device=device)[:, None] - torch.arange(n_k, device=device)[None, :]
     allowed = torch.ones(n_q, n_k, dtype=torch.bool, device=device)
     if is_causal:
@@ -149,11 +177,16 @@ def _mask(
     allowed = allowed[None, None]
     if key_padding_mask is not None:
         allowed = allowed & key_padding_mask.bool()[:, None, None, -n_k:]
-    if bias is None:
-        bias = torch.zeros((), device=device)
-    else:
-        bias = bias[:, :, max(0, bias.size(2) - n_q) :, max(0, bias.size(3) - n_k) :]
-    return torch.where(allowed, bias, torch.finfo(q_BHSD.dtype).min).to(q_BHSD.dtype)
+    bias = torch.zeros((), device=device) if bias is None else bias
+    return in_dtype(torch.where(allowed, bias, torch.finfo(bias.dtype).min), q_BHSD.dtype)
+
+
+def in_dtype(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive bias in the scores' dtype, kept finite: float32's least number is -inf in bfloat16.
+
+    No copy where it has that dtype, so that layers which share a bias save one tensor for their backward passes.
+    """
+    return bias if bias.dtype == dtype else bias.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 def _materialised(*args: Any) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
@@ -170,33 +203,40 @@ def _documents(sequence_id_BS: Tensor | None, attention_mask_BS: Tensor | None) 
     return documents.masked_fill(~attention_mask_BS.bool(), -1)
 
 
-def _block_mask(n_tokens: int, device: torch.device, documents_BS: Tensor | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
+def _block_mask(n_tokens: int, device: torch.device, documents_BS: Tensor | None, window: int = -1) -> Any:
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        if documents_BS is None:
-            return q >= k
-        return (q >= k) & (documents_BS[b, q] == documents_BS[b, k])
+        inside = q >= k
+        if window != -1:
+            inside = inside & (q - k <= window)
+        return inside if documents_BS is None else inside & (documents_BS[b, q] == documents_BS[b, k])
 
     batch = None if documents_BS is None else documents_BS.size(0)
-    return create_block_mask(allowed, batch, None, n_tokens, n_tokens, device=str(device))
+    return _flex_kernels(device.type)[1](allowed, batch, None, n_tokens, n_tokens, device=str(device))
 
 
-def _flex(q_BHSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: FlexBias, scale: float | None) -> Tensor:
+def _flex(
+    q_BHSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: FlexBias, scale: float | None, softcap: float | None
+) -> Tensor:
     slopes_H = bias.alibi_slopes_H
 
-    def alibi(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return score + slopes_H[h] * (k - q)  # type: ignore[index]
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        return score if slopes_H is None else score + slopes_H[h] * (k - q)
 
-    return _flex_kernel(q_BHSD.device.type)(
-        q_BHSD, k_BKSD, v_BKSD, score_mod=None if slopes_H is None else alibi, block_mask=bias.block_mask,
+    plain = slopes_H is None and softcap is None
+    return _flex_kernels(q_BHSD.device.type)[0](
+        q_BHSD, k_BKSD, v_BKSD, score_mod=None if plain else score_mod, block_mask=bias.block_mask,
         scale=scale, enable_gqa=k_BKSD.size(1) < q_BHSD.size(1),
     )  # fmt: skip
 
 
 @cache
-def _flex_kernel(device_type: str) -> Any:
-    """Compiled on CUDA; elsewhere the reference implementation, which is slow and good for checks."""
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex_kernels(device_type: str) -> tuple[Any, Any]:
+    """flex_attention and create_block_mask. Compiled on CUDA, where the second would else build a [B, S, S] mask;
+    elsewhere the reference implementation, which is slow and good for checks."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    if device_type != "cuda":
+        return flex_attention, create_block_mask
+    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask)

@@ -18,7 +18,7 @@ from torchtitan.protocols.model import ModelProtocol
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
-from mosaic_photon.models.mpt_mup.attention import attention_bias
+from mosaic_photon.models.mpt_mup.attention import attention_bias, in_dtype
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
 from mosaic_photon.models.mpt_mup.init import init_parameters
 from mosaic_photon.names import clean_name
@@ -130,6 +130,8 @@ class TitanComposerMPTMuP(ModelProtocol):
             positions = torch.arange(n_tokens, device=tokens.device)[None]
         x_BSM = self.tok_embeddings(tokens, positions) if self.tok_embeddings is not None else tokens
         context = self._block_inputs(n_tokens, positions, sequence_id, attention_mask)
+        if isinstance(context["attn_bias"], Tensor):  # cast here, once for all blocks
+            context["attn_bias"] = in_dtype(context["attn_bias"], x_BSM.dtype)
         for block in self.layers.values():
             x_BSM, _, _ = block(x_BSM, **context)
         x_BSM = self.norm(x_BSM) if self.norm is not None else x_BSM
@@ -149,9 +151,12 @@ class TitanComposerMPTMuP(ModelProtocol):
         if attn["rope"]:
             tables = self._rotary(torch.empty(0, device=device), positions)
             rope = {"impl": "hf", "rotary_emb": given_tables, "offset_info": tables, "seq_len": n_tokens}
+        # Flex attention has no dropout, and llm-foundry's own implementations take a tensor.
+        flex = device.type == "cuda" and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"]
         bias = attention_bias(
             n_tokens, device, self._alibi_slopes(device),
             sequence_id if attn["attn_uses_sequence_id"] else None, attention_mask,
+            window=attn["sliding_window_size"], flex=flex,
         )  # fmt: skip
         return {"attn_bias": bias, "rotary_emb_w_meta_info": rope, "is_causal": bias is None}
 
