@@ -1,4 +1,4 @@
-"""State, groups and steps move between one rank and two."""
+"""State, groups and steps move between one rank and two; a step is the same however parameters are cut."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 
 import torch
 
-WORKER = Path(__file__).parent / "reshard_worker.py"
+FOLDER = Path(__file__).parent
+
+
+def launch(ranks: int, worker: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += [str(FOLDER / worker), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def train(ranks: int, steps: int, out: Path, checkpoint: Path | None = None) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(WORKER)]
-    command += [str(steps), str(out), *([str(checkpoint)] if checkpoint else [])]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr[-3000:]
+    launch(ranks, "reshard_worker.py", str(steps), str(out), *([str(checkpoint)] if checkpoint else []))
+
+
+def test_a_step_on_dtensors_is_that_on_whole_tensors_in_every_layout():
+    launch(2, "layouts_worker.py")
 
 
 def test_one_rank_to_two_and_back_is_one_run(tmp_path):
