@@ -29,6 +29,7 @@ def test_boolean_flags_take_values() -> None:
         "--checkpoint.no-enable",
         "--compile.enable",
     ]
+    assert normalise(["--optimizer.decouple=true"], MosaicJobConfig) == ["--optimizer.decouple=True"]
     untouched = ["--training.steps=20", "--model.name", "true", "--compile.enable", "--debug.no-deterministic"]
     assert normalise(untouched, MosaicJobConfig) == untouched
 
@@ -114,5 +115,9 @@ def test_missing_files_and_titan_flags_without_dashes(capfd: pytest.CaptureFixtu
     arguments = jobs.write_job(tmp_path, tmp_path)
     assert jobs.run_here([*arguments, "--training.steps=2"]) == 1
     assert "go after `--`" in capfd.readouterr().err
+    assert jobs.run_here(arguments, "--mosaic.config=other.toml") == 1
+    assert "comes from the data config" in capfd.readouterr().err
+    assert jobs.run_here(arguments, "--job.custom_config_module=no.such.module") == 1
+    assert "job.custom_config_module: No module named" in capfd.readouterr().err
     assert jobs.run_here(arguments, "--training.stepz=2") == 1
     assert "--training.steps" in capfd.readouterr().err

@@ -5,11 +5,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 STUCK = """
 import ctypes, sys
+import torch.distributed as dist
 from mosaic_photon import graceful_stop
-graceful_stop.STUCK_AFTER_S = 1.0
-graceful_stop.GracefulStop().activate()
+graceful_stop.STUCK_AFTER_S = graceful_stop.REPEAT_AFTER_S = 1.0
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+stop = graceful_stop.GracefulStop()
+if sys.argv[2] == "step":
+    stop.activate()
+    stop.begin_step()
 print("ready", flush=True)
 libc, mutex = ctypes.CDLL("libc.so.6"), ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
@@ -17,12 +24,42 @@ libc.pthread_mutex_lock(mutex)  # waits for itself for ever; no signal interrupt
 """
 
 
-def test_a_stuck_process_ends_by_itself() -> None:
-    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        process.terminate()
-        assert process.wait(timeout=30) == 143
+@pytest.mark.parametrize("where", ["start", "step"])
+def test_a_stuck_process_ends_by_itself(tmp_path: Path, where: str) -> None:
+    command = [sys.executable, "-c", STUCK, str(tmp_path / "store"), where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            process.terminate()
+            assert process.wait(timeout=60) == 143
+        finally:
+            process.kill()
+
+
+SAVING = """
+import ctypes, os, signal, sys, threading, time
+import torch.distributed as dist
+from mosaic_photon import graceful_stop
+graceful_stop.STUCK_AFTER_S = 0.2
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+stop = graceful_stop.GracefulStop()
+stop.activate()
+stop.begin_step()
+stop.end_step()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+libc, mutex = ctypes.CDLL("libc.so.6"), ctypes.create_string_buffer(64)
+until = (ctypes.c_long * 2)(int(time.time()) + 3)
+libc.pthread_mutex_lock(mutex)
+libc.pthread_mutex_timedlock(mutex, until)  # two seconds or more that no signal interrupts, as in a collective
+print("saved", stop.agreed(), flush=True)
+"""
+
+
+def test_what_follows_a_step_may_take_its_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVING, str(tmp_path / "store")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed == "saved True\n"
 
 
 IMPORTING = """

@@ -36,12 +36,40 @@ REFUSED: dict[str, tuple[int, list[str], str]] = {
     "stages": (2, [f"{PP}2", f"{P}pipeline_parallel_layers_per_stage=1"], "makes 4 stages of 2 layers; 1F1B needs one"),
     "too many stages": (8, [f"{PP}8", "--training.local_batch_size=4"], "too many for a model of 2 layers"),
     "validation's shape": (2, [f"{PP}2", VALIDATE, "--validation.seq_len=32"], "must be training's, 2 and 64"),
+    "a micro-batch a stage": (2, [f"{PP}2", "--training.local_batch_size=1"], "1F1B needs at least as many as there"),
+    "stage on both sides": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule=ZBVZeroBubble"], "which gloo cannot"),
+    "schedule's file": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule_csv=none.csv"], "'none.csv': no such file"),
+    "empty micro-batch": (2, [f"{PP}2", f"{P}pipeline_parallel_microbatch_size=0"], "must be at least 1"),
     "memory budget": (1, ["--activation_checkpoint.mode=memory_budget"], "needs compile.enable"),
     "selective option": (
         1,
         ["--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=some"],
         "must be 'op' or a positive number",
     ),
+}
+VALUES: dict[str, tuple[list[str], str]] = {
+    "--training.steps=0": ([], "training.steps = 0: must be at least 1"),
+    "--training.global_batch_size=0": ([], "at least 1, or -1"),
+    "--training.gc_freq=0": ([], "training.gc_freq = 0"),
+    "--validation.freq=0": ([], "validation.freq = 0"),
+    "--validation.steps=-2": ([], "validation steps must be positive or -1"),
+    "--validation.local_batch_size=0": ([], "validation.local_batch_size = 0"),
+    "--metrics.log_freq=0": ([], "metrics.log_freq = 0"),
+    "--checkpoint.interval=0": ([], "checkpoint.interval = 0"),
+    "--checkpoint.load_step=7": (["--checkpoint.enable"], "there is no such checkpoint in"),
+    "--checkpoint.initial_load_path=/none": (["--checkpoint.enable"], "'/none': there is no such folder"),
+    "--checkpoint.last_save_in_hf": (
+        ["--checkpoint.enable", "--checkpoint.no-last_save_model_only"],
+        "needs last_save_model_only = true",
+    ),
+    "--compile.backend=inducter": (["--compile.enable"], "Did you mean 'inductor'?"),
+    "--experimental.custom_import=no.such.module": ([], "there is no such module"),
+    "--profiling.profile_freq=2": (["--profiling.enable_profiling"], "profiler_warmup 3 + profiler_active 1"),
+}
+OVERRIDES: dict[str, str] = {
+    "n_layers = 'two'": "model.overrides.n_layers = 'two' should be int",
+    "n_layers = -1": "model.overrides.n_layers = -1: must be at least 1",
+    "n_kv_heads = 3": "n_heads = 4 must be a multiple of its n_kv_heads = 3",
 }
 ACCEPTED: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
@@ -50,7 +78,7 @@ ACCEPTED: dict[str, tuple[int, list[str]]] = {
     "HSDP and TP": (8, [f"{REPLICATE}2", f"{SHARD}2", f"{TP}2", "--training.global_batch_size=8"]),
     "PP with validation": (2, [f"{PP}2", VALIDATE]),
     "interleaved PP": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule=interleaved1f1b"]),
-    "PP of one layer a stage": (4, [f"{PP}4"]),
+    "PP of one layer a stage": (4, [f"{PP}4", "--training.local_batch_size=4"]),
     "compiled memory budget": (1, ["--activation_checkpoint.mode=memory_budget", "--compile.enable"]),
     "every other block": (
         1,
@@ -59,9 +87,9 @@ ACCEPTED: dict[str, tuple[int, list[str]]] = {
 }
 
 
-def check(folder: Path, processes: int, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check(folder: Path, processes: int, flags: list[str], monkeypatch: pytest.MonkeyPatch, job: str = jobs.JOB) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    _, config, _, data = jobs.write_job(folder, folder)
+    _, config, _, data = jobs.write_job(folder, folder, job)
     loaded = load_job(config, data, flags)
     check_job(loaded, register_for_job(loaded))
 
@@ -72,6 +100,23 @@ def test_refused_before_anything_is_built(name: str, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError) as error:
         check(tmp_path, processes, flags, monkeypatch)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("flag", VALUES)
+def test_values_that_no_run_can_use(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others, expected = VALUES[flag]
+    with pytest.raises(ConfigError) as error:
+        check(tmp_path, 1, [flag, *others], monkeypatch)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_overrides_that_no_model_can_have(override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = "\n".join(line for line in jobs.JOB.splitlines() if not line.startswith(override.split()[0]))
+    job = kept.replace("[model.overrides]", f"[model.overrides]\n{override}")
+    with pytest.raises(ConfigError) as error:
+        check(tmp_path, 1, [], monkeypatch, job)
+    assert OVERRIDES[override] in str(error.value)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -18,6 +18,7 @@ from mosaic_photon.layout_checks import (
     check_pipeline,
     check_tensor_parallel,
 )
+from mosaic_photon.value_checks import check_checkpoint, check_heads, check_values
 
 
 def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
@@ -27,6 +28,7 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
         ConfigError: the first thing found that the job cannot do.
     """
     world_size = int(os.environ["WORLD_SIZE"])
+    check_values(job)
     data_parallel = check_layout(job, world_size)
     check_batch(job, data_parallel)
     if job.parallelism.pipeline_parallel_degree > 1 and spec.pipelining_fn is None:
@@ -39,12 +41,14 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
     else:
         check_devices()
     model_args = spec.model_args[job.model.flavor]
+    check_heads(model_args)
     check_tensor_parallel(job, model_args)
     check_experts(job, model_args, world_size)
     check_pipeline(job, model_args)
     check_activation_checkpoint(job)
     check_tokenizer(job, model_args)
-    check_outputs(job, world_size)
+    check_checkpoint(job, spec, world_size)
+    check_outputs(job)
     return data_parallel
 
 
@@ -82,11 +86,6 @@ def check_layout(job: MosaicJobConfig, world_size: int) -> int:
 def check_batch(job: MosaicJobConfig, data_parallel: int) -> None:
     """The global batch must be whole micro-batches on every data-parallel rank, the sequence whole shards."""
     training, layout = job.training, job.parallelism
-    if training.steps < 1 or training.local_batch_size < 1 or training.seq_len < 1:
-        raise ConfigError(
-            f"training: steps = {training.steps}, local_batch_size = {training.local_batch_size} and "
-            f"seq_len = {training.seq_len} must all be at least 1."
-        )
     micro = training.local_batch_size * data_parallel
     if training.global_batch_size > 0 and training.global_batch_size % micro:
         raise ConfigError(
@@ -134,10 +133,8 @@ def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
         tokenizer = Tokenizer.from_file(path)
     except Exception as error:  # tokenizers raises plain Exception
         raise ConfigError(f"model.hf_assets_path: {path} is not a tokenizer: {error}.") from None
-    size, vocab_size = (
-        tokenizer.get_vocab_size(with_added_tokens=True),
-        getattr(model_args, "vocab_size", None),
-    )
+    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)  # ids may have holes
+    vocab_size = getattr(model_args, "vocab_size", None)
     if vocab_size is not None and size > vocab_size:
         raise ConfigError(
             f"model.hf_assets_path: the tokenizer in {job.model.hf_assets_path!r} has {size:,} tokens, more than "
@@ -146,18 +143,8 @@ def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
         )
 
 
-def check_outputs(job: MosaicJobConfig, world_size: int) -> None:
-    """Folders must be writable, and what is asked to be written must be possible."""
-    checkpoint = job.checkpoint
-    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
-        raise ConfigError(
-            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
-            f"process (are {world_size})."
-        )
-    if checkpoint.enable and checkpoint.keep_latest_k == 1:
-        raise ConfigError(
-            "checkpoint.keep_latest_k = 1: the newest may be half-written; keep at least 2, or 0 for all."
-        )
+def check_outputs(job: MosaicJobConfig) -> None:
+    """Folders must be writable, and validation must have data."""
     if job.validation.enable and not job.mosaic.eval_dataloader:
         raise ConfigError(
             f"validation.enable = true, but {job.mosaic.config} has no eval loader; add a "

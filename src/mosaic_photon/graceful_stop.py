@@ -17,7 +17,7 @@ from mosaic_photon.signals import put_off
 REPEAT_AFTER_S = 2.0
 """A launcher and a terminal may send the same signal twice at once; only a later one is the user asking again."""
 STUCK_AFTER_S = 20.0
-"""A main thread in native code for this long, and for two steps' time, waits for a rank that is gone."""
+"""A main thread in native code for this long in a step, and for two steps' time, waits for a rank that is gone."""
 PROBE = signal.SIGURG
 """Ignored by default and unused by torch: asks the main thread whether it still runs Python."""
 
@@ -36,6 +36,7 @@ class GracefulStop:
         self._flag: torch.Tensor | None = None
         self._work: dist.Work | None = None
         self._group: dist.ProcessGroup | None = None
+        self._in_step = False
         self._begun_at = 0.0
         self._step_s = 0.0
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, PROBE)}
@@ -53,14 +54,17 @@ class GracefulStop:
 
     def begin_step(self) -> None:
         """Start telling the other ranks; overlaps with the step."""
-        now = time.monotonic()
-        self._step_s, self._begun_at = now - self._begun_at if self._begun_at else 0.0, now
+        self._in_step, self._begun_at = True, time.monotonic()
         if dist.get_world_size() == 1:
             return
         if self._group is None:  # the CPU's own group: asking must not wait for a device
             self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._flag = torch.tensor([int(self._asked), self.signal_number or 0])
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def end_step(self) -> None:
+        """What follows, a checkpoint or a validation pass, takes as long as it takes."""
+        self._in_step, self._step_s = False, time.monotonic() - self._begun_at
 
     def agreed(self) -> bool:
         """Whether some rank had asked when the last step began. Collective, and the same on all ranks."""
@@ -105,6 +109,7 @@ class GracefulStop:
                     continue
                 self._noticed.clear()
                 os.kill(os.getpid(), PROBE)
-                if not self._noticed.wait(max(STUCK_AFTER_S, 2 * self._step_s)):
-                    logger.error("Stopped at once: the step waits for a rank that does not answer.")
+                patience = max(STUCK_AFTER_S, 2 * self._step_s) if self._active else REPEAT_AFTER_S
+                if not self._noticed.wait(patience) and (self._in_step or not self._active):
+                    logger.error("Stopped at once: this rank waits for another that does not answer.")
                     os._exit(128 + number[0])

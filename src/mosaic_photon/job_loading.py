@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import sys
 import tomllib
 import types
 import typing
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
@@ -26,14 +28,20 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
     """
     if any(flag.startswith(("--job.config_file", "--job.config-file")) for flag in titan_flags):
         raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
+    for flag in titan_flags:
+        if flag.startswith(("--mosaic.config", "--mosaic.dataloader", "--mosaic.eval")):
+            raise ConfigError(f"{flag}: comes from the data config, --mosaic-config DATA before `--`.")
     values, manager = read_toml(config_path), ConfigManager(MosaicJobConfig)
-    config_cls = manager._maybe_add_custom_config(titan_flags, values)  # [job] custom_config_module
+    try:
+        config_cls = manager._maybe_add_custom_config(titan_flags, values)  # [job] custom_config_module
+    except ImportError as error:
+        raise ConfigError(f"job.custom_config_module: {error}.") from error
     check_tables(values, config_cls, config_path)
     for name in ("config", "dataloader", "eval_dataloader"):
         if name in values.get("mosaic", {}):
             raise ConfigError(f"{config_path}: mosaic.{name} comes from the data config, --mosaic-config.")
     flags = tyro_bool_flags.normalise(titan_flags, config_cls)
-    job_config = manager.parse_args([f"--job.config_file={config_path}", *flags])
+    job_config = parse_flags(manager, [f"--job.config_file={config_path}", *flags])
     if job_config.model.hf_assets_path and not os.path.isdir(job_config.model.hf_assets_path):
         raise ConfigError(
             f"model.hf_assets_path in {config_path}: there is no folder {job_config.model.hf_assets_path!r}. "
@@ -44,6 +52,20 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
     job_config.mosaic.dataloader = data.train
     job_config.mosaic.eval_dataloader = data.eval
     return job_config
+
+
+def parse_flags(manager: ConfigManager, flags: list[str]) -> MosaicJobConfig:
+    """TorchTitan's parsing; what tyro says of a wrong flag is said by one rank, and names our command."""
+    sys.argv[0] = "python -m mosaic_photon.train_with_mosaic --"
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        try:
+            return manager.parse_args(flags)
+        except AssertionError as error:  # what TorchTitan's own config classes check
+            raise ConfigError(f"the job config is refused by TorchTitan: {error}.") from error
 
 
 def read_toml(path: str) -> dict[str, Any]:

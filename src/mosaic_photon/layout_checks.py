@@ -4,13 +4,15 @@ import math
 import os
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+from mosaic_photon.compat.cpu_device_type import ON_CPU
 
 import torch
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 
+V_SCHEDULES = ("zbvzerobubble", "dualpipev")
+"""Schedules that give a rank two neighbouring stages."""
 SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 """torch's pipeline schedules that can be had by name."""
 
@@ -69,6 +71,15 @@ def check_pipeline(job: MosaicJobConfig, model_args: Any) -> None:
     given = layout.pipeline_parallel_schedule
     if not layout.pipeline_parallel_schedule_csv and given.lower() not in [name.lower() for name in SCHEDULES]:
         raise ConfigError(f"parallelism.pipeline_parallel_schedule = {given!r}.{nearest(given, SCHEDULES)}")
+    if given.lower() in V_SCHEDULES and ON_CPU:
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_schedule = {given!r} has a rank send to itself, which gloo cannot; it "
+            "needs an accelerator."
+        )
+    if layout.pipeline_parallel_schedule_csv and not os.path.isfile(layout.pipeline_parallel_schedule_csv):
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_schedule_csv = {layout.pipeline_parallel_schedule_csv!r}: no such file."
+        )
     if training.local_batch_size % layout.pipeline_parallel_microbatch_size:
         raise ConfigError(
             f"training.local_batch_size = {training.local_batch_size} must be a multiple of "
@@ -114,6 +125,27 @@ def check_stages(job: MosaicJobConfig, n_layers: int) -> None:
             f"parallelism.pipeline_parallel_degree = {degree} with {layout.pipeline_parallel_schedule} makes {stages} "
             f"stages, too many for a model of {n_layers} layers: {error}"
         ) from None
+    check_microbatches(job, stages)
+
+
+def check_microbatches(job: MosaicJobConfig, stages: int) -> None:
+    """torch's rules on the number of micro-batches of a schedule."""
+    from torch.distributed.pipelining import schedules
+
+    layout, training = job.parallelism, job.training
+    schedule = schedules.get_schedule_class(layout.pipeline_parallel_schedule)
+    micro = training.local_batch_size // layout.pipeline_parallel_microbatch_size
+    where = (
+        f"training.local_batch_size {training.local_batch_size} / pipeline_parallel_microbatch_size "
+        f"{layout.pipeline_parallel_microbatch_size} makes {micro} micro-batch{'es' if micro > 1 else ''};"
+        f" {layout.pipeline_parallel_schedule}"
+    )
+    if issubclass(schedule, schedules.Schedule1F1B | schedules.ScheduleDualPipeV) and micro < stages:
+        raise ConfigError(f"{where} needs at least as many as there are stages, {stages}.")
+    rounds = max(1, micro // layout.pipeline_parallel_degree)
+    in_rounds = schedules.ScheduleInterleaved1F1B | schedules.ScheduleInterleavedZeroBubble
+    if issubclass(schedule, in_rounds) and micro % rounds:
+        raise ConfigError(f"{where} needs a multiple of {rounds}, the rounds of {layout.pipeline_parallel_degree}.")
 
 
 def check_activation_checkpoint(job: MosaicJobConfig) -> None:

@@ -4,9 +4,11 @@ from typing import Any
 
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 
-from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
+
+from mosaic_photon.errors import ConfigError
 
 
 class MosaicMetricsProcessor(MetricsProcessor):
@@ -34,8 +36,19 @@ class MosaicMetricsProcessor(MetricsProcessor):
 def build_metrics_processor(
     job_config: JobConfig, parallel_dims: ParallelDims, model_args: Any = None, tag: str | None = None
 ) -> MosaicMetricsProcessor:
-    """TorchTitan's `build_metrics_processor_fn`."""
+    """TorchTitan's `build_metrics_processor_fn`.
+
+    Raises:
+        ConfigError: W&B was asked for and could not be started, which TorchTitan only logs.
+    """
     processor = MosaicMetricsProcessor(job_config, parallel_dims, tag)
+    sink, metrics = processor.logger, job_config.metrics
+    wanted = metrics.enable_wandb + metrics.enable_tensorboard
+    if isinstance(sink, LoggerContainer) and sink.number_of_loggers < wanted:
+        raise ConfigError(
+            "metrics.enable_wandb = true, but W&B could not be started; the line above says why. Log in with "
+            "`wandb login`, set WANDB_MODE=offline, or leave it out."
+        )
     if cpu_device_type.ON_CPU:
         cpu_metrics.leave_out_device_metrics(processor)
     return processor

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ from mosaic_photon.schedulers.builder import build_lr_schedulers
 from mosaic_photon.schedulers.catalog import build_multiplier
 from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.validator import build_validator
+from mosaic_photon.value_checks import check_overrides
 
 SUFFIX = "_mosaic"
 NOT_TEXT = {"flux"}
@@ -66,11 +68,18 @@ def register(name: str) -> TrainSpec:
 
 
 def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
-    """Build the job's TrainSpec, with its `[model.overrides]`, in place of any earlier one of the same name."""
+    """Build the job's TrainSpec, with its `[model.overrides]`, in place of any earlier one of the same name.
+
+    Raises:
+        ConfigError: no such model, flavor or override, or a job that the model cannot run.
+    """
     spec = build_train_spec(job_config.model.name)
     apply_model_overrides(spec, job_config)
     if job_config.mup.enabled:
         apply_mup(spec, job_config)
+    if job_config.mup.enabled or job_config.model.name == "mpt_mup_mosaic":
+        model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+        model_args.update_from_config(job_config)  # for its checks; the trainer's call is the one that counts
     titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
 
@@ -96,6 +105,7 @@ def open_data(
     read_some(loader.data)
 
     def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:
+        assert dp_world_size == loader.layout.dp_world_size
         loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
         return loader
 
@@ -110,7 +120,9 @@ def open_data(
 
 
 def read_some(data: Data, samples: int = 64) -> None:
-    """Read samples from all over the shards that are already on this machine.
+    """Read samples from all over this process's part of the shards that are already on this machine.
+
+    Another rank of the machine may just be replacing a damaged shard of its own part.
 
     Raises:
         ConfigError: one of them cannot be used, e.g. has a token outside the vocabulary.
@@ -118,10 +130,11 @@ def read_some(data: Data, samples: int = 64) -> None:
     dataset = data.dataset
     ids = np.unique(np.linspace(0, dataset.num_samples - 1, samples, dtype=np.int64))
     shard_ids, _ = dataset.locate(ids)
-    here = [dataset.cache.is_here(int(shard)) for shard in shard_ids]
+    rank, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    here = [int(shard) % ranks == rank and dataset.cache.is_here(int(shard)) for shard in shard_ids]
     if any(here):
         data.make_batch(ids[here])
-        dataset.reader.close()  # another rank may yet replace a damaged file
+        dataset.reader.close()
 
 
 def register_llama3_mosaic() -> None:
@@ -162,7 +175,7 @@ def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     """Write `[model.overrides]` into the job's flavor.
 
     Raises:
-        ConfigError: no such flavor, or an override names no field of its model args.
+        ConfigError: no such flavor, or an override names no field of its model args or has another type.
     """
     flavor, overrides = job_config.model.flavor, job_config.model.overrides
     if flavor not in spec.model_args:
@@ -176,6 +189,7 @@ def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
                 f"model.overrides.{name}: the model args of {job_config.model.name} have no such field."
                 f"{nearest(name, fields)}"
             )
+    check_overrides(overrides, spec.model_args[flavor])
     if overrides:
         spec.model_args[flavor] = dataclasses.replace(spec.model_args[flavor], **overrides)
 
@@ -184,7 +198,7 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     """Let Llama 3 follow `[mup]`; MPT does by itself.
 
     Raises:
-        ConfigError: a model without a parametrization, or a bad `[mup]` table.
+        ConfigError: a model without a parametrization.
     """
     name, flavor = job_config.model.name, job_config.model.flavor
     if name == "llama3_mosaic":
@@ -194,7 +208,6 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
         spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
     elif name != "mpt_mup_mosaic":
         raise ConfigError(f"[mup] enabled = true: {name} has no muP; llama3_mosaic and mpt_mup_mosaic have.")
-    copy.deepcopy(spec.model_args[flavor]).update_from_config(job_config)  # checks the table; the trainer's call counts
 
 
 def _mpt_train_spec() -> TrainSpec:

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mosaic_photon.errors import ConfigError
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
         job_config = load_job(args.config, args.mosaic_config, titan_flags)
     except ConfigError as error:
-        if os.environ["RANK"] == "0":  # every rank reads the same files
-            print(f"error: {error}", file=sys.stderr)
+        report(error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -75,16 +75,33 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         report(error)
         return 1
+    except KeyboardInterrupt:  # before GracefulStop has taken over
+        return 130
 
 
 def report(error: ConfigError) -> None:
-    """Print the message once a machine before the ranks have met, and from each rank that failed after that."""
+    """Print the message; of several ranks that found the same, one does.
+
+    The store that torchrun's agent keeps tells them; a launcher without one may show a message several times.
+    """
+    several = os.environ["WORLD_SIZE"] != "1"
+    text = f"error{' on rank ' + os.environ['RANK'] if several else ''}: {error}\n"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        sys.stderr.write(text)
+        return
     import torch.distributed as dist
 
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
-    elif os.environ["LOCAL_RANK"] == "0":
-        print(f"error: {error}", file=sys.stderr)
+    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=10)
+    said = f"mosaic_photon/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{error}"
+    try:
+        store = dist.TCPStore(address, port, timeout=wait)  # type: ignore[attr-defined]
+        if store.add(f"{said}/claims", 1) > 1:
+            store.wait([said], wait)  # when this process ends, torchrun ends the one that is about to say it
+            return
+        sys.stderr.write(text)
+        store.set(said, "")
+    except dist.DistError:  # the agent, or the rank that claimed to say it, is gone
+        sys.stderr.write(text)
 
 
 def run(job_config: "MosaicJobConfig") -> int:

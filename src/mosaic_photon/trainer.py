@@ -1,5 +1,6 @@
 """MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +10,7 @@ from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.tensor_parallel_gradients import place_as_parameters
 
 import torch
+import torch.distributed as dist
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
@@ -16,6 +18,8 @@ from torchtitan.train import Trainer
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.dataloader import DataSpecDataLoader
+from mosaic_photon.dataloader.loader import STATE_KEY
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.graceful_stop import GracefulStop
 from mosaic_photon.job_config import MosaicJobConfig
 
@@ -40,6 +44,7 @@ class MosaicTrainer(Trainer):
 
     def _complete(self, callbacks: dict[str, Any]) -> None:
         """Tell the parts of each other, which TorchTitan builds one by one."""
+        self._check_same_data()
         self.metrics_processor.dataloader = self.dataloader
         if self.job_config.validation.enable:
             self.validator.fire = self.fire
@@ -47,6 +52,19 @@ class MosaicTrainer(Trainer):
         self.callbacks = CallbackHost(callbacks)
         self.callbacks.attach(self)
         self.checkpointer.states["callbacks"] = self.callbacks
+
+    def _check_same_data(self) -> None:
+        """Raise ConfigError where ranks would read other data: a node's config or its copy of an index is another."""
+        marks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(marks, json.loads(self.dataloader.state_dict()[STATE_KEY])["fingerprint"])
+        for rank, theirs in enumerate(marks):
+            keys = sorted(key for key in marks[0].keys() | theirs.keys() if marks[0].get(key) != theirs.get(key))
+            if keys:
+                lines = "\n".join(f"  {key}: {marks[0].get(key)} and {theirs.get(key)}" for key in keys)
+                raise ConfigError(
+                    f"ranks 0 and {rank} would read different data:\n{lines}\n"
+                    "Give every node the same data config, and remove a cache whose index.json is out of date."
+                )
 
     def fire(self, event: str, **facts: Any) -> None:
         """Run one of Composer's events; without callbacks nothing happens."""
@@ -87,6 +105,7 @@ class MosaicTrainer(Trainer):
         self.microbatches_left = self.gradient_accumulation_steps
         self.fire("before_dataloader")
         super().train_step(data_iterator)
+        self.stop.end_step()
         self.fire("batch_end")
 
     def forward_backward_step(

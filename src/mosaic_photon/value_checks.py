@@ -1,0 +1,139 @@
+"""Values that TorchTitan takes and fails on later, some after its last step: found before anything is built."""
+
+import importlib.util
+import os
+import typing
+from dataclasses import fields
+from typing import Any
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+from torchtitan.protocols.train_spec import TrainSpec
+
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job_loading import describe, fits
+
+AT_LEAST = {
+    "training.steps": 1,
+    "training.local_batch_size": 1,
+    "training.seq_len": 1,
+    "training.gc_freq": 1,
+    "validation.freq": 1,
+    "validation.local_batch_size": 1,
+    "validation.seq_len": 1,
+    "metrics.log_freq": 1,
+    "checkpoint.interval": 1,
+    "parallelism.pipeline_parallel_microbatch_size": 1,
+    "parallelism.pipeline_parallel_layers_per_stage": 1,
+}
+ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
+"""-1 stands for TorchTitan's own choice."""
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+
+
+def check_values(job: MosaicJobConfig) -> None:
+    """Numbers must be in range, and what is named by a string must exist.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    for name, least in {**AT_LEAST, **ALL_OR_AT_LEAST}.items():
+        table, field = name.split(".")
+        value = getattr(getattr(job, table), field)
+        if value is not None and value < least and not (name in ALL_OR_AT_LEAST and value == -1):
+            also = ", or -1" if name in ALL_OR_AT_LEAST else ""
+            raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
+    profiling = job.profiling
+    if profiling.enable_profiling and profiling.profile_freq < profiling.profiler_warmup + profiling.profiler_active:
+        raise ConfigError(
+            f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup "
+            f"{profiling.profiler_warmup} + profiler_active {profiling.profiler_active}."
+        )
+    if job.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("metrics.enable_wandb = true needs the package wandb (pip install wandb).")
+    if job.experimental.custom_import:
+        check_importable("experimental.custom_import", job.experimental.custom_import)
+    if job.compile.enable:
+        check_compile_backend(job.compile.backend)
+
+
+def check_importable(name: str, module: str) -> None:
+    """A module that a setting names must be there."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ConfigError(f"{name} = {module!r}: there is no such module.")
+
+
+def check_compile_backend(backend: str) -> None:
+    """torch.compile's backend must be one that torch knows."""
+    if backend == "inductor":
+        return
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=())
+    if backend not in known:
+        raise ConfigError(f"compile.backend = {backend!r}.{nearest(backend, known)}")
+
+
+def check_overrides(overrides: dict[str, Any], model_args: Any) -> None:
+    """`[model.overrides]` must have the types of the model args' fields, and sizes must be sizes.
+
+    Args:
+        overrides: field -> value; each names a field.
+        model_args: the flavor's dataclass, before the overrides.
+    """
+    types = typing.get_type_hints(type(model_args))
+    for field in fields(model_args):
+        if field.name in overrides and not fits(overrides[field.name], types[field.name]):
+            value, right = overrides[field.name], describe(types[field.name])
+            raise ConfigError(f"model.overrides.{field.name} = {value!r} should be {right}.")
+    for name in SIZES:
+        if name in overrides and isinstance(overrides[name], int) and overrides[name] < 1:
+            raise ConfigError(f"model.overrides.{name} = {overrides[name]}: must be at least 1.")
+
+
+def check_heads(model_args: Any) -> None:
+    """Query heads share key and value heads in equal groups."""
+    heads, kv_heads = getattr(model_args, "n_heads", None), getattr(model_args, "n_kv_heads", None)
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise ConfigError(f"the model's n_heads = {heads} must be a multiple of its n_kv_heads = {kv_heads}.")
+
+
+def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> None:
+    """What is to be loaded must be there, and what is to be saved must be possible."""
+    checkpoint = job.checkpoint
+    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
+        raise ConfigError(
+            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
+            f"process (are {world_size})."
+        )
+    if not checkpoint.enable:
+        return
+    if checkpoint.keep_latest_k == 1:
+        raise ConfigError(
+            "checkpoint.keep_latest_k = 1: the newest may be half-written; keep at least 2, or 0 for all."
+        )
+    if checkpoint.last_save_in_hf and not checkpoint.last_save_model_only:
+        raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
+    if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
+        raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
+    folder = os.path.join(job.job.dump_folder, checkpoint.folder)
+    if checkpoint.load_step != -1 and not os.path.isdir(os.path.join(folder, f"step-{checkpoint.load_step}")):
+        raise ConfigError(f"checkpoint.load_step = {checkpoint.load_step}: there is no such checkpoint in {folder}.")
+    if not os.path.exists(folder):
+        check_initial_load(checkpoint)
+
+
+def check_initial_load(checkpoint: Any) -> None:
+    """TorchTitan's rules for the weights that a job without checkpoints starts from."""
+    path = checkpoint.initial_load_path
+    if path and not os.path.isdir(path):
+        raise ConfigError(f"checkpoint.initial_load_path = {path!r}: there is no such folder.")
+    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
+        raise ConfigError("checkpoint.initial_load_in_hf = true needs initial_load_model_only = true.")
+    if checkpoint.initial_load_in_hf_quantized and not checkpoint.initial_load_in_hf:
+        raise ConfigError("checkpoint.initial_load_in_hf_quantized = true needs initial_load_in_hf = true.")
