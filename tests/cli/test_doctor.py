@@ -1,15 +1,25 @@
 """mosaic-photon doctor: exit code 0 where all is well; each thing in the way is named, and the rest still told."""
 
 import json
+import os
+import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+import jobs
+from mosaic_photon import job_loading
 from mosaic_photon.cli import main
 from mosaic_photon.doctor import job as job_checks
 from mosaic_photon.doctor import machine
+from test_command_line import MISTAKES as COMMAND_LINE_MISTAKES
+from test_data_mistakes import DATASET
+from test_data_mistakes import MISTAKES as DATA_MISTAKES
+from test_layout_checks import ACCEPTED as ACCEPTED_LAYOUTS
+from test_layout_checks import REFUSED as LAYOUT_MISTAKES
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = str(ROOT / "tests" / "assets" / "tokenizer")
@@ -70,7 +80,9 @@ def test_a_machine_that_is_fit(configs, capsys):
     assert "shards to fetch" in found["train data"][1]
     assert "writes" in found["cache disk"][1]
     assert "4 micro-batches" in found["layout"][1]
-    assert "steps each; the job's 30 make" in found["epochs"][1]
+    assert found["callbacks"] == ("ok", "none")
+    assert found["model"][0] == "ok"
+    assert "so the job's 30 make" in found["dry run"][1]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +90,7 @@ def test_a_machine_that_is_fit(configs, capsys):
     [
         ({"parallelism": "tensor_parallel_degree = 2"}, "layout", "but the job has 1 process"),
         ({"training": "global_batch_size = 7\nlocal_batch_size = 2"}, "layout", "must be a multiple of"),
-        ({"training": "seq_len = 64\nlocal_batch_size = 2"}, "epochs", "its samples have 33 tokens"),
+        ({"training": "seq_len = 64\nlocal_batch_size = 2"}, "dry run", "its samples have 33 tokens"),
         ({"stream": {"remote": "/nowhere"}}, "train data", "/nowhere/train/index.json"),
         ({"stream": {"split": "test"}}, "train data", "test/index.json"),
         ({"stream": {"cache_limit": "1kb"}}, "train data", "cache_limit: 1024 bytes is less than"),
@@ -97,6 +109,75 @@ def test_what_is_in_the_way(configs, capsys, monkeypatch, changes, subject, mess
     assert found[subject][0] == "FAIL"
     assert message in found[subject][1]
     assert found["python"][0] == "ok"
+
+
+def say_all(arguments, flags, processes, monkeypatch, capsys):
+    """Exit code and output for a job that its own tests start with TorchTitan's flags; the machine is not looked at."""
+    monkeypatch.setattr(machine, "check_machine", lambda *_: ())
+    monkeypatch.setattr(job_checks, "PROBE_BYTES", 1)
+    monkeypatch.setattr(job_loading, "load_job", lambda job, data, _, load=job_loading.load_job: load(job, data, flags))
+    capsys.readouterr()
+    code = main(["doctor", arguments[1], arguments[3], "--nproc-per-node", str(processes)])
+    return code, capsys.readouterr().out
+
+
+def failures(said):
+    """The findings that are in the way, with all lines of their messages."""
+    return "".join(re.findall(r"^FAIL.*\n(?:(?!ok  |warn|FAIL|\d+ ok).*\n)*", said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", COMMAND_LINE_MISTAKES)
+def test_each_mistake_of_the_command_line(name, tmp_path, prepared_data, monkeypatch, capsys):
+    change_job, change_data, flags, expected = COMMAND_LINE_MISTAKES[name]
+    arguments = jobs.write_job(tmp_path, prepared_data, change_job(jobs.JOB), change_data(jobs.DATA))
+    code, said = say_all(arguments, flags, 1, monkeypatch, capsys)
+    assert code == 1
+    assert expected in failures(said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", LAYOUT_MISTAKES)
+def test_each_mistake_of_the_layout(name, tmp_path, prepared_data, monkeypatch, capsys):
+    processes, flags, expected = LAYOUT_MISTAKES[name]
+    code, said = say_all(jobs.write_job(tmp_path, prepared_data), flags, processes, monkeypatch, capsys)
+    assert code == 1
+    assert expected in failures(said)
+
+
+@pytest.mark.parametrize("name", ["HSDP and TP", "PP with validation"])
+def test_a_job_of_several_processes(name, tmp_path, prepared_data, monkeypatch, capsys):
+    processes, flags = ACCEPTED_LAYOUTS[name]
+    code, said = say_all(jobs.write_job(tmp_path, prepared_data), flags, processes, monkeypatch, capsys)
+    assert (code, failures(said)) == (0, "")
+
+
+@pytest.mark.parametrize("name", DATA_MISTAKES)
+def test_each_mistake_of_the_data(name, tmp_path, monkeypatch, capsys):
+    make, dataset, expected = DATA_MISTAKES[name]
+    make(tmp_path / "shards")
+    arguments = jobs.write_job(tmp_path, tmp_path / "shards", dataloader=jobs.DATA.replace(DATASET, dataset))
+    code, said = say_all(arguments, [], 1, monkeypatch, capsys)
+    assert code == 1
+    assert expected in failures(said)
+
+
+def test_a_mistake_of_the_eval_data(tmp_path, prepared_data, monkeypatch, capsys):
+    flags = ["--validation.enable", "--validation.seq_len=65"]
+    code, said = say_all(jobs.write_job(tmp_path, prepared_data), flags, 1, monkeypatch, capsys)
+    assert code == 1
+    assert "65" in failures(said)
+
+
+def test_mistakes_that_can_be_told_apart_are(configs, capsys):
+    """And each of them once, although the job's whole check finds the first again."""
+    changes = {"model": 'flavor = "debugmodel"\nhf_assets_path = "."', "job": 'dump_folder = "/etc/passwd/out"'}
+    code, found = doctor(capsys, *configs(**changes, **{"callbacks.lr_moniter": ""}))
+    assert code == 1
+    assert [subject for subject, (level, _) in found.items() if level == "FAIL"] == [
+        "tokenizer",
+        "outputs",
+        "callbacks",
+    ]
 
 
 def test_one_broken_stream_does_not_hide_the_others(data, tmp_path, capsys):
@@ -201,3 +282,30 @@ def test_more_processes_than_cores_or_devices(capsys):
     level, text = found["devices"]
     assert (code, level) in [(0, "warn"), (1, "FAIL")]
     assert "OMP_NUM_THREADS" in text or "nproc_per_node" in text
+
+
+SLURM = {
+    # What Slurm's commands do to a batch script, without Slurm. srun's first call is the doctor's.
+    "scontrol": '[ "$1" = show ] && echo node0 || echo "$@" >> calls',
+    "scancel": 'kill -TERM "$(cat ranks)"',
+}
+SIGNALLED = """trap 'exit 143' TERM
+echo $$ > ranks
+kill -TERM $PPID  # as --signal=B:TERM does to the script
+while :; do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "code", "calls"), [("exit 3", 3, ""), ("exit 0", 0, ""), (SIGNALLED, 143, "requeue 7\n")]
+)
+def test_the_slurm_script_ends_as_its_ranks_did(tmp_path, ranks, code, calls):
+    script = re.search(r"```bash\n(.*?)```", (ROOT / "docs/launch.md").read_text(), re.DOTALL)[1]
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    for name, body in {**SLURM, "srun": f'[[ "$*" = *doctor* ]] && exit 0\n{ranks}'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, start_new_session=True, timeout=60)
+    assert run.returncode == code
+    assert ((tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else "") == calls

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings as they come; 1 where the job could not run."""
     import logging
+    import warnings
 
     from rich.console import Console
     from rich.markup import escape
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     counts = {"ok": 0, "warn": 0, "fail": 0}
     logging.disable(logging.WARNING)  # retries and the like: the findings say how it ended
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     try:
         for finding in findings(args):
             counts[finding.level] += 1
@@ -54,13 +56,12 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
     from mosaic_photon.doctor.machine import check_machine
 
     processes_here = args.nproc_per_node or _devices()
-    world_size = args.nnodes * processes_here
     yield from check_machine(processes_here, args.nnodes)
     if args.job is not None:
-        yield from _check_configs(args.job, args.data, world_size)
+        yield from _check_configs(args.job, args.data, args.nnodes, processes_here)
 
 
-def _check_configs(job_path: str, data_path: str | None, world_size: int) -> Iterator[Finding]:
+def _check_configs(job_path: str, data_path: str | None, nodes: int, processes_here: int) -> Iterator[Finding]:
     from mosaic_photon.dataloader.config import load_data_config
     from mosaic_photon.doctor import Finding
     from mosaic_photon.doctor.job import check_data, check_job
@@ -85,7 +86,7 @@ def _check_configs(job_path: str, data_path: str | None, world_size: int) -> Ite
         yield Finding("fail", "job config", str(error))
         return
     yield Finding("ok", "job config", job_path)
-    yield from check_job(job, world_size)
+    yield from check_job(job, nodes, processes_here)
 
 
 def _is_job(path: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,8 @@ def check_data(data: DataConfig) -> Iterator[Finding]:
         yield check_disk(folder)
 
 
-def check_job(job: MosaicJobConfig, world_size: int) -> Iterator[Finding]:
-    """The job's own tables against each other, the machine and the number of processes; then against the data."""
-    from mosaic_photon.compat.cpu_device_type import ON_CPU
-
+def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator[Finding]:
+    """What the job itself checks before its first step, by the same functions; what can be told apart is told apart."""
     from mosaic_photon.train_spec import register_for_job
 
     try:
@@ -50,18 +49,18 @@ def check_job(job: MosaicJobConfig, world_size: int) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("fail", "model", str(error))
         return
-    model_args = spec.model_args[job.model.flavor]
-    yield from tried("model", lambda: _model(job, spec))
-    needed = [*tried("tokenizer", lambda: _tokenizer(job, model_args))]
-    needed += tried("layout", lambda: _layout(job, spec, world_size))
-    yield from needed
-    if ON_CPU:
-        yield from tried("cpu", lambda: _cpu(job))
-    yield from tried("outputs", lambda: _outputs(job, world_size))
+    parts = [*tried("tokenizer", lambda: _tokenizer(job, spec))]
+    parts += tried("outputs", lambda: _outputs(job))
+    parts += tried("callbacks", lambda: _callbacks(job))
+    yield from parts
+    (layout,) = tried("layout", lambda: _layout(job, spec, nodes, processes_here))
+    if layout.text not in {part.text for part in parts}:  # the whole check stops where one of its parts does
+        yield layout
     if job.compile.enable:
         yield check_compiler()
-    if all(finding.level == "ok" for finding in needed):
-        yield from tried("epochs", lambda: _epochs(job, world_size))
+    if layout.level == "ok":
+        yield from tried("model", lambda: _model(job, spec))
+        yield from tried("dry run", lambda: _dry_run(job, spec, nodes * processes_here))
 
 
 def check_compiler() -> Finding:
@@ -147,62 +146,73 @@ def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
     return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {size(12 * count)} with two fp32 moments"
 
 
-def _tokenizer(job: MosaicJobConfig, model_args: Any) -> str:
+def _tokenizer(job: MosaicJobConfig, spec: TrainSpec) -> str:
     from mosaic_photon.checks import check_tokenizer
 
-    check_tokenizer(job, model_args)
+    check_tokenizer(job, spec.model_args[job.model.flavor])
     return f"{job.model.hf_assets_path} fits the model's vocabulary"
 
 
-def _layout(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> str:
-    from mosaic_photon.checks import check_batch, check_layout
-
-    data_parallel = check_layout(job, world_size)
-    check_batch(job, data_parallel)
-    pipeline = job.parallelism.pipeline_parallel_degree
-    if pipeline > 1 and spec.pipelining_fn is None:
-        raise ConfigError(f"parallelism.pipeline_parallel_degree = {pipeline}: {job.model.name} cannot be split")
-    micro = job.training.local_batch_size
-    batch = job.training.global_batch_size
-    batch = batch if batch > 0 else micro * data_parallel
-    steps = batch // (micro * data_parallel)
-    return (
-        f"{world_size} process(es), {data_parallel} data-parallel; {batch} samples a step = "
-        f"{data_parallel} x {micro} x {steps} micro-batches"
-    )
-
-
-def _cpu(job: MosaicJobConfig) -> str:
-    from mosaic_photon.checks import check_cpu
-
-    check_cpu(job)
-    return "nothing asked for that needs an accelerator"
-
-
-def _outputs(job: MosaicJobConfig, world_size: int) -> str:
+def _outputs(job: MosaicJobConfig) -> str:
     from mosaic_photon.checks import check_outputs
 
-    check_outputs(job, world_size)
+    check_outputs(job)
     folder = Path(job.job.dump_folder).absolute()
     while not folder.exists():
         folder = folder.parent
     return f"{job.job.dump_folder} can be written; {size(shutil.disk_usage(folder).free)} free"
 
 
-def _epochs(job: MosaicJobConfig, world_size: int) -> str:
-    """Build the first rank's loader: what it refuses, the job would refuse."""
-    from torchtitan.components.tokenizer import HuggingFaceTokenizer
+def _callbacks(job: MosaicJobConfig) -> str:
+    from mosaic_photon.callbacks.registry import build_callbacks
 
+    return ", ".join(build_callbacks(job.callbacks)) or "none"
+
+
+def _layout(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: int) -> str:
+    """Run the job's whole check of its configs."""
+    from mosaic_photon.checks import check_job as check
+
+    with _as_first_rank(nodes * processes_here, processes_here):
+        data_parallel = check(job, spec)
+    micro = job.training.local_batch_size
+    batch = job.training.global_batch_size
+    batch = batch if batch > 0 else micro * data_parallel
+    steps = batch // (micro * data_parallel)
+    return (
+        f"{nodes * processes_here} process(es), {data_parallel} data-parallel; {batch} samples a step = "
+        f"{data_parallel} x {micro} x {steps} micro-batches"
+    )
+
+
+def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> str:
+    """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.checks import check_layout
-    from mosaic_photon.dataloader import build_mosaic_dataloader
+    from mosaic_photon.dataloader import DataSpecDataLoader
+    from mosaic_photon.train_spec import open_data
 
-    tokenizer = HuggingFaceTokenizer(job.model.hf_assets_path)
-    loader = build_mosaic_dataloader(check_layout(job, world_size), 0, tokenizer, job)
-    next(iter(loader))
-    steps = loader.summary.steps_per_epoch
-    loader.close()
+    with _as_first_rank(world_size, 1), ExitStack() as cleanup:  # alone here: it looks at every shard
+        loaders = open_data(spec, job, check_layout(job, world_size))
+        for loader in loaders:
+            cleanup.callback(loader.close)
+        train = loaders[0]
+        assert isinstance(train, DataSpecDataLoader)
+        next(iter(train))
+        steps = train.summary.steps_per_epoch
     epochs = job.training.steps / steps
-    return f"{steps:,} steps each; the job's {job.training.steps:,} make {epochs:.2f}. One batch was read"
+    return f"one batch was read; {steps:,} steps an epoch, so the job's {job.training.steps:,} make {epochs:.2f} epochs"
+
+
+@contextmanager
+def _as_first_rank(world_size: int, processes_here: int) -> Iterator[None]:
+    """The environment that torchrun gives the first process."""
+    before = dict(os.environ)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(processes_here))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _file_system(folder: Path) -> str:
