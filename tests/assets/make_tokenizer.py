@@ -51,6 +51,7 @@ def main(folder: Path) -> None:
         "pad_token": PAD,  # not eos: collators that mask padding would mask every end of a document
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1 << 30,
+        "model_input_names": ["input_ids", "attention_mask"],  # so that model.generate(**tokenizer(text)) works
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -55,13 +55,13 @@ def test_exported_logits_are_the_trained_models_and_it_generates(tmp_path, chang
     with torch.no_grad():
         torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), atol=1e-4, rtol=1e-4)
         prompt = tokenizer("def main():", return_tensors="pt")
-        text = theirs.generate(
-            prompt.input_ids, attention_mask=prompt.attention_mask, max_new_tokens=5, do_sample=False
-        )
+        text = theirs.generate(**prompt, max_new_tokens=5, do_sample=False)
         greedy = prompt.input_ids
         for _ in range(5):  # with the cache as without it
             greedy = torch.cat([greedy, ours(greedy)[:, -1:].argmax(-1)], dim=1)
     assert text.tolist() == greedy.tolist()
+    for config in (theirs.config, theirs.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 2)
 
 
 def test_composer_and_hugging_face_checkpoints_load(tmp_path):

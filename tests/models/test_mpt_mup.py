@@ -151,6 +151,15 @@ def test_llama_scales_with_the_same_functions():
     torch.testing.assert_close(m.tok_embeddings(TOKENS), 2 * nn.functional.embedding(TOKENS, m.tok_embeddings.weight))
 
 
+@pytest.mark.parametrize("name", ["initial_load_in_hf", "last_save_in_hf"])
+def test_llama_with_mup_has_no_hugging_face_form(name):
+    args = Llama3MuPModelArgs()
+    args.update_from_config(job(mup={"enabled": True, "base_width": 64}, checkpoint={name: True}))  # not in use
+    with pytest.raises(ConfigError, match=f"{name} = true: .* no place for the multipliers"):
+        args.update_from_config(job(mup={"enabled": True, "base_width": 64}, checkpoint={"enable": True, name: True}))
+    args.update_from_config(job(checkpoint={"enable": True, name: True}))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -44,12 +44,18 @@ class Llama3MuPModelArgs(TransformerModelArgs):
         """TorchTitan's, then `[mup]`.
 
         Raises:
-            ConfigError: a bad `[mup]` table, or attention_scale with an attention other than sdpa.
+            ConfigError: a bad `[mup]` table, attention_scale without sdpa, or weights to or from Hugging Face.
         """
         super().update_from_config(job_config, **kwargs)
         table = job_config.mup
         if not table.enabled:
             return
+        for name in ("initial_load_in_hf", "last_save_in_hf"):
+            if job_config.checkpoint.enable and getattr(job_config.checkpoint, name):
+                raise ConfigError(
+                    f"checkpoint.{name} = true: Hugging Face's Llama has no place for the multipliers of [mup], so its "
+                    "logits would be others; set it to false, or [mup] enabled = false."
+                )
         if table.attention_scale and self.attn_type != "sdpa":
             raise ConfigError(f"[mup] attention_scale needs attn_type 'sdpa' in Llama 3, not {self.attn_type!r}.")
         self.mup = asdict(rules.from_table(table, self.dim, self.n_layers))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from mosaic_photon import parametrization as rules
@@ -193,14 +194,32 @@ def export(
     else:
         config = carried_config(args)
         _write(target / STUB, STUB_TEXT.encode())
-    config["torch_dtype"] = str(next(iter(named.values())).dtype).removeprefix("torch.")
-    _write(target / "config.json", json.dumps(config, indent=2).encode())
+    ids = {} if tokenizer is None else special_ids(Path(tokenizer))
+    dtype = str(next(iter(named.values())).dtype).removeprefix("torch.")
+    _write(target / "config.json", json.dumps({**config, **ids, "torch_dtype": dtype}, indent=2).encode())
+    _write(target / "generation_config.json", json.dumps(ids, indent=2).encode())
     partial = target / "model.safetensors.partial"
     save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial, metadata={"format": "pt"})
     os.replace(partial, target / "model.safetensors")
     for name in TOKENIZER_FILES:
         if tokenizer is not None and (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, target / name)
+
+
+def special_ids(tokenizer: Path) -> dict[str, int]:
+    """Ids of the tokens that tokenizer_config.json names as bos, eos and pad; generation stops at eos by them."""
+    path = tokenizer / "tokenizer_config.json"
+    if not path.is_file() or not (tokenizer / "tokenizer.json").is_file():
+        return {}
+    config, vocabulary = json.loads(path.read_text("utf-8")), Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    ids = {}
+    for kind in ("bos", "eos", "pad"):
+        token = config.get(f"{kind}_token")
+        token = token["content"] if isinstance(token, dict) else token
+        token_id = None if token is None else vocabulary.token_to_id(token)
+        if token_id is not None:
+            ids[f"{kind}_token_id"] = token_id
+    return ids
 
 
 def is_native(args: MPTMuPModelArgs) -> bool:
