@@ -11,15 +11,14 @@ from mosaic_photon.parametrization import (
     ParameterScale,
     Parametrization,
     Role,
-    from_raw_names,
     from_table,
     init_std_factor,
     input_multiplier,
     output_multiplier,
     parameter_scale,
+    read_raw_names,
     residual_multiplier,
     softmax_scale,
-    take_raw_names,
 )
 
 
@@ -87,12 +86,33 @@ def test_raw_names_of_photon_and_nanogpt_mean_the_same():
         "depth_alpha_enabled": True, "depth_multiplier": 8.0, "depth_alpha_exp": 0.5,
     }  # fmt: skip
     config = {"d_model": 64, "mup_config": photon}
-    assert from_raw_names(take_raw_names(config)) == from_raw_names(take_raw_names(dict(nanogpt, n_layers=2)))
+    p = read_raw_names(config)
+    assert p == read_raw_names(dict(nanogpt, n_layers=2, mup_disable_attention_scaling=True))
     assert config == {"d_model": 64}
-    p = from_raw_names(nanogpt)
-    assert (p.m_n, p.m_l, p.depth_alpha, p.attention_scale) == (4.0, 8.0, 0.5, False)
-    assert from_raw_names({"mup_enabled": True, "depth_multiplier": 8.0}).m_l == 1  # depth off unless enabled
-    assert from_raw_names({"mup_enabled": True, "mup_disable_attention_scaling": False}).attention_scale
+    assert (p.m_n, p.m_l, p.depth_alpha) == (4.0, 8.0, 0.5)
+    assert read_raw_names({"mup_enabled": True, "depth_multiplier": 8.0}).m_l == 1  # depth off unless enabled
+    assert read_raw_names({"d_model": 64}) is None
+
+
+def test_a_missing_attention_switch_has_its_programs_default():
+    assert read_raw_names({"mup_enabled": True}).attention_scale  # nanoGPT-mup: 1/d_head
+    assert not read_raw_names({"mup_enabled": True, "mup_disable_attention_scaling": True}).attention_scale
+    assert not read_raw_names({"mup_config": {"mup_enabled": True}}).attention_scale  # Photon: 1/sqrt(d_head)
+    nested = {"mup_config": {"mup_enabled": True, "mup_disable_attention_scaling": False}}
+    assert read_raw_names(nested).attention_scale
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"mup_wdith_multiplier": 3.0}, "Did you mean 'mup_width_multiplier'"),
+        ({"mup_config": {"completep_depth_multipler": 3.0}}, "Did you mean 'completep_depth_multiplier'"),
+        ({"mup_config": {"mup_enabled": True}, "mup_width_multiplier": 3.0}, "beside it mup_width_multiplier"),
+    ],
+)
+def test_bad_raw_names(config, says):
+    with pytest.raises(ConfigError, match=says):
+        read_raw_names(config)
 
 
 @pytest.mark.parametrize(

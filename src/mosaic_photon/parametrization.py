@@ -5,12 +5,11 @@ m_N = width / base width, m_L = depth / base depth, alpha = depth exponent (1 is
 the standard parametrization, so code multiplies without asking whether muP is on.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,7 @@ def _decay(role: Role, p: Parametrization) -> float:
     return p.m_n if role is Role.HIDDEN_WEIGHT and p.scale_hidden_lr else 1.0
 
 
+RAW_PREFIXES = ("mup_", "completep_")
 RAW_NAMES = {
     "mup_enabled": "enabled",
     "mup_width_multiplier": "width",
@@ -169,29 +169,30 @@ RAW_NAMES = {
 """Names in model configs of nanoGPT-mup (flat) and Photon (under `mup_config`) -> our fields."""
 
 
-def from_raw_names(raw: dict[str, Any]) -> Parametrization:
-    """The parametrization that nanoGPT-mup's or Photon's multiplier names describe; `raw` holds only such names.
+def read_raw_names(config: dict[str, Any]) -> Parametrization | None:
+    """Remove nanoGPT-mup's (flat) and Photon's (a `mup_config` table) multiplier names from a model config.
 
-    A missing `mup_disable_attention_scaling` means 1/sqrt(d_head), Photon's default; a missing
-    `depth_alpha_enabled` means that depth is not scaled, the default of both.
+    Returns:
+        What they describe; None where there are none. A missing `mup_disable_attention_scaling` has its program's
+        default: 1/d_head where the names are flat, 1/sqrt(d_head) in `mup_config`. A missing `depth_alpha_enabled`
+        means that depth is not scaled, the default of both.
+
+    Raises:
+        ConfigError: both spellings, or a name that is in neither.
     """
+    nested = config.pop("mup_config", None) or {}
+    flat = {name: config.pop(name) for name in list(config) if name in RAW_NAMES or name.startswith(RAW_PREFIXES)}
+    if nested and flat:
+        raise ConfigError(f"the model config has mup_config and beside it {', '.join(flat)}; keep one spelling.")
+    raw = nested or flat
+    for name in raw:
+        if name not in RAW_NAMES:
+            raise ConfigError(f"the model config has no {name!r}.{nearest(name, RAW_NAMES)}")
+    if not raw:
+        return None
     fields = {RAW_NAMES[name]: value for name, value in raw.items()}
-    for inverted in ("attention_scale", "scale_hidden_lr"):
-        if inverted in fields:
-            fields[inverted] = not fields[inverted]
+    fields["attention_scale"] = not fields.get("attention_scale", bool(nested))  # the raw names say what is disabled
+    fields["scale_hidden_lr"] = not fields.get("scale_hidden_lr", False)
     if not fields.pop("depth_alpha_enabled", False):
         fields["depth_alpha"] = 0.0
     return Parametrization(**fields)
-
-
-def take_raw_names(config: dict[str, Any]) -> dict[str, Any]:
-    """Remove the raw multiplier names (flat, and a `mup_config` table) from a model config and return them."""
-    nested = config.pop("mup_config", None) or {}
-    unknown = _unknown(nested)
-    if unknown:
-        raise ConfigError(f"mup_config has unknown keys {unknown}. Known: {', '.join(sorted(RAW_NAMES))}.")
-    return {**nested, **{name: config.pop(name) for name in list(config) if name in RAW_NAMES}}
-
-
-def _unknown(names: Iterable[str]) -> list[str]:
-    return sorted(set(names) - set(RAW_NAMES))

@@ -105,11 +105,17 @@ def test_the_job_table_gives_the_multipliers():
 def test_raw_multiplier_names_are_read_from_model_configs():
     raw = {"mup_enabled": True, "mup_width_multiplier": 4.0, "completep_depth_alpha_enabled": True,
            "completep_depth_multiplier": 2.0}  # fmt: skip
-    ours = MPTMuPModelArgs(**SIZE, mup_raw=raw).parametrization
+    ours = MPTMuPModelArgs(**SIZE, mup_raw={"mup_config": raw}).parametrization
     theirs = MPTMuPConfig(**SIZE, mup_config=raw, use_peri_norm=True)
     assert ours == theirs.parametrization
     assert theirs.peri_norm
-    assert MPTMuPConfig(**SIZE, mup_enabled=True, mup_width_multiplier=4.0).parametrization.m_n == 4.0
+    flat = {"mup_enabled": True, "mup_width_multiplier": 4.0}
+    assert MPTMuPConfig(**SIZE, **flat).parametrization == MPTMuPModelArgs(**SIZE, mup_raw=flat).parametrization
+    assert MPTMuPConfig(**SIZE, **flat).parametrization.m_n == 4.0
+    with pytest.raises(ConfigError, match="mup and raw multiplier names"):
+        MPTMuPConfig(**SIZE, **flat, mup=MUP)
+    with pytest.raises(ConfigError, match="Did you mean 'mup_width_multiplier'"):
+        MPTMuPConfig(**SIZE, mup_wdith_multiplier=3.0)
 
 
 def test_llama_is_torchtitans_at_the_base_size():

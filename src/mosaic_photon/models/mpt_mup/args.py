@@ -77,7 +77,8 @@ class MPTMuPModelArgs(BaseModelArgs):
     mup: dict[str, Any] = field(default_factory=dict)
     """Fields of Parametrization. Filled from the job's `[mup]` table where that is enabled."""
     mup_raw: dict[str, Any] = field(default_factory=dict)
-    """Alternative: nanoGPT-mup's or Photon's multiplier names (mup_width_multiplier, ...)."""
+    """Alternative: the multipliers as a model config of nanoGPT-mup (mup_width_multiplier, ...) or Photon (a
+    `mup_config` table) has them."""
 
     def __post_init__(self) -> None:
         self._init_seed: int | None = None  # the job's seed; no field, since it is no part of the model
@@ -85,13 +86,13 @@ class MPTMuPModelArgs(BaseModelArgs):
         _check_keys("ffn_config", self.ffn_config, FFN_KEYS)
         _check_keys("init_config", self.init_config, INIT_KEYS)
         _check_keys("mup", self.mup, asdict(Parametrization()))
-        _check_keys("mup_raw", self.mup_raw, rules.RAW_NAMES)
+        _check_keys("mup_raw", self.mup_raw, (*rules.RAW_NAMES, "mup_config"))
         if self.mup and self.mup_raw:
             raise ConfigError("model args have both mup and mup_raw; they say the same thing, keep one.")
         _check_kinds(self.attn_config)
         self.attn_config = {**ATTN_KEYS, **self.attn_config}
         if self.mup_raw:
-            self.mup, self.mup_raw = asdict(rules.from_raw_names(self.mup_raw)), {}
+            self.mup, self.mup_raw = asdict(rules.read_raw_names(dict(self.mup_raw)) or Parametrization()), {}
         self._check_sizes()
         self._check_choices()
         if self.attn_config["alibi"] or self.attn_config["rope"]:

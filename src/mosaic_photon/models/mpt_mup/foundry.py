@@ -60,8 +60,10 @@ class MPTMuPConfig(MPTConfig):
         embedding_norm: bool = False,
         **kwargs: Any,
     ) -> None:
-        raw = take_raw_names(kwargs)
-        self.mup = dataclasses.asdict(raw if raw is not None else Parametrization(**(mup or {})))
+        raw = rules.read_raw_names(kwargs)
+        if mup and raw is not None:
+            raise ConfigError("the model config has mup and raw multiplier names; they say the same thing, keep one.")
+        self.mup = dataclasses.asdict(raw or Parametrization(**(mup or {})))
         self.peri_norm = kwargs.pop("use_peri_norm", peri_norm)
         self.embedding_norm = kwargs.pop("use_embedding_norm", embedding_norm)
         kwargs["attn_config"] = {"attn_impl": "sdpa", **(kwargs.get("attn_config") or {})}
@@ -96,12 +98,6 @@ def mup_init_config(given: dict[str, Any] | None, parametrization: Parametrizati
     if isinstance(asked, bool) or asked != divisor:
         raise ConfigError(f"muP fixes the init: init_config.init_div_is_residual is {asked!r}; leave it out.")
     return {**config, "init_div_is_residual": divisor}
-
-
-def take_raw_names(config: dict[str, Any]) -> Parametrization | None:
-    """Remove raw multiplier names from a model config; None where there are none."""
-    raw = rules.take_raw_names(config)
-    return rules.from_raw_names(raw) if raw else None
 
 
 @contextmanager
