@@ -19,6 +19,7 @@ from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.loader import STATE_KEY
+from mosaic_photon.documents import separator_of
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.graceful_stop import GracefulStop
 from mosaic_photon.job_config import MosaicJobConfig
@@ -107,6 +108,16 @@ class MosaicTrainer(Trainer):
         super().train_step(data_iterator)
         self.stop.end_step()
         self.fire("batch_end")
+
+    def post_dataloading_process(
+        self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
+        """TorchTitan's, and `sequence_id` for each pipeline stage of a model that keeps documents apart."""
+        inputs, labels, extra_inputs, extra_kwargs = super().post_dataloading_process(input_dict, labels)
+        separator = separator_of(self.model_args, self.job_config.mosaic.dataloader["dataset"])
+        if separator is not None:
+            extra_kwargs["sequence_id"] = separator.sequence_ids(inputs)
+        return inputs, labels, extra_inputs, extra_kwargs
 
     def forward_backward_step(
         self,
