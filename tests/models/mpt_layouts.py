@@ -46,6 +46,7 @@ LAYOUTS = {
     "TP, alibi, qk norm, norms": ({"tp": 2}, {"attn_config": SPLIT | {"alibi": True, "qk_gn": True}} | NORMS),
     "TP, GQA, rope, full checkpointing": ({"tp": 2, "ac": "full"}, {"no_bias": True, "attn_config": SPLIT | GQA}),
     "PP": ({"pp": 2}, {"tie_word_embeddings": False, "attn_config": {"rope": True}, "mup": MUP}),
+    "PP, documents": ({"pp": 2}, {"tie_word_embeddings": False, "attn_config": {"attn_uses_sequence_id": True}}),
 }  # fmt: skip
 
 
@@ -101,14 +102,16 @@ def compare(layout: dict, changes: dict) -> dict[str, float]:
 
     generator = torch.Generator().manual_seed(1)
     tokens, labels = torch.randint(128, (2, 4, 32), generator=generator)
-    logits = reference(tokens)
+    documents = torch.arange(32) // torch.tensor([[5], [9], [11], [16]]) if "pp" in layout else None
+    logits = reference(tokens, sequence_id=documents)
     sum_loss(logits, labels).backward()
     data_ranks = world if "shard" in layout or "replicate" in layout else 1
     own = slice(rank * 4 // data_ranks, (rank + 1) * 4 // data_ranks) if data_ranks > 1 else slice(None)
     if schedule is not None:
         losses: list[torch.Tensor] = []
         arguments = () if has_last else (tokens,)
-        schedule.step(*arguments, **({"target": labels, "losses": losses} if has_last else {}))
+        targets = {"target": labels, "losses": losses} if has_last else {}
+        schedule.step(*arguments, sequence_id=documents, **targets)
         result["logits"] = abs(float(sum(losses)) / float(sum_loss(logits, labels)) - 1) if has_last else 0.0
     else:
         with loss_parallel() if "tp" in layout else contextlib.nullcontext():

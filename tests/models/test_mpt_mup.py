@@ -198,11 +198,6 @@ def test_bad_model_args(change, says):
         ({}, {"parallelism": {"tensor_parallel_degree": 2}}, "fused_qkv = false"),
         ({"attn_config": {"fused_qkv": False}}, {"parallelism": {"tensor_parallel_degree": 3}}, "not divisible"),
         ({}, {"parallelism": {"pipeline_parallel_degree": 2}}, "tie_word_embeddings = false"),
-        (
-            {"tie_word_embeddings": False, "attn_config": {"attn_uses_sequence_id": True}},
-            {"parallelism": {"pipeline_parallel_degree": 2}},
-            "hands sequence_id to the first stage only",
-        ),
         ({"attn_config": {"alibi": True}}, {"parallelism": {"context_parallel_degree": 2}}, "alibi is True"),
         (
             {"attn_config": {"attn_logit_softcapping": 3.0}},

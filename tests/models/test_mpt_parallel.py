@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 LAYOUTS = [
     "FSDP, tied", "FSDP, untied, rope, norms, muP", "FSDP, selective checkpointing", "FSDP, full checkpointing, alibi",
     "FSDP, compile", "DDP", "TP, tied", "TP, untied, GLU, muP", "TP, alibi, qk norm, norms",
-    "TP, GQA, rope, full checkpointing", "PP",
+    "TP, GQA, rope, full checkpointing", "PP", "PP, documents",
 ]  # fmt: skip
 
 

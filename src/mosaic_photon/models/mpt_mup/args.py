@@ -211,11 +211,6 @@ class MPTMuPModelArgs(BaseModelArgs):
                 f"pipeline_parallel_degree is {pp}, but the head is tied to the embedding, which lives on another "
                 "stage; set [model.overrides] tie_word_embeddings = false."
             )
-        if pp > 1 and self.attn_config["attn_uses_sequence_id"]:
-            raise ConfigError(
-                f"pipeline_parallel_degree is {pp}, but TorchTitan hands sequence_id to the first stage only; set "
-                "attn_config.attn_uses_sequence_id = false, or shard in another way."
-            )
         if parallelism.context_parallel_degree > 1:
             self._check_context_parallel()
 
