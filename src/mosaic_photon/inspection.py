@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS, _fill_in_folders
-from mosaic_photon.dataloader.cache import _best_hash, _fault
+from mosaic_photon.dataloader.cache import files_here
 from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.files import best_hash, fault_of
 from mosaic_photon.dataloader.index import Shard
 from mosaic_photon.dataloader.reader import token_column
 
@@ -37,6 +39,7 @@ class StreamReport:
     epoch_samples: int
     share: float  # of an epoch's samples
     files_verified: int | None = None  # None: not asked for
+    files_hashed: int | None = None  # of those verified; the others have no hash in the index, only a size
     damaged: dict[str, str] = field(default_factory=dict)  # file -> what is wrong with it
 
 
@@ -72,17 +75,18 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
     """
     by_name = {stream.name: stream for stream in report.streams}
     for stream in report.streams:
-        stream.files_verified = 0
+        stream.files_verified = stream.files_hashed = 0
     for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True):
         stream = by_name[source.name]
-        files = [file for file in (shard.raw, shard.zip) if file and (source.folder / file.basename).exists()]
+        files = files_here(source, shard)
         if not files and not source.remote:
             stream.damaged[str(source.folder / shard.stored.basename)] = "missing, and the stream has no remote"
         for file in files:
-            path = source.folder / file.basename
-            if fault := _fault(path, file, _best_hash(file)):
+            path, algorithm = source.folder / file.basename, best_hash(file)
+            if fault := fault_of(path, file, algorithm):
                 stream.damaged[str(path)] = fault
             stream.files_verified = (stream.files_verified or 0) + 1
+            stream.files_hashed = (stream.files_hashed or 0) + (algorithm is not None)
             advance(file.bytes)
 
 
@@ -91,8 +95,7 @@ def bytes_here(dataset: ShardedDataset) -> int:
     return sum(
         file.bytes
         for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True)
-        for file in (shard.raw, shard.zip)
-        if file and (source.folder / file.basename).exists()
+        for file in files_here(source, shard)
     )
 
 
@@ -160,5 +163,14 @@ def _shown(sample: dict[str, Any], decode: Decode | None, bytes_dtype: str) -> d
         elif isinstance(value, np.ndarray | np.generic):
             shown[name] = value.tolist()
         else:
-            shown[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            shown[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else _as_json(value)
     return shown
+
+
+def _as_json(value: Any) -> Any:
+    """The value; its text if it comes of a pickled column and JSON has nothing like it."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value

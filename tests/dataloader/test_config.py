@@ -101,6 +101,22 @@ def test_streams_inherit_the_datasets_settings() -> None:
         ('split = "train"', "mlm_probability = 0.15", "is for masked language models"),
         ('local = "data"', "", "needs either streams, or local and/or remote; found neither"),
         ('split = "train"', 'streams.a.local = "x"', "found both"),
+        (
+            'split = "train"',
+            'epoch_size = "abc"',
+            "epoch_size: expected a number above 0 or text like '10k', found 'abc'",
+        ),
+        ('split = "train"', 'epoch_size = "-5"', "epoch_size: expected a number above 0"),
+        ('split = "train"', "epoch_size = 0", "epoch_size: expected a number above 0"),
+        ('split = "train"', 'cache_limit = "1.2.3gb"', "cache_limit: expected a number above 0 or text like '100gb'"),
+        ('split = "train"', "download_timeout = inf", "download_timeout: expected a finite number, found inf"),
+        (
+            'local = "data"',
+            'streams.a = {local = "x", proportion = nan}',
+            "streams.a.proportion: expected a finite number",
+        ),
+        ('local = "data"', 'streams.a = {local = "x", proportion = 0}', "streams: all proportion are 0"),
+        ('local = "data"', 'streams.a = {local = "x", choose = 0}', "streams: all choose are 0"),
         ('local = "data"', 'streams.a.splt = "x"', "streams.a: unknown key 'splt'"),
         ('local = "data"', 'streams.a.split = "x"', "streams.a: needs local and/or remote"),
         ('local = "data"', 'streams.a = {local = "x", repeat = 1, choose = 2}', "set one of repeat, choose, not 2"),
@@ -123,6 +139,25 @@ def test_each_mistake_has_a_message_with_file_and_key(tmp_path: Path, old: str, 
     with pytest.raises(ConfigError) as caught:
         load_data_config(path)
     assert str(caught.value).startswith(str(path)) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "number"),
+    [
+        ("epoch_size", "1.5K", 1500),
+        ("epoch_size", "2 m", 2_000_000),
+        ("epoch_size", "70", 70),
+        ("epoch_size", 70, 70),
+        ("cache_limit", "2b", 2),
+        ("cache_limit", ".5 kb", 512),
+        ("cache_limit", "1GB", 2**30),
+    ],
+)
+def test_sizes_are_what_streaming_takes_for_one(key: str, value: int | str, number: int) -> None:
+    from streaming.base.util import bytes_to_int, number_abbrev_to_int
+
+    config_module.check_loader({"name": "text", "dataset": {"local": "x", key: value}}, "here")
+    assert (number_abbrev_to_int if key == "epoch_size" else bytes_to_int)(value) == number
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ def _verified(stream: Any) -> str:
     if stream.files_verified is None:
         return "not verified"
     good = stream.files_verified - sum("missing" not in fault for fault in stream.damaged.values())
-    return f"{good} of {stream.files_verified} files good" if stream.files_verified else "nothing here to verify"
+    by_size = stream.files_verified - stream.files_hashed
+    note = ", sizes only" if not stream.files_hashed else f", {by_size} by size only" if by_size else ""
+    return f"{good} of {stream.files_verified} files good{note}" if stream.files_verified else "nothing here to verify"
 
 
 def _sample_lines(sample: dict[str, Any]) -> list[str]:

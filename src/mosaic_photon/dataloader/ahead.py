@@ -36,6 +36,8 @@ class ReadAhead(Generic[T]):
 
     def __next__(self) -> T:
         item, error = self._items.get()
+        if self._stopped:
+            error = StopIteration()  # whatever was read ahead
         if error is not None:
             self._items.put((None, error))  # every later call fails in the same way
             raise error
@@ -43,9 +45,10 @@ class ReadAhead(Generic[T]):
         return item  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Stop the thread and wait for it, at most 10 s: the item it is making is finished first."""
+        """Stop the thread and wait for it, at most 10 s: the item it is making is finished first. `next` ends."""
         self._stopped = True
         self._places.put(False)
+        self._items.put((None, StopIteration()))  # for one who waits for an item
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
@@ -77,12 +80,12 @@ class FetchAhead:
     def plan(self, shard_ids: NDArray[np.int64], samples_ahead: int | None) -> None:
         """Set out what is needed: `shard_ids` of the coming samples, in order; position 0 is the first.
 
-        Shards are fetched up to `samples_ahead` samples ahead of the position; None: 32 shards ahead, or as many as
-        fill half of the cache limit.
+        Shards are fetched up to `samples_ahead` samples ahead of the position; None: 32 shards ahead. Under a cache
+        limit never more than fill half of it: others would have to go before they are read.
         """
         shards, first = np.unique(shard_ids, return_index=True)
         order = np.argsort(first)
-        ahead = SHARDS_AHEAD
+        ahead = SHARDS_AHEAD if samples_ahead is None else len(shards)
         if self._cache.limit is not None:
             ahead = max(1, min(ahead, self._cache.limit // (2 * max(s.max_bytes for s in self._cache.shards))))
         with self._changed:
@@ -114,8 +117,8 @@ class FetchAhead:
     def _may_fetch(self) -> bool:
         if self._next >= len(self._wanted):
             return False
-        if self._samples_ahead is not None:
-            return self._wanted[self._next][0] <= self._position + self._samples_ahead
+        if self._samples_ahead is not None and self._wanted[self._next][0] > self._position + self._samples_ahead:
+            return False
         return self._next < self._passed + self._shards_ahead
 
     def _run(self) -> None:

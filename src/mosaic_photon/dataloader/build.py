@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +21,8 @@ from mosaic_photon.dataloader.tokenizer import pad_token_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
+
+logger = logging.getLogger(__name__)
 
 
 def build_mosaic_dataloader(
@@ -94,7 +97,12 @@ def _fill_in_folders(config: dict[str, Any]) -> None:
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
     """The ranks of a node share the shards out; what one finds damaged, the others find by size when they open it."""
     rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    dataset.cache.check(hashes, slice(rank, None, ranks))
+    cache = dataset.cache
+    if hashes and rank == 0:
+        pairs = zip(cache.source_of, cache.shards, strict=True)
+        for name in dict.fromkeys(source.name for source, shard in pairs if not shard.stored.hashes):
+            logger.warning(f"verify_cache: stream {name!r} has no hashes in its index: only sizes are compared")
+    cache.check(hashes, slice(rank, None, ranks))
 
 
 _STREAMING_ARGUMENTS = STREAMING_KEYS - {"streams", "remote", "local", "batch_size", "replication", "stream_config"}

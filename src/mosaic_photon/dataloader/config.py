@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +60,10 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 AT_LEAST = {"num_workers": 0, "download_retry": 0, "shuffle_seed": 0, "proportion": 0, "repeat": 0, "choose": 0} | {
     key: 1 for key in _names("max_seq_len num_canonical_nodes sampling_granularity shuffle_block_size predownload")
+}
+SIZES = {  # in text: the pattern, an example
+    "epoch_size": (r"\d+|\d*\.?\d+ *[kmbt]", "10k"),
+    "cache_limit": (r"\d+b?|\d*\.?\d+ *[kmgtpezy]b", "100gb"),
 }
 TRAIN, EVAL = "mosaic_dataloader", "mosaic_eval_dataloader"
 
@@ -196,6 +202,12 @@ def _check_value(value: Any, key: str, where: str) -> None:
     if types and (not isinstance(value, types) or (is_bool and types is not _BOOL)):
         names = " or ".join({"dict": "table", "str": "text"}.get(kind.__name__, kind.__name__) for kind in types)
         raise ConfigError(f"{where}.{key}: expected {names}, found {value!r}")
+    if key in SIZES:
+        pattern, example = SIZES[key]
+        if not (re.fullmatch(pattern, str(value).strip().lower()) and re.search("[1-9]", str(value))):
+            raise ConfigError(f"{where}.{key}: expected a number above 0 or text like {example!r}, found {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}.{key}: expected a finite number, found {value!r}")
     if key in AT_LEAST and value < AT_LEAST[key]:
         raise ConfigError(f"{where}.{key}: must be at least {AT_LEAST[key]}, found {value!r}")
     if key in CHOICES and value not in CHOICES[key]:
@@ -230,7 +242,7 @@ def _check_streams(dataset: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: needs either streams, or local and/or remote; found {'both' if own else 'neither'}"
         )
-    weights = {}
+    weights: dict[str, str | None] = {}
     for name, stream in (streams or {}).items():
         at = f"{where}.streams.{name}"
         _check_table(stream, STREAM_KEYS, at)
@@ -243,6 +255,8 @@ def _check_streams(dataset: Mapping[str, Any], where: str) -> None:
     if "proportion" in weights.values() and set(weights.values()) != {"proportion"}:
         other = next(name for name, kind in weights.items() if kind != "proportion")
         raise ConfigError(f"{where}.streams.{other}: other streams set proportion, so this one must too")
+    if streams and not any(streams[name][kind] if kind else True for name, kind in weights.items()):
+        raise ConfigError(f"{where}.streams: all {next(iter(weights.values()))} are 0; at least one must be above 0")
     absolute = {"repeat", "choose"} & set(weights.values())
     if absolute and dataset.get("epoch_size"):
         raise ConfigError(f"{where}.epoch_size: does not go with {', '.join(sorted(absolute))}; use proportion")

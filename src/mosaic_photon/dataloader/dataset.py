@@ -18,7 +18,8 @@ from mosaic_photon.compat import streaming_lazy_package
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.cache import ShardCache, Source, fetch_index
+from mosaic_photon.dataloader.cache import ShardCache
+from mosaic_photon.dataloader.fetch import Source, fetch_index
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.errors import ConfigError
 
@@ -84,7 +85,10 @@ class ShardedDataset(StreamingDataset):
 
     def _weigh_streams(self, epoch_size: int | str | None) -> None:
         size = number_abbrev_to_int(epoch_size) if epoch_size else None
-        self.epoch_size = Stream.apply_weights(self.streams, self.samples_per_stream, size, self.shuffle_seed)
+        with np.errstate(invalid="ignore"):  # of an epoch without samples, which has a message below
+            self.epoch_size = Stream.apply_weights(self.streams, self.samples_per_stream, size, self.shuffle_seed)
+        if not self.epoch_size:
+            raise ConfigError("repeat and choose of the streams leave an epoch without samples; raise one of them")
         self.length = self.epoch_size
 
     def locate(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -56,6 +56,7 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         except (ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(f"the data config is refused by llm-foundry: {error}") from error
     dataset, collate = spec.dataloader.dataset, spec.dataloader.collate_fn
+    collate = getattr(collate, "base_collator", collate)  # its wrapper counts tokens, and can't be sent to a worker
     for name, stream in zip(names, dataset.streams, strict=True):
         stream.name = name
     samples = _Samples(dataset)
@@ -144,6 +145,9 @@ def _from_workers(loader: DataLoader[Any]) -> Generator[Mapping[str, torch.Tenso
     batches = iter(loader)
     try:
         yield from batches
+    except ConfigError as error:  # torch puts the worker's traceback before the message
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        raise type(error)(str(error).rpartition(f"\n{name}: ")[2].rstrip()) from None
     except (ConnectionError, EOFError) as error:  # the batch's memory is asked of the worker that made it
         raise RuntimeError(
             "a DataLoader worker ended while it handed over a batch; was it killed, e.g. for lack of memory?"

@@ -11,6 +11,9 @@ from typing import Any
 from mosaic_photon.errors import ConfigError
 
 INDEX = "index.json"
+LOCKS = ".locks"
+RESERVED = {INDEX, LOCKS, "limit"}
+"""Names that the cache gives to files of its own, or to their locks."""
 
 
 class DataError(ConfigError):
@@ -115,6 +118,8 @@ def _file(entry: dict[str, Any], where: str) -> ShardFile:
         raise DataError(
             f"{where}: shard file {basename!r} lies outside the dataset's folder; the index is not to be trusted"
         )
+    if path.parts[0] in RESERVED or basename.endswith(".part"):
+        raise DataError(f"{where}: shard file {basename!r} has a name that the cache uses itself; rename the shard")
     return ShardFile(basename, int(entry["bytes"]), dict(entry.get("hashes") or {}))
 
 

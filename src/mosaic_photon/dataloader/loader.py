@@ -126,6 +126,7 @@ class DataSpecDataLoader(BaseDataLoader):
         if self.data.workers is None:
             batches = ((self._made(ids), epoch_samples) for ids, epoch_samples in self._plan())
             return ReadAhead(batches, BATCHES_AHEAD)
+        self.close()  # threads and connections go neither through a fork nor through a spawn
         read = _through_workers(self.data.workers, self._plan())
         return ((self._pinned(batch), epoch_samples) for batch, epoch_samples in read)
 
@@ -155,8 +156,9 @@ class DataSpecDataLoader(BaseDataLoader):
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._order_of is None or self._order_of[0] != epoch:
             # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
-            batch = self.layout.unit if self.layout.unit > 1 else self.layout.global_batch
-            self._order_of = epoch, self.data.dataset.epoch_order(epoch, batch)
+            dataset, layout = self.data.dataset, self.layout
+            batch = layout.local_batch if dataset.batching_method == "device_per_stream" else layout.global_batch
+            self._order_of = epoch, dataset.epoch_order(epoch, batch)
         order = self._order_of[1]
         if len(order) < self.layout.global_batch:
             raise ConfigError(
@@ -205,6 +207,7 @@ class EvalLoader(BaseDataLoader):
     def __init__(self, data: Data, layout: Layout) -> None:
         self.data, self.layout = data, layout
         data.dataset.num_canonical_nodes = 1  # more would repeat samples to even out the nodes' parts
+        data.dataset.batching_method = "random"  # the others leave out samples that fill no batch
         self._batches = padded_rank_batches(data.dataset.epoch_order(0, 1), layout)
         self._fetch: FetchAhead | None = None
 

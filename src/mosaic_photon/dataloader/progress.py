@@ -92,9 +92,11 @@ def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Pr
     keys = sorted(key for key in saved.keys() | marks.keys() if saved.get(key) != marks.get(key))
     difference = "\n".join(f"  {key}: {saved.get(key, '(absent)')} -> {marks.get(key, '(absent)')}" for key in keys)
     if difference and not allow_change:
+        batch = "global_batch_size"  # unless it is set, it grows with the number of ranks
+        hint = f" (set training.{batch} = {saved[batch]})" if batch in keys else ""
         raise ConfigError(
             "the data config changes which samples the next steps get (checkpoint -> now):\n"
-            f"{difference}\nRestore the data config, or go on knowingly with --mosaic.allow_data_change"
+            f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
     return Progress(**{name: value for name, value in state.items() if name in fields}), difference

@@ -67,8 +67,12 @@ class ShardReader:
         info = self.cache.shards[shard_id]
         header = np.frombuffer(os.pread(file.fileno(), 4 * (info.samples + 2), 0), np.uint32).astype(np.int64)
         shard = OpenShard(file, header[1:])
-        in_order = len(header) == info.samples + 2 and bool((np.diff(header[1:]) >= 0).all())
-        if not in_order or header[0] != info.samples or header[-1] != info.raw.bytes:
+        sizes = np.diff(header[1:])
+        # A varying column takes at least the four bytes that say its size.
+        fixed = sum(4 if column.size is None else column.size for column in info.columns)
+        varies = any(column.size is None for column in info.columns)
+        fits = len(sizes) == info.samples and bool((sizes >= fixed if varies else sizes == fixed).all())
+        if not fits or header[0] != info.samples or header[-1] != info.raw.bytes:
             raise self.damaged(shard_id, "has a damaged header")
         return shard
 

@@ -1,0 +1,120 @@
+"""From a stream's remote to a file on this node: retried, checked, unpacked."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic_photon.dataloader.files import fault_of, locked
+from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile, parse_index, read_index
+
+logger = logging.getLogger(__name__)
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_FOR_US = {"403", "404", "AccessDenied", "NoSuchKey", "NoSuchBucket"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One stream: the folder of its files on this node, and the remote they come from (None: only the folder)."""
+
+    name: str
+    folder: Path
+    remote: str | None = None
+    attempts: int = 3
+    timeout: float = 60.0
+    """Seconds without data before a download fails."""
+    validate_hash: str | None = None
+    keep_zip: bool = False
+    downloader: Any = None
+    """Streaming's CloudDownloader for the remote."""
+
+
+def fetch_index(source: Source, allow_unsafe_types: bool = False) -> list[Shard]:
+    """The shards that the source's index lists, the index fetched first where it is not here or can't be parsed."""
+    path = source.folder / INDEX
+    if source.remote is None:
+        return read_index(source.folder, allow_unsafe_types)
+    try:
+        (source.folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        with locked(source.folder / LOCKS / INDEX):
+            if path.exists():
+                try:
+                    return read_index(source.folder, allow_unsafe_types)
+                except DataError as error:  # the remote's may be good
+                    logger.warning(f"{error}; fetching it again from {source.remote}")
+                    path.unlink()
+            part = path.with_name(INDEX + ".part")
+            part.unlink(missing_ok=True)
+            download(source, INDEX, part)
+            shards = parse_index(part.read_bytes(), f"{source.remote}/{INDEX}", allow_unsafe_types)
+            os.replace(part, path)
+            return shards
+    except OSError as error:
+        raise no_access(source, error) from error
+
+
+def download(source: Source, basename: str, target: Path, expected: ShardFile | None = None) -> None:
+    """Download to `target`, retrying with exponential back-off what may pass. Raises DataError when it does not."""
+    remote = f"{str(source.remote).rstrip('/')}/{basename}"
+    for attempt in range(1, source.attempts + 1):
+        try:
+            source.downloader.download(remote, str(target), source.timeout)
+            fault = expected and fault_of(target, expected, source.validate_hash)
+            if not fault:
+                return
+            error: Exception = DataError(fault)
+        except Exception as caught:  # each store's client has exceptions of its own
+            error = caught
+        target.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise error
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error)
+        if attempt == source.attempts or _is_final(error):
+            raise DataError(
+                f"{remote}: stream {source.name!r}: download failed after {attempt} attempt(s): {reason}"
+            ) from error
+        pause = min(2.0 ** (attempt - 1), 30.0) * random.uniform(1.0, 1.5)
+        logger.warning(f"{remote}: attempt {attempt} of {source.attempts} failed, again in {pause:.1f} s: {reason}")
+        time.sleep(pause)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would fail in the same way."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return isinstance(error, FileNotFoundError | PermissionError | ImportError) or code in NOT_FOR_US
+
+
+def unpack(shard: Shard, stored: Path, target: Path, source: Source) -> None:
+    from streaming.base.compression import decompress
+
+    try:
+        data = decompress(shard.compression, stored.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # each codec has exceptions of its own
+        raise DataError(f"{stored}: cannot be decompressed ({shard.compression}): {error}") from error
+    target.write_bytes(data)
+    fault = fault_of(target, shard.raw, None)
+    if fault:
+        raise DataError(f"{source.folder / shard.raw.basename}: unpacked from {shard.stored.basename}, {fault}")
+
+
+def no_access(source: Source, error: OSError) -> DataError:
+    if error.errno in NO_ROOM:
+        free = shutil.disk_usage(source.folder).free if source.folder.exists() else 0
+        return DataError(
+            f"{source.folder}: cannot write stream {source.name!r}: {error.strerror} ({free / 1e9:.1f} GB free);"
+            " free some space, set cache_limit, or move local to another disk"
+        )
+    return DataError(
+        f"{error.filename or source.folder}: cannot use as cache of stream {source.name!r}: {error.strerror}"
+    )

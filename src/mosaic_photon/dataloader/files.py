@@ -1,0 +1,66 @@
+"""Files that several processes of a node share: their locks, and whether one is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mosaic_photon.dataloader.index import ShardFile
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file; yields whether it is held, which is always true with `wait`."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # not only close: a process forked meanwhile holds a copy of fd
+    finally:
+        os.close(fd)
+
+
+def fault_of(path: Path, file: ShardFile, algorithm: str | None) -> str:
+    """What is wrong with the file at `path`, '' if nothing: its size, and its hash where an algorithm is named."""
+    size = size_of(path)
+    if size != file.bytes:
+        return f"has {size} bytes instead of {file.bytes}"
+    if not algorithm or algorithm not in file.hashes:
+        return ""
+    from streaming.base.hashing import get_hash
+
+    digest = get_hash(algorithm, path.read_bytes())
+    return "" if digest == file.hashes[algorithm] else f"has {algorithm} {digest} instead of {file.hashes[algorithm]}"
+
+
+def best_hash(file: ShardFile) -> str | None:
+    """The fastest of the hashes that the index has for the file."""
+    fast = [name for name in file.hashes if name.startswith("xxh")]
+    return min(fast or file.hashes, default=None)
+
+
+def size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def mtime_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
