@@ -32,7 +32,6 @@ import mosaic_photon.compat  # noqa: F401
 import numpy as np
 import psutil
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
@@ -65,18 +64,27 @@ def ours(dataset: dict[str, Any]) -> DataSpecDataLoader:
     return build_mosaic_dataloader(1, 0, HuggingFaceTokenizer(ASSETS), job)
 
 
+def another_name(folder: Path) -> Path:
+    """A new link to the folder: Streaming refuses one that it has had open before in this process."""
+    link = Path(tempfile.mkdtemp(dir=folder.parent), folder.name)
+    link.symlink_to(folder)
+    return link
+
+
 def foundry(folder: Path) -> Iterable[Any]:
     from llmfoundry.data.dataloader import build_dataloader
     from transformers import AutoTokenizer
 
-    clean_stale_shared_memory()
-    loader = config({"local": str(folder)}) | {"num_workers": 2, "pin_memory": False, "prefetch_factor": 2}
+    loader = config({"local": str(another_name(folder))}) | {
+        "num_workers": 2,
+        "pin_memory": False,
+        "prefetch_factor": 2,
+    }
     return build_dataloader(loader, AutoTokenizer.from_pretrained(ASSETS), BATCH).dataloader
 
 
 def streaming(folder: Path) -> Iterable[Any]:
-    clean_stale_shared_memory()
-    dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
+    dataset = StreamingDataset(local=str(another_name(folder)), shuffle=True, batch_size=BATCH)
     return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2, drop_last=True)
 
 

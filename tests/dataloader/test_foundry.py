@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,12 @@ import psutil
 import pytest
 import torch
 from streaming import MDSWriter
-from streaming.base.util import clean_stale_shared_memory
 from transformers import AutoTokenizer
 
 from mds_data import ASSETS, SEQ_LEN, job
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.foundry import _our_datasets
+from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.errors import ConfigError
 
 WIDE = 64
@@ -55,13 +59,12 @@ def finetuning(pairs: Path, seq_len: int = WIDE, **loader: Any) -> dict[str, Any
     return {"name": "finetuning", "dataset": dataset, "drop_last": True, "num_workers": 0, **loader}
 
 
-def test_finetuning_batches_equal_llm_foundrys(pairs: Path, build: Any) -> None:
+def test_finetuning_batches_equal_llm_foundrys(pairs: Path, tmp_path: Path, build: Any) -> None:
     from llmfoundry.data.dataloader import build_dataloader
 
     ours = build(job(loader=finetuning(pairs), local=4, batch=4, seq_len=WIDE))
     config = copy.deepcopy(finetuning(pairs, prefetch_factor=None, persistent_workers=False, pin_memory=False))
-    config["dataset"]["local"] += "_theirs"
-    clean_stale_shared_memory()
+    config["dataset"]["local"] = str(tmp_path / "theirs")
     tokenizer = AutoTokenizer.from_pretrained(ASSETS, padding_side="right")
     theirs = build_dataloader(config, tokenizer, 4).dataloader
     for batch, (inputs, labels) in zip(theirs, ours, strict=False):
@@ -126,6 +129,46 @@ def test_spawned_workers_find_the_dataset_classes(text: Path, build: Any) -> Non
     loader = build(job({"local": str(text)}))
     again = pickle.loads(pickle.dumps(loader.data.dataset))
     assert again[3] == loader.data.dataset[3]
+
+
+SPAWN = """
+import json, multiprocessing, sys
+sys.path.insert(0, {tests!r})
+from mds_data import ASSETS, job
+from mosaic_photon.dataloader import build_mosaic_dataloader
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+def batches(config, workers):
+    loader = job(loader=config | {{"num_workers": workers}}, local=4, batch=4, seq_len={seq_len})
+    loader = build_mosaic_dataloader(1, 0, HuggingFaceTokenizer(str(ASSETS)), loader)
+    made = [batch[0]["input"].tolist() for batch, _ in zip(loader, range(14))]
+    loader.close()
+    return made
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    for config in json.loads(sys.argv[1]):
+        assert batches(config, 1) == batches(config, 0), config["name"]
+"""
+
+
+@pytest.mark.slow
+def test_spawned_workers_make_the_same_batches(pairs: Path, text: Path, tmp_path: Path) -> None:
+    script = tmp_path / "spawn.py"
+    script.write_text(SPAWN.format(tests=str(Path(__file__).parent.parent), seq_len=WIDE))
+    of_text = {"name": "text", "dataset": {"local": str(text), "shuffle": True}, "drop_last": True}
+    command = [sys.executable, str(script), json.dumps([finetuning(pairs), of_text])]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_error_in_a_worker_has_the_message_alone(text: Path, tmp_path: Path, build: Any) -> None:
+    folder = Path(shutil.copytree(text, tmp_path / "text"))
+    for shard in folder.glob("shard.*.mds"):
+        shard.write_bytes(b"\xff" * shard.stat().st_size)
+    loader = build(job(loader={"name": "text", "dataset": {"local": str(folder)}, "drop_last": True, "num_workers": 2}))
+    with pytest.raises(DataError, match=rf"^{folder}/shard\.00000\.mds: has a damaged header[^\n]*$"):
+        next(iter(loader))
 
 
 def test_llm_foundry_is_left_as_it_was() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 
 from mds_data import SEQ_LEN, flat, job, numbers, write_mds
+from mosaic_photon.dataloader.ahead import ReadAhead
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
 from mosaic_photon.errors import ConfigError
 
@@ -92,6 +96,54 @@ def test_what_is_read_ahead_does_not_count_and_a_new_iteration_goes_on(mds: Path
     assert numbers(next(iter(loader))) == [6, 7]
 
 
+@pytest.mark.parametrize("local", [1, 4])
+def test_a_micro_batch_is_of_one_stream_as_streaming_makes_it(
+    mds: Path, tmp_path: Path, build: Any, local: int
+) -> None:
+    other = write_mds(tmp_path / "other", 60, start=300)
+    streams = {"a": {"local": str(mds)}, "b": {"local": str(other)}}
+    loader = build(job({"streams": streams, "batching_method": "device_per_stream"}, local=local, batch=8))
+    batches = iter(loader)
+    ours = [numbers(next(batches)) for _ in range(200 // local)]
+    dataset = loader.data.dataset
+    dataset.batch_size = local
+    theirs = generate_work("device_per_stream", dataset, World(1, 1, 1, 0), 0, 0)[0, 0, 0, : len(ours)]
+    assert ours == [[i if i < 203 else 300 + i - 203 for i in batch] for batch in theirs.tolist()]
+
+
+def test_what_was_begun_before_ends_instead_of_waiting(mds: Path, build: Any) -> None:
+    """After another iteration, a roll-back and a close; each leaves batches that were read ahead."""
+    loader = build(job({"local": str(mds)}, local=2, batch=2))
+    state = loader.state_dict()
+    for end in (lambda: next(iter(loader)), lambda: loader.load_state_dict(state), loader.close):
+        begun = iter(loader)
+        next(begun)
+        end()
+        position = loader.progress
+        assert list(begun) == [] and loader.progress == position
+
+
+def test_one_who_waits_for_a_batch_is_told_of_the_end() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        asked.set()
+        go_on.wait()
+        yield 1
+
+    ahead = ReadAhead(source(), 1)
+    got: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: got.append(list(ahead)), daemon=True)
+    waiting.start()
+    asked.wait()
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    waiting.join(timeout=60)
+    go_on.set()
+    closing.join()
+    assert got == [[]]
+
+
 def test_rolling_back_in_the_same_process(mds: Path, build: Any) -> None:
     ranks = Ranks(build, {"local": str(mds), "shuffle": True}, dp=1, local=3)
     ranks.steps(2)
@@ -153,6 +205,12 @@ def test_moved_data_and_another_micro_batch_are_no_change(mds: Path, tmp_path: P
     (tmp_path / "moved").symlink_to(mds)
     moved = build(job({"streams": {"data": {"local": str(tmp_path / "moved")}}, "shuffle": True}, local=4))
     moved.load_state_dict(loader.state_dict())
+
+
+def test_another_number_of_ranks_without_a_global_batch_size_names_the_way_out(mds: Path, build: Any) -> None:
+    loader = build(job({"local": str(mds)}, local=2, batch=-1), dp=2)
+    with pytest.raises(ConfigError, match=r"global_batch_size: 4 -> 2\n.*\(set training\.global_batch_size = 4\)"):
+        build(job({"local": str(mds)}, local=2, batch=-1)).load_state_dict(loader.state_dict())
 
 
 def test_a_checkpoint_of_another_loader_is_refused(mds: Path, build: Any) -> None:
