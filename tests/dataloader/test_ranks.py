@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from mds_data import job, numbers
+import pytest
+
+from mds_data import job, numbers, wait_until
 
 SCRIPT = Path(__file__).parent / "ranks_job.py"
 
@@ -49,7 +50,7 @@ def test_one_two_four_one_ranks_with_tensor_and_pipeline_parallelism(mds: Path, 
     whole = build(job(data, local=8, batch=8))
     expected = [sorted(samples) for samples in _samples(whole, len(seen))]
     assert seen == expected
-    assert "this rank fails" in lines[-1]["result"] and lines[-1]["seconds"] < 30  # the others did not wait for it
+    assert "this rank fails" in lines[-1]["result"] and lines[-1]["seconds"] < 120  # the others did not wait for it
 
 
 def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: Any) -> None:
@@ -58,7 +59,7 @@ def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: An
         endpoint = f"localhost:{free.getsockname()[1]}"
     spec = {"world": 2, "nodes": 2, "steps": 12, "batch": 8, "local": 2, "endpoint": endpoint}
     spec |= {"data": {"remote": str(mds), "shuffle": True}, "cache": f"{tmp_path}/node{{node}}"}
-    agents = [start(tmp_path, [spec], name) for name in ("one", "two")]
+    agents = [start(tmp_path, [spec | {"is_host": name == "one"}], name) for name in ("one", "two")]
     errors = [agent.communicate(timeout=120)[1] for agent in agents]
     steps = [results(tmp_path, name)[0]["result"] for name in ("one", "two")]
     whole = build(job({"local": str(mds), "shuffle": True}, local=8, batch=8))
@@ -67,17 +68,16 @@ def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: An
     assert min(shards) > 5
 
 
+@pytest.mark.timeout(600)
 def test_killed_and_neighbouring_jobs_do_not_meet(mds: Path, tmp_path: Path, build: Any) -> None:
     """Two jobs share a cache; one is killed with all its processes; the other goes on, and the next mends the rest."""
-    spec = {"world": 2, "steps": 60, "batch": 8, "local": 2, "pause": 0.1}
+    spec = {"world": 2, "steps": 60, "batch": 8, "local": 2, "pause": 0.1, "sign": "began"}
     spec["data"] = {"remote": str(mds), "local": str(tmp_path / "cache"), "shuffle": True}
     doomed, other = (start(tmp_path / name, [spec], start_new_session=True) for name in _made(tmp_path, "a", "b"))
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache").glob("shard.*.mds")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((tmp_path / "a" / "began").exists, timeout=240)
     os.killpg(doomed.pid, signal.SIGKILL)
     doomed.communicate()
-    other.communicate(timeout=120)
+    other.communicate(timeout=240)
     assert len(results(tmp_path / "b")[0]["result"]) == 60
     build(job(spec["data"]))
     assert not list((tmp_path / "cache").glob("*.part"))
