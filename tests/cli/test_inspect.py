@@ -153,6 +153,40 @@ def test_damage_is_found_and_left_as_it_is(data, tmp_path, capsys, fault):
     assert "not verified" in output.out
 
 
+def test_files_without_hashes_are_compared_by_size_and_said_to_be(tmp_path, capsys):
+    """As llm-foundry's conversion scripts write them."""
+    from streaming import MDSWriter
+
+    with MDSWriter(columns={"text": "str"}, out=str(tmp_path / "bare" / "train"), size_limit=100) as writer:
+        for text in TEXTS[:20]:
+            writer.write({"text": text})
+    config = one_stream(tmp_path / "data.toml", tmp_path / "bare")
+    code, output = inspect(capsys, config, "--verify", "--json")
+    stream = json.loads(output.out)["train"]["streams"][0]
+    assert (code, stream["hashes"], stream["files_hashed"]) == (0, [], 0)
+    assert stream["files_verified"] == stream["shards"] > 1
+    _, output = inspect(capsys, config, "--verify")
+    assert f"none ({stream['shards']} of {stream['shards']} files good, sizes only)" in " ".join(output.out.split())
+
+
+def test_hashed_files_are_counted(data, tmp_path, capsys):
+    _, output = inspect(capsys, one_stream(tmp_path / "data.toml", data / "web"), "--verify", "--json")
+    stream = json.loads(output.out)["train"]["streams"][0]
+    assert stream["files_hashed"] == stream["files_verified"] == 1
+
+
+@pytest.mark.parametrize("value", [{1, 2}, {(1, 2): "x"}, {"label": 3}])
+def test_pickled_columns_are_shown(tmp_path, capsys, value):
+    from streaming import MDSWriter
+
+    with MDSWriter(columns={"text": "str", "extra": "pkl"}, out=str(tmp_path / "pickled" / "train")) as writer:
+        writer.write({"text": "a", "extra": value})
+    config = one_stream(tmp_path / "data.toml", tmp_path / "pickled", more="allow_unsafe_types = true")
+    code, output = inspect(capsys, config, "--samples", 1, "--json")
+    shown = value if value == {"label": 3} else repr(value)
+    assert (code, json.loads(output.out)["train"]["samples"][0]["extra"]) == (0, shown)
+
+
 def test_bad_input(data, tmp_path, capsys):
     code, output = inspect(capsys, one_stream(tmp_path / "data.toml", data / "web"), "--tokenizer", tmp_path)
     assert (code, "no tokenizer.json" in output.err) == (1, True)

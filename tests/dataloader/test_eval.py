@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mds_data import flat, job, numbers, text_loader
+from mds_data import flat, job, numbers, text_loader, write_mds
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.errors import ConfigError
 
@@ -37,6 +37,14 @@ def test_every_sample_once_in_the_same_order_on_every_pass(
         assert [number for batches in zip(*passes[0], strict=True) for b in batches for number in b][: 4 * dp] == [
             row * dp + rank for rank in range(dp) for row in range(4)
         ]
+
+
+@pytest.mark.parametrize("method", ["stratified", "per_stream", "device_per_stream"])
+def test_every_sample_once_whatever_the_batching_method(mds: Path, tmp_path: Path, tokenizer: Any, method: str) -> None:
+    streams = {"a": {"local": str(mds)}, "b": {"local": str(write_mds(tmp_path, 3, start=203))}}
+    config = job(eval_loader=text_loader({"streams": streams, "batching_method": method}), local=4)
+    loader = build_mosaic_eval_dataloader(1, 0, tokenizer, config)
+    assert sorted(flat(rank_numbers(loader))) == list(range(206))
 
 
 def test_a_pass_that_is_broken_off_does_not_move_the_next(mds: Path, tokenizer: Any) -> None:
