@@ -155,6 +155,17 @@ def check_jobs(folder: Path, data: Path, ports: list[str]) -> None:
     stopped = job("stopped", '[callbacks."recording:Stopper"]\nbatches = 2\nrank = 3\n', *checkpoints)
     assert [path.name for path in (stopped / "out/checkpoint").iterdir()] == ["step-2"]
 
+    for event, batch in {"after_train_batch": 1, "eval_batch_end": 2}.items():
+        failing = f'[callbacks."recording:FailingMonitor"]\nevent = "{event}"\nbatch = {batch}\nrank = 1\n'
+        try:
+            job(event, failing, "--validation.enable=true", "--validation.steps=1")
+        except CallbackError as error:
+            assert f"'recording:FailingMonitor' failed in {event} at step 2 on rank 1: RuntimeError: as it" in str(
+                error
+            )
+        else:
+            raise AssertionError("the job went on")
+
     tables = '[callbacks."recording:Raiser"]\nevent = "after_loss"\nbatch = 1\nrank = 2\n' + monitor.replace(
         "2", "1", 1
     )

@@ -11,7 +11,7 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 def test_four_ranks(tmp_path, prepared_data):
-    ports = [str(free_port()) for _ in range(5)]
+    ports = [str(free_port()) for _ in range(7)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(WORKER)]
     run = subprocess.run(
         [*command, str(tmp_path), str(prepared_data), *ports],

@@ -121,6 +121,63 @@ def test_resume_goes_on_in_time_and_gives_callbacks_their_state(tmp_path, prepar
     assert recording.Recorder.closed[-1] == "closed after 1"
 
 
+@pytest.mark.parametrize(
+    "parts", [((5, False), (9, True)), ((3, True), (6, False), (9, True))], ids=["join in an epoch", "rejoin after one"]
+)
+def test_callbacks_that_join_or_rejoin_a_job_find_the_time_of_its_data(tmp_path, prepared_data, parts):
+    table, checkpoints = '[callbacks."recording:Recorder"]\n', ("--checkpoint.enable=true", "--checkpoint.interval=100")
+
+    def seen():
+        return [one for one in recording.Recorder.events if one[0] in ("batch_start", "epoch_start", "epoch_end")]
+
+    assert jobs.run_here(write(tmp_path / "whole", prepared_data, table), "--training.steps=9") == 0
+    whole = seen()
+    for steps, with_callbacks in parts:
+        recording.Recorder.events.clear()
+        arguments = write(tmp_path / "parts", prepared_data, table if with_callbacks else "")
+        assert jobs.run_here(arguments, f"--training.steps={steps}", *checkpoints) == 0
+    began = parts[-2][0]  # an epoch's end at that step was the job's without callbacks
+    assert seen() == [one for one in whole if one[2] > began or (one[2] == began and one[0] != "epoch_end")]
+    (start,) = (one for one in recording.Recorder.events if one[0] == "fit_start")
+    assert start[1:] == (began // 2, began, 4 * began, 256 * began, began % 2, 4 * (began % 2))
+
+
+@pytest.mark.parametrize("event, error", [("state_dict", "ValueError: as"), ("load_state_dict", "KeyError: 'b'")])
+def test_a_callback_that_fails_with_its_state_is_named(tmp_path, prepared_data, event, error):
+    arguments = write(tmp_path, prepared_data, f'[callbacks."recording:FailingState"]\nevent = "{event}"\n')
+    flags = ("--checkpoint.enable=true", "--checkpoint.interval=2")
+    with pytest.raises(CallbackError, match=f"'recording:FailingState' failed in {event} at step . ?.*{error}"):
+        jobs.run_here(arguments, *flags, "--training.steps=2")
+        jobs.run_here(arguments, *flags, "--training.steps=4")
+
+
+def test_numbers_are_logged_and_the_rest_is_printed(tmp_path, prepared_data, capsys):
+    arguments = write(tmp_path, prepared_data, '[callbacks."recording:Words"]\n')
+    assert jobs.run_here(arguments, "--training.steps=2") == 0
+    assert jobs.scalars(tmp_path, "words/number") == {1: 1.0, 2: 1.0}
+    assert jobs.scalars(tmp_path, "words/phase") == jobs.scalars(tmp_path, "words/pair") == {}
+    assert 'Callbacks, step 2: {"words/phase": "warm-up", "words/pair": "tensor([1., 1.])"}' in capsys.readouterr().out
+
+
+def test_nothing_is_fetched_from_the_device_where_no_logger_writes():
+    from torchtitan.components.metrics import BaseLogger
+
+    from mosaic_photon.callbacks.view import TitanDestination
+
+    without_data = torch.ones((), device="meta")
+    TitanDestination(BaseLogger(), True).log_metrics({"loss": without_data}, 1)
+
+
+def test_all_are_closed_before_any_is_post_closed(tmp_path, prepared_data):
+    """Composer's order, and as there a callback that failed in the first is left out of the second."""
+    tables = (
+        '[callbacks."recording:Closing"]\nname = "a"\n[callbacks."recording:Closing2"]\nname = "b"\nfails = true\n'
+        '[callbacks."recording:Closing3"]\nname = "c"\n'
+    )
+    assert jobs.run_here(write(tmp_path, prepared_data, tables), "--training.steps=1") == 0
+    assert recording.Closing.events == ["close a", "close b", "close c", "post_close a", "post_close c"]
+
+
 def test_logs_reach_tensorboard_at_titans_steps_with_titans_losses(tmp_path, prepared_data):
     arguments = jobs.write_job(tmp_path, prepared_data, jobs.JOB + '[callbacks."recording:Losses"]\n')
     assert jobs.run_here(arguments, "--validation.enable=true", "--validation.steps=1") == 0
@@ -181,6 +238,12 @@ def test_a_mistake_ends_the_job_before_it_begins(tmp_path, prepared_data, capsys
     assert jobs.run_here(write(tmp_path, prepared_data, "[callbacks.lr_monitr]\n")) == 1
     assert "Did you mean 'lr_monitor'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_monitor_of_gradients_is_refused_where_none_are_left(tmp_path, prepared_data, capsys):
+    arguments = write(tmp_path, prepared_data, "[callbacks.optimizer_monitor]\n")
+    assert jobs.run_here(arguments, "--optimizer.early_step_in_backward") == 1
+    assert "callbacks.optimizer_monitor measures gradients" in capsys.readouterr().err
 
 
 def test_signal_handlers_survive_the_import_and_no_callback_imports_nothing(tmp_path, prepared_data):

@@ -4,7 +4,8 @@ Nothing of Composer is imported by a job without callbacks.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torchtitan.tools.logging import logger as console
 
 from mosaic_photon.callbacks.states import decode_state, encode_state
+from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
     from composer.core import Callback, State
@@ -35,7 +37,11 @@ AFTER = {"eval_end": "eval_after_all"}
 """Events that come after one of the trainer's, and after the state has forgotten the eval data."""
 
 AGREED_AFTER = {"init", "fit_start", "batch_end", "eval_end", "epoch_end", "fit_end"}
-"""Events after which the ranks agree on whether to stop, or whether a callback failed on one of them."""
+"""Events after which the ranks agree on whether to stop, or whether a callback failed on one of them.
+
+Before the callbacks of `batch_end` and `eval_end` they agree on failures too: callbacks reduce over ranks there, and a
+failed one is not run again on its rank.
+"""
 
 
 class CallbackError(RuntimeError):
@@ -64,6 +70,7 @@ class CallbackHost:
         """Show the callbacks the finished trainer, and run `init`. Collective.
 
         Raises:
+            ConfigError: an OptimizerMonitor beside early_step_in_backward.
             CallbackError: a callback failed in `init`.
         """
         if not self.callbacks:
@@ -71,8 +78,15 @@ class CallbackHost:
         from composer.loggers import Logger, LoggerDestination
 
         from mosaic_photon.callbacks.job_state import JobState
+        from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
         from mosaic_photon.callbacks.view import TitanDestination
 
+        for name, callback in self.callbacks.items():
+            if isinstance(callback, OptimizerMonitor) and trainer.job_config.optimizer.early_step_in_backward:
+                raise ConfigError(
+                    f"callbacks.{name} measures gradients when the optimizer is to step, and "
+                    "optimizer.early_step_in_backward frees them before that: drop one."
+                )
         if dist.get_world_size() > 1:  # the CPU's own group: agreeing must not wait for a device
             self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]
@@ -101,7 +115,11 @@ class CallbackHost:
             return
         if event in BEFORE:
             self._run(BEFORE[event])
+        if event == "eval_end":
+            self._agree(event)
         self._job.learn(event, facts)
+        if event == "batch_end" and self._job.failed:
+            self._raise_together()
         if event == "before_dataloader":
             self._run(*self._job.begins())
         self._run(*EVENTS.get(event, (event,)))
@@ -115,7 +133,13 @@ class CallbackHost:
         """The callbacks' states and the clock, as one JSON string under one key. Rank 0's copy counts."""
         if self._job is None:
             return {STATE_KEY: self._saved}
-        states = {name: encode_state(name, callback.state_dict()) for name, callback in self.callbacks.items()}
+        states = {}
+        for name, callback in self.callbacks.items():
+            try:
+                state = callback.state_dict()
+            except Exception as error:
+                raise self._failure(name, "state_dict", error) from error
+            states[name] = encode_state(name, state)
         return {STATE_KEY: json.dumps({"clock": self._job.clock(), "callbacks": states})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -127,20 +151,26 @@ class CallbackHost:
         self._job.set_clock(saved["clock"])
         for name, callback in self.callbacks.items():
             state = decode_state(saved["callbacks"].get(name))
-            if state:
+            if not state:
+                continue
+            try:
                 callback.load_state_dict(state)
+            except Exception as error:
+                raise self._failure(name, "load_state_dict", error) from error
 
     def close(self) -> None:
-        """Run `close` and `post_close` of every callback, after success and after errors. Safe to call twice."""
+        """Run `close` of every callback, then `post_close`, after success and after errors. Safe to call twice."""
         if self._state is None:
             return
         state, self._state, self._job = self._state, None, None
+        closed = []
         for name, callback in self.callbacks.items():
-            try:
+            with _failures_logged(name, "close"):
                 callback.close(state, self._logger)
-                callback.post_close()
-            except Exception:  # the others are to be closed, and an error under way to be seen
-                console.exception(f"Callback {name!r} failed in close.")
+                closed.append(name)
+        for name in closed:  # Composer's order: a callback that failed in the first is left out of the second
+            with _failures_logged(name, "post_close"):
+                self.callbacks[name].post_close()
 
     def _end_batch(self) -> None:
         """What follows a batch and its checkpoint and validation: `batch_checkpoint`, and an epoch's end."""
@@ -167,14 +197,20 @@ class CallbackHost:
 
     def _fail(self, key: str, event: str, error: Exception) -> None:
         assert self._job is not None
-        where = f" on rank {dist.get_rank()}" if self._group is not None else ""
-        failure = CallbackError(
-            f"callback {key!r} failed in {event} at step {self._job.step}{where}: {type(error).__name__}: {error}"
-        )
+        failure = self._failure(key, event, error)
         if self._group is None:
             raise failure from error
         failure.__cause__ = error
+        console.error(f"{failure}. The job ends with this step.", exc_info=error)
         self._failures[key] = failure
+        self._job.failed = True
+
+    def _failure(self, key: str, event: str, error: Exception) -> CallbackError:
+        assert self._job is not None
+        where = f" on rank {dist.get_rank()}" if self._group is not None else ""
+        return CallbackError(
+            f"callback {key!r} failed in {event} at step {self._job.step}{where}: {type(error).__name__}: {error}"
+        )
 
     def _agree(self, event: str) -> None:
         """Let all ranks know whether one of them wants to stop or has a failure."""
@@ -198,3 +234,12 @@ class CallbackHost:
         if mine is not None:
             raise mine
         raise CallbackError(next(message for message in messages if message))
+
+
+@contextmanager
+def _failures_logged(name: str, event: str) -> Iterator[None]:
+    """Log an exception and go on: the other callbacks are to be closed, and an error under way to be seen."""
+    try:
+        yield
+    except Exception:
+        console.exception(f"Callback {name!r} failed in {event}.")

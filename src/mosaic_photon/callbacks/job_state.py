@@ -30,10 +30,12 @@ class JobState:
     def __init__(self, trainer: Any, callbacks: Sequence[Callback], group: dist.ProcessGroup | None) -> None:
         training, layout = trainer.job_config.training, trainer.parallel_dims
         self._trainer, self._group = trainer, group
+        self._seq_len = training.seq_len
         batch_mesh = layout.get_optional_mesh("batch")
         data_parallel = batch_mesh.size() if batch_mesh is not None else 1
         self._shares = trainer.gradient_accumulation_steps * data_parallel
-        tokens = self._shares * training.local_batch_size * training.seq_len
+        self._global_batch = self._shares * training.local_batch_size
+        tokens = self._global_batch * training.seq_len
         flops = getattr(trainer.metrics_processor, "num_flops_per_token", 0) * tokens / dist.get_world_size()
         self.state = State(
             model=ModelView(trainer.model_parts, flops),
@@ -55,7 +57,9 @@ class JobState:
         self.state.eval_metrics = {"eval": language_metrics()}
         self.batch_done = False
         """A batch has ended and its `batch_checkpoint` has not run."""
-        self._clock = timedelta(0)
+        self.failed = False
+        """A callback has failed on this rank; from the end of the batch on: on some rank."""
+        self._saved_clock: dict[str, Any] = {}
         self._batch_began = self._eval_began = self._eval_batch_began = time.monotonic()
         self._loss: torch.Tensor | None = None
 
@@ -114,9 +118,10 @@ class JobState:
             self.state.stop_training()
 
     def clock(self) -> dict[str, float]:
-        """What the data loader's progress does not tell of the timestamp."""
+        """What the data loader's progress does not tell of the timestamp, and the batch at which it was so."""
         stamp = self.state.timestamp
         return {
+            "batch": stamp.batch.value,
             "epoch": stamp.epoch.value,
             "batch_in_epoch": stamp.batch_in_epoch.value,
             "sample_in_epoch": stamp.sample_in_epoch.value,
@@ -126,16 +131,28 @@ class JobState:
         }
 
     def set_clock(self, clock: dict[str, Any]) -> None:
-        """Go on from `clock()`."""
-        total, epoch = timedelta(seconds=clock["total_seconds"]), timedelta(seconds=clock["epoch_seconds"])
-        counts = {name: clock[name] for name in ("epoch", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")}
-        self.state.timestamp = Timestamp(**counts, total_wct=total, iteration_wct=total, epoch_wct=epoch)
+        """Go on from `clock()` when training starts."""
+        self._saved_clock = clock
 
     def _start(self) -> None:
-        """Take the counts from where the checkpoint left the trainer."""
-        progress = self._trainer.dataloader.progress
-        self.state.timestamp = self.state.timestamp.copy(
-            batch=self._trainer.step, sample=progress.samples, token=progress.tokens, token_in_iteration=progress.tokens
+        """Take the time from where the checkpoint left the trainer and its data."""
+        progress, saved = self._trainer.dataloader.progress, self._saved_clock
+        total = timedelta(seconds=saved.get("total_seconds", 0))
+        if saved.get("batch") == self._trainer.step:  # after an epoch's last batch this epoch's end is still to come
+            counts = {name: saved[name] for name in ("epoch", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")}
+            counts["epoch_wct"] = timedelta(seconds=saved["epoch_seconds"])
+        else:  # the job went on without callbacks
+            samples = progress.samples_in_epoch
+            counts = {"epoch": progress.epoch, "batch_in_epoch": samples // self._global_batch}
+            counts |= {"sample_in_epoch": samples, "token_in_epoch": samples * self._seq_len}
+        self.state.timestamp = Timestamp(
+            **counts,
+            batch=self._trainer.step,
+            sample=progress.samples,
+            token=progress.tokens,
+            token_in_iteration=progress.tokens,
+            total_wct=total,
+            iteration_wct=total,
         )
         self._batch_began = time.monotonic()
 
@@ -150,14 +167,15 @@ class JobState:
             self._set_train_loss(self._loss)
             self._loss = None
         progress, stamp, now = self._trainer.dataloader.progress, self.state.timestamp, time.monotonic()
-        seconds = torch.tensor(now - self._batch_began, dtype=torch.float64)
+        largest = torch.tensor([now - self._batch_began, self.failed], dtype=torch.float64)
         if self._group is not None:  # one clock for all ranks: what happens by time happens on all
-            dist.all_reduce(seconds, op=dist.ReduceOp.MAX, group=self._group)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group)
+        seconds, self.failed = float(largest[0]), bool(largest[1])
         self.state.previous_timestamp = stamp
         self.state.timestamp = stamp.to_next_batch(
             samples=progress.samples - stamp.sample.value,
             tokens=progress.tokens - stamp.token.value,
-            duration=timedelta(seconds=seconds.item()),
+            duration=timedelta(seconds=seconds),
         )
         self._batch_began, self.batch_done = now, True
 

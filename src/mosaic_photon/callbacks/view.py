@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
+from torchtitan.components.metrics import BaseLogger
 from torchtitan.tools.logging import logger as console
 
 from mosaic_photon.names import clean_name
@@ -78,11 +81,18 @@ class TitanDestination(LoggerDestination):
 
     def __init__(self, titan_logger: Any, is_first_rank: bool) -> None:
         self._logger = titan_logger
+        self._writes = type(titan_logger) is not BaseLogger  # TorchTitan's that does nothing
         self._is_first_rank = is_first_rank
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Log numbers at a step; tensors are fetched from their device."""
-        self._logger.log({name: _number(value) for name, value in metrics.items()}, step)
+        """Log numbers at a step; tensors are fetched from their device where they are written. Print the rest once."""
+        values = {name: _whole(value) for name, value in metrics.items()}
+        numbers = {name: value for name, value in values.items() if _is_number(value)}
+        if numbers and self._writes:
+            self._logger.log({name: _number(value) for name, value in numbers.items()}, step)
+        others = {name: value for name, value in values.items() if name not in numbers}
+        if others and self._is_first_rank:
+            console.info(f"Callbacks, step {step}: {json.dumps(others, default=str)}")
 
     def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
         """Print once; TorchTitan's metric loggers take numbers only."""
@@ -98,7 +108,14 @@ class TitanDestination(LoggerDestination):
             console.info(f"Callbacks: {json.dumps(table, default=str)}")
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, torch.Tensor):
-        return (value.full_tensor() if hasattr(value, "full_tensor") else value).item()
-    return value
+def _whole(value: Any) -> Any:
+    """The value, put together from its shards: a collective, so every rank makes it, whether it writes or not."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, Real)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
