@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mosaic_photon.callbacks import OptimizerMonitor, QuasiHyperbolicParameterMonitor
 from mosaic_photon.callbacks.curvature import MEASURES
+from mosaic_photon.callbacks.interval import Interval
 from mosaic_photon.optimizers import QHADOPT
 
 
@@ -203,11 +204,26 @@ def test_curvature_of_a_quadratic(interval, reported):
 
 @pytest.mark.filterwarnings("ignore:optimizer_monitor reports")
 @pytest.mark.parametrize(
-    "interval, reported", [(3, {3, 6}), ("2ba", {2, 4, 6}), ("120tok", {3, 5}), ("12sp", {3, 5}), ("0.5dur", {4})]
+    "interval, reported", [(3, {3, 6}), ("2ba", {2, 4, 6}), ("120tok", {3, 5}), ("12sp", {3, 5}), ("0.5dur", {3, 6})]
 )
 def test_interval_in_any_unit(interval, reported):
     metrics, _ = bare_loop(adamw, OptimizerMonitor(interval=interval), steps=6)
     assert metrics["l2_norm/grad/global"].keys() == reported
+
+
+@pytest.mark.parametrize("run, reported", [("100ba", range(10, 101, 10)), ("1000sp", range(11, 101, 10))])
+def test_shares_of_a_run_are_not_lost_to_rounding(run, reported):
+    """A run in samples: of 10 each, so that after 10 steps a tenth has passed, and the next to begin is reported."""
+    model = Regression()
+    state = State(model, 0, "run", DeviceCPU(), max_duration=run, optimizers=adamw(model.parameters()))
+    interval = Interval("0.1dur")
+    interval.start(state)
+    due = []
+    for step in range(1, 101):
+        if interval.due(state)[0]:
+            due.append(step)
+        state.timestamp = state.timestamp.to_next_batch(samples=10)
+    assert due == list(reported)
 
 
 def test_intervals_refused_and_warned_about():

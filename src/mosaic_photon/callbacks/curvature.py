@@ -1,6 +1,7 @@
 """How curved the loss is along the path taken, from two consecutive points and their gradients.
 
-s = θ_k − θ_{k−1}, y = g_k − g_{k−1}, as in AdaBB (arXiv 2401.08024).
+s = θ_k − θ_{k−1}, y = g_k − g_{k−1}, as in AdaBB (arXiv 2401.08024). g is the gradient that the optimizer was given:
+where clipping scaled the two by different factors, y is not the change of the loss's gradient.
 """
 
 import math

@@ -55,7 +55,8 @@ class OptimizerMonitor(Callback):
 
     With `curvature`, `curvature/MEASURE/NAME` for each of `curvature.MEASURES`, mean, median, min and max over the
     parameters as `curvature/MEASURE/mean` …, and `curvature/local_lipschitz/global`, all between the last two steps;
-    nothing where there is no step before. That takes a copy of parameters and gradients from one step to the next.
+    nothing where there is no step before. That takes a copy of parameters and gradients from one step to the next, and
+    where clipping scaled the two gradients by different factors their difference is not that of the loss's gradients.
 
     Args:
         log_optimizer_metrics: False logs the gradients' norms only.
@@ -108,10 +109,7 @@ class OptimizerMonitor(Callback):
         self._report, report_next = self.interval.due(state)
         self._trained = self._trained or _trained(state)
         if not self._trained:
-            raise RuntimeError(
-                "no parameter has a gradient when the optimizer is to step, so there is nothing to measure"
-                " (optimizer.early_step_in_backward frees gradients earlier)"
-            )
+            raise RuntimeError("no parameter has a gradient when the optimizer is to step: there is nothing to measure")
         if self._report and self.log_optimizer_metrics:
             self._before = [local_shard(one.parameter).clone() for one in self._trained]
         if self.curvature:
