@@ -130,6 +130,16 @@ def test_all_that_work_run_together(tmp_path, prepared_data):
     assert jobs.scalars(tmp_path, "l2_norm/param/output.weight") == {}  # frozen
 
 
+def test_a_job_with_a_frozen_layer_resumes(tmp_path, prepared_data):
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    with (tmp_path / "job.toml").open("a") as job:
+        job.write('[callbacks.layer_freezing]\nlayer_names = ["output.weight"]\n')
+    for steps in (2, 4):
+        flags = (f"--training.steps={steps}", "--checkpoint.enable=true", "--checkpoint.interval=100")
+        assert jobs.run_here(arguments, *flags) == 0
+    assert set(jobs.scalars(tmp_path)) == {1, 2, 3, 4}
+
+
 def toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"').replace("None", '""')
 
