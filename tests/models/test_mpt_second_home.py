@@ -1,20 +1,29 @@
-"""`mpt_mup_causal_lm` in llm-foundry's registry, trained by llm-foundry's builders and Composer's Trainer, as here."""
+"""`mpt_mup_causal_lm` in llm-foundry's registry: Composer's Trainer trains it as a job here does."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
-from mosaic_photon.models.proxy import loss_of
+import jobs
+from mosaic_photon.models import TitanComposerMPTMuP
+from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
 
-SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 128, "max_seq_len": 32}
-MUP = {"enabled": True, "width": 4.0, "depth": 2.0}
-STEPS = 20
-EPS = 1e-6
+STEPS, LR, DECAY = 20, 1e-3, 0.1
+EPS = 1e-5
 """Above rounding noise, which AdamW would otherwise blow up where the true gradient is 0 (the keys' bias)."""
+JOB = (
+    jobs.JOB.replace('name = "llama3_mosaic"', 'name = "mpt_mup_mosaic"')
+    .replace("dim = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config = {{ rope = true }}")
+    .replace("lr = 3e-3", f"lr = {LR}\neps = {EPS}\nweight_decay = {DECAY}\nbeta1 = 0.9\nbeta2 = 0.95")
+    .replace("warmup_steps = 2\ntotal_steps = 1000", "warmup_steps = 0\ndecay_ratio = 0.0")
+    .replace("steps = 4\n", f"steps = {STEPS}\n")
+    + "[mup]\nenabled = true\nbase_width = 16\nbase_depth = 1\n"
+)
+DATA = jobs.DATA.replace('split = "train"', 'split = "train"\nmax_seq_len = 64')  # labels as llm-foundry has them
 
 
 @pytest.fixture
@@ -28,41 +37,55 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
-def test_twenty_steps_with_composer_and_here(signal_handlers):
-    warnings.simplefilter("ignore")
+def test_twenty_steps_with_composer_and_of_a_job(signal_handlers, tmp_path, prepared_data, monkeypatch):
+    forward, seen = TitanComposerMPTMuP.forward, []
+
+    def recorded(self: TitanComposerMPTMuP, tokens: Tensor, **inputs: Any) -> Tensor:
+        if not seen:
+            seen.append(({name: p.detach().clone() for name, p in self.named_parameters()}, self.model_args))
+        seen.append(tokens)
+        return forward(self, tokens, **inputs)
+
+    monkeypatch.setattr(TitanComposerMPTMuP, "forward", recorded)
+    assert jobs.run_here(jobs.write_job(tmp_path, prepared_data, JOB, DATA)) == 0
+    (weights, args), *batches = seen
+    ours = list(jobs.scalars(tmp_path).values())
+    theirs = composer_losses(weights, args, torch.cat(batches), batch_size=len(torch.cat(batches)) // STEPS)
+    assert len(ours) == len(theirs) == STEPS
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert min(ours) < ours[0] - 0.1
+
+
+def composer_losses(weights: dict[str, Tensor], args: Any, rows: Tensor, batch_size: int) -> list[float]:
+    """Losses of llm-foundry's model under Composer's Trainer, with muP's groups, which Composer does not make."""
     from composer import Callback, State, Trainer
+    from composer.algorithms import GradientClipping
     from composer.loggers import Logger
     from llmfoundry.utils.builders import build_composer_model
 
-    args = MPTMuPModelArgs(**SIZE | {"mup": MUP, "attn_config": {"rope": True}, "tie_word_embeddings": False})
-    ours = TitanComposerMPTMuP(args)
-    theirs = build_composer_model(name="mpt_mup_causal_lm", cfg=args.foundry_config(), tokenizer=None)
-    theirs.model.load_state_dict({to_foundry_name(n): p.clone() for n, p in ours.state_dict().items()})
-    data = torch.randint(128, (STEPS * 4, 32), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="not with its learning rates"):
+        model = build_composer_model(name="mpt_mup_causal_lm", cfg=args.foundry_config(), tokenizer=None)
+    model.model.load_state_dict({to_foundry_name(name): tensor for name, tensor in weights.items()})
+    scales = TitanComposerMPTMuP(args).parameter_scales()
+    groups = []
+    for name, parameter in model.model.named_parameters():
+        scale = scales[from_foundry_name(name)]
+        groups.append({"params": [parameter], "lr": LR * scale.lr, "eps": EPS * scale.eps,
+                       "weight_decay": DECAY * scale.weight_decay})  # fmt: skip
     losses: list[float] = []
 
     class Record(Callback):
         def after_loss(self, state: State, logger: Logger) -> None:
             losses.append(float(state.loss))
 
-    loader = DataLoader([{"input_ids": row, "labels": row} for row in data], batch_size=4)
-    Trainer(
-        model=theirs, train_dataloader=loader, max_duration=f"{STEPS}ba", device="cpu", callbacks=[Record()],
-        optimizers=torch.optim.AdamW(theirs.parameters(), lr=1e-3, eps=EPS), progress_bar=False, log_to_console=False,
-    ).fit()  # fmt: skip
-
-    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3, eps=EPS)
-    for step, expected in enumerate(losses):
-        tokens = data[step * 4 : step * 4 + 4]
-        labels = torch.roll(tokens, -1, dims=1)
-        labels[:, -1] = -100
-        loss = loss_of(ours, (tokens, labels), "cpu")
-        assert loss.item() == pytest.approx(expected, abs=1e-4), step
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert len(losses) == STEPS
-    assert min(losses) < losses[0]
+    loader = DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=batch_size)
+    with warnings.catch_warnings(action="ignore"):
+        Trainer(
+            model=model, train_dataloader=loader, max_duration=f"{STEPS}ba", device="cpu", callbacks=[Record()],
+            optimizers=torch.optim.AdamW(groups, betas=(0.9, 0.95)), progress_bar=False, log_to_console=False,
+            algorithms=[GradientClipping(clipping_type="norm", clipping_threshold=1.0)],
+        ).fit()  # fmt: skip
+    return losses
 
 
 def test_sdpa_is_in_llm_foundrys_attention_registry():

@@ -222,6 +222,12 @@ class ComposerMPTMuPCausalLM(ComposerMPTCausalLM):
 
     def __init__(self, loss_fn: str | dict[str, Any] = "torch_crossentropy", **kwargs: Any) -> None:
         super().__init__(loss_fn=loss_fn, **kwargs)
+        if self.config.parametrization.enabled:
+            warnings.warn(
+                "mup is enabled: Composer trains with muP's forward pass and init, but not with its learning rates, weight "
+                "decay and epsilon per parameter. Give the optimizer groups of your own, or train with TorchTitan.",
+                stacklevel=2,
+            )
 
     @property
     def model_class(self) -> type[MPTMuPForCausalLM]:
