@@ -207,7 +207,7 @@ class EvalLoader(BaseDataLoader):
     def __init__(self, data: Data, layout: Layout) -> None:
         self.data, self.layout = data, layout
         data.dataset.num_canonical_nodes = 1  # more would repeat samples to even out the nodes' parts
-        data.dataset.batching_method = "random"  # the others leave out samples that fill no batch
+        data.dataset.batching_method = "random"  # stratified has no way to share out a batch of one
         self._batches = padded_rank_batches(data.dataset.epoch_order(0, 1), layout)
         self._fetch: FetchAhead | None = None
 
