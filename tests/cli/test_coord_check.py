@@ -50,6 +50,28 @@ def test_the_standard_parametrization_fails_over_depth(tmp_path, capsys):
     assert "FAIL: " in capsys.readouterr().out
 
 
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "mosaic_photon" / "configs" / "mpt_mup_job.toml")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--widths", "--seeds=2"], 0),
+        (["--depths", "--seeds=2"], 0),
+        (["--widths", "128", "256", "512", "--seeds=1", "--no-mup"], 1),
+        (["--depths", "2", "4", "8", "--seeds=1", "--no-mup"], 1),
+    ],
+    ids=["muP over widths", "CompleteP over depths", "standard over widths", "standard over depths"],
+)
+def test_ten_steps_of_the_example_job_at_the_documented_sizes(tmp_path, words, code):
+    assert main(["coord-check", EXAMPLE, *words, "--out", str(tmp_path)]) == code
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert report["sizes"][-1] == {"--widths": 1024, "--depths": 16}[words[0]] or code == 1
+    assert len(report["slopes"][0]) == 11
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
