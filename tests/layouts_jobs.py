@@ -57,6 +57,10 @@ LAYOUTS = {
     "compile": layout(1, 8, "--compile.enable"),
     "FSDP2 ×2, compile": layout(2, 4, "--compile.enable", shard=2),
     "FSDP2 ×2, selective checkpointing, compile": layout(2, 4, "--compile.enable", SELECTIVE, shard=2),
+    "DDP ×2, selective checkpointing, compile": layout(2, 4, "--compile.enable", SELECTIVE, replicate=2, shard=1),
+    "HSDP 2×2, full checkpointing": layout(4, 2, FULL, replicate=2, shard=2),
+    "TP ×2, compile": layout(2, 8, "--compile.enable", tp=2),
+    "PP ×2, compile": layout(2, 8, "--compile.enable", pp=2),
 }
 CHAIN = (
     ONE,
@@ -99,10 +103,12 @@ def with_qhadopt(job: str) -> str:
     return job.replace('name = "AdamW"\nlr = 3e-3', f"lr = 3e-3\n{QHADOPT}")
 
 
+DATA = jobs.DATA.replace('split = "train"', 'split = "train"\neos_token_id = 1')
+"""The MPT without muP keeps documents apart."""
 JOBS = {
     "llama3, AdamW": JOB,
     "llama3, QHADOPT": with_qhadopt(JOB),
-    "MPT, AdamW": MPT,
+    "MPT, AdamW": MPT.replace("fused_qkv = false", "fused_qkv = false, attn_uses_sequence_id = true"),
     "MPT muP, AdamW": MPT + MUP,
     "MPT muP, QHADOPT": with_qhadopt(MPT) + MUP,
 }
@@ -115,7 +121,7 @@ interval = "1ba"
 
 def entry(folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str) -> dict[str, object]:
     """One job of the driver's plan, with its configs written into `folder`."""
-    arguments = jobs.write_job(folder, data, job)
+    arguments = jobs.write_job(folder, data, job, DATA)
     return {
         "name": name,
         "ranks": layout.ranks,

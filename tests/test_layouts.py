@@ -38,6 +38,10 @@ SLOW_LAYOUTS = (
     "FSDP2 ×2, selective checkpointing, compile",
     "TP ×2, PP ×2",
     "TP ×2, full checkpointing",
+    "DDP ×2, selective checkpointing, compile",
+    "HSDP 2×2, full checkpointing",
+    "TP ×2, compile",
+    "PP ×2, compile",
 )
 
 
