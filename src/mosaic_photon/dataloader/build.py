@@ -64,7 +64,8 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     else:
         pad_id = pad_token_id(job_config.model.hf_assets_path, tokenizer)
         encoding = config.get("token_encoding_type") or "int64"
-        make_batch = TokenBatches(dataset, window, pad_id, tokenizer.get_vocab_size(), encoding)
+        vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
+        make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
         pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
         data = Data(dataset, make_batch, pin_memory=pin_memory)
     _check_cache(data.dataset, job_config.mosaic.verify_cache)
