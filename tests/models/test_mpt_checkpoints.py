@@ -172,7 +172,7 @@ def test_an_exported_folder_loads_again_into_the_model_that_it_holds(tmp_path):
     torch.testing.assert_close(again(TOKENS), folded(TOKENS), atol=1e-4, rtol=1e-4)
 
 
-def test_another_program_s_config_is_refused(tmp_path):
+def test_a_config_of_another_program_is_refused(tmp_path):
     for content, says in [
         ({"model_type": "llama"}, "'llama', no MPT"),
         ({"model_type": "mpt", "d_model": 7}, "no config"),

@@ -68,6 +68,7 @@ def forward_pass(config: MPTMuPConfig) -> dict[str, Any]:
         "positions": positions,
         "alibi_bias_max": attn["alibi_bias_max"] if attn["alibi"] else None,
         "rope_theta": attn["rope_theta"] if attn["rope"] else None,
+        "rope_hf_config": attn["rope_hf_config"] if attn["rope"] else None,
         "clip_qkv": attn["clip_qkv"],
         "softmax scale": scale,
         "sliding_window_size": attn["sliding_window_size"],

@@ -233,8 +233,11 @@ def _flex(
 
 @cache
 def _flex_kernels(device_type: str) -> tuple[Any, Any]:
-    """flex_attention and create_block_mask. Compiled on CUDA, where the second would else build a [B, S, S] mask;
-    elsewhere the reference implementation, which is slow and good for checks."""
+    """flex_attention and create_block_mask.
+
+    Compiled on CUDA, where the second would else build a [B, S, S] mask; elsewhere the reference implementation, which
+    is slow and good for checks.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if device_type != "cuda":

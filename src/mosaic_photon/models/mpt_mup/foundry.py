@@ -224,8 +224,8 @@ class ComposerMPTMuPCausalLM(ComposerMPTCausalLM):
         super().__init__(loss_fn=loss_fn, **kwargs)
         if self.config.parametrization.enabled:
             warnings.warn(
-                "mup is enabled: Composer trains with muP's forward pass and init, but not with its learning rates, weight "
-                "decay and epsilon per parameter. Give the optimizer groups of your own, or train with TorchTitan.",
+                "mup is enabled: Composer trains with muP's forward pass and init, but not with its learning rates, "
+                "weight decay and epsilon per parameter. Give the optimizer groups of your own, or train with TorchTitan.",
                 stacklevel=2,
             )
 
