@@ -78,6 +78,8 @@ MISTAKES: dict[str, tuple[Callable[[str], str], Callable[[str], str], list[str],
         [],
         "Did you mean 'constant_with_",
     ),
+    "warm-up": (lambda j: j, lambda d: d, ["--lr_scheduler.warmup_steps=-3"], "lr_scheduler.warmup_steps = -3"),
+    "learning rate": (lambda j: j, lambda d: d, ["--optimizer.lr=-1"], "lr"),
     "mup": (lambda j: j + "\n[mup]\nenabled = true\n", lambda d: d, [], "base_width"),
     "mup elsewhere": (
         lambda j: (

@@ -40,8 +40,7 @@ from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.metrics import build_metrics_processor
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import choose as choose_optimizer
-from mosaic_photon.schedulers.builder import build_lr_schedulers
-from mosaic_photon.schedulers.catalog import build_multiplier
+from mosaic_photon.schedulers.builder import build_lr_schedulers, multiplier_of
 from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.validator import build_validator
 from mosaic_photon.value_checks import check_overrides
@@ -102,8 +101,7 @@ def open_data(
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
-    if job_config.lr_scheduler.name is not None:
-        build_multiplier(job_config.lr_scheduler.name, job_config.lr_scheduler.kwargs, run)
+    multiplier_of(job_config.lr_scheduler, run)
     read_some(loader.data)
 
     def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:

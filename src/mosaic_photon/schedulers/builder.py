@@ -6,6 +6,7 @@ import dataclasses
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
+import torch
 from torchtitan.components.lr_scheduler import LRSchedulersContainer
 from torchtitan.components.lr_scheduler import build_lr_schedulers as titan_build_lr_schedulers
 from torchtitan.components.optimizer import OptimizersContainer
@@ -34,14 +35,18 @@ def build_lr_schedulers(
             known.
 
     Raises:
-        ConfigError: as `build_multiplier`, or fields of TorchTitan's schedule together with a name.
+        ConfigError: as `multiplier_of`.
     """
     run = run_length or RunLength(training_steps)
-    return PositionOnlySchedulers(optimizers, multiplier_of(lr_scheduler_config, run, optimizers))
+    return PositionOnlySchedulers(optimizers, multiplier_of(lr_scheduler_config, run))
 
 
-def multiplier_of(config: LRSchedulerConfig, run: RunLength, optimizers: OptimizersContainer) -> Multiplier:
-    """The job's schedule as a function of the step."""
+def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
+    """The job's schedule as a function of the step.
+
+    Raises:
+        ConfigError: as `build_multiplier`, a field of TorchTitan's schedule out of range or together with a name.
+    """
     fields = {field.name for field in dataclasses.fields(TitanLRSchedulerConfig)}
     given = {name: value for name in sorted(fields) if (value := getattr(config, name)) is not None}
     if config.name is not None:
@@ -58,5 +63,6 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength, optimizers: Optimiz
             raise ConfigError(f"lr_scheduler.{name} = {given[name]}: a finite number >= 0 is right.")
     if given.get("total_steps") == 0 or given.get("decay_ratio", 0) > 1:
         raise ConfigError("lr_scheduler: total_steps must be at least 1 and decay_ratio at most 1.")
-    stock = titan_build_lr_schedulers(optimizers, TitanLRSchedulerConfig(**given), run.steps)
+    any_optimizer = torch.optim.SGD([torch.zeros(1)])  # TorchTitan hands its function out in a scheduler only
+    stock = titan_build_lr_schedulers([any_optimizer], TitanLRSchedulerConfig(**given), run.steps)
     return stock.schedulers[0].lr_lambdas[0]
