@@ -225,7 +225,7 @@ class ComposerMPTMuPCausalLM(ComposerMPTCausalLM):
         if self.config.parametrization.enabled:
             warnings.warn(
                 "mup is enabled: Composer trains with muP's forward pass and init, but not with its learning rates, "
-                "weight decay and epsilon per parameter. Give the optimizer groups of your own, or train by TorchTitan.",
+                "weight decay and epsilon per parameter. Give the optimizer groups of your own.",
                 stacklevel=2,
             )
 
