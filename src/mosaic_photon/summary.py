@@ -33,12 +33,10 @@ def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     job = trainer.job_config
     rows = [("model", f"{job.model.name} {job.model.flavor}, {count_parameters(trainer):,} parameters")]
     rows += data_rows(trainer)
-    rows.append(
-        (
-            "optimizer",
-            f"{job.optimizer.name}, lr {job.optimizer.lr:g}, schedule {job.lr_scheduler.name or 'TorchTitan'}",
-        )
-    )
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    peak = max(float(group["initial_lr"]) for group in groups)
+    schedule = job.lr_scheduler.name or "TorchTitan"
+    rows.append(("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"))
     rows.append(("layout", layout_line(trainer)))
     metrics = job.metrics
     sinks = [name for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb)) if on]
