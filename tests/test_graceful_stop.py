@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -12,11 +14,20 @@ import ctypes, sys
 import torch.distributed as dist
 from mosaic_photon import graceful_stop
 graceful_stop.STUCK_AFTER_S = graceful_stop.REPEAT_AFTER_S = 1.0
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+where, rank = sys.argv[2], int(sys.argv[3])
+ranks = 2 if where == "agree" else 1
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=ranks)
+if rank == 1:  # the one that does not answer
+    sys.stdin.read()
+    sys.exit()
 stop = graceful_stop.GracefulStop()
-if sys.argv[2] == "step":
+if where != "start":
     stop.activate()
     stop.begin_step()
+if where == "agree":
+    stop.end_step()
+    print("ready", flush=True)
+    stop.agreed()
 print("ready", flush=True)
 libc, mutex = ctypes.CDLL("libc.so.6"), ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
@@ -24,17 +35,20 @@ libc.pthread_mutex_lock(mutex)  # waits for itself for ever; no signal interrupt
 """
 
 
-@pytest.mark.parametrize("where", ["start", "step"])
+@pytest.mark.parametrize("where", ["start", "step", "agree"])
 def test_a_stuck_process_ends_by_itself(tmp_path: Path, where: str) -> None:
     command = [sys.executable, "-c", STUCK, str(tmp_path / "store"), where]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            time.sleep(0.5)
-            process.terminate()
-            assert process.wait(timeout=60) == 143
-        finally:
-            process.kill()
+    with ExitStack() as cleanup:
+        processes = [
+            cleanup.enter_context(subprocess.Popen([*command, rank], stdin=PIPE, stdout=PIPE, text=True))
+            for rank in (["0", "1"] if where == "agree" else ["0"])
+        ]
+        for process in processes:
+            cleanup.callback(process.kill)
+        assert processes[0].stdout is not None and processes[0].stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        processes[0].terminate()
+        assert processes[0].wait(timeout=60) == 143
 
 
 SAVING = """

@@ -72,7 +72,9 @@ class GracefulStop:
             return self._asked
         if self._work is None or self._flag is None:
             return False
+        self._in_step = True  # a rank that is gone answers neither
         self._work.wait()
+        self._in_step = False
         asked, number = self._flag.tolist()
         self.signal_number = self.signal_number or number or None
         return bool(asked)
@@ -111,5 +113,7 @@ class GracefulStop:
                 os.kill(os.getpid(), PROBE)
                 patience = max(STUCK_AFTER_S, 2 * self._step_s) if self._active else REPEAT_AFTER_S
                 if not self._noticed.wait(patience) and (self._in_step or not self._active):
-                    logger.error("Stopped at once: this rank waits for another that does not answer.")
+                    logger.error(
+                        "Stopped at once: the main thread does not answer; it may wait for a rank that is gone."
+                    )
                     os._exit(128 + number[0])

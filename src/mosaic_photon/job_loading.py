@@ -1,6 +1,7 @@
 """From a job config, a data config and command-line flags to one checked MosaicJobConfig."""
 
 import dataclasses
+import io
 import os
 import sys
 import tomllib
@@ -23,8 +24,8 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
     """Read both files and apply TorchTitan's flags, which win over the job config.
 
     Raises:
-        ConfigError: a file that is missing or malformed, an unknown table or field, a value of the wrong type.
-        SystemExit: after `--help`, and for unknown flags; tyro has printed its message then.
+        ConfigError: a file that is missing or malformed, an unknown table, field or flag, a value of the wrong type.
+        SystemExit: after `--help`.
     """
     if any(flag.startswith(("--job.config_file", "--job.config-file")) for flag in titan_flags):
         raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
@@ -55,17 +56,21 @@ def load_job(config_path: str, data_path: str, titan_flags: list[str]) -> Mosaic
 
 
 def parse_flags(manager: ConfigManager, flags: list[str]) -> MosaicJobConfig:
-    """TorchTitan's parsing; what tyro says of a wrong flag is said by one rank, and names our command."""
-    sys.argv[0] = "python -m mosaic_photon.train_with_mosaic --"
+    """TorchTitan's parsing, with what tyro says of a wrong flag as a ConfigError; help is shown by one rank."""
+    sys.argv[0] = "python -m mosaic_photon.train_with_mosaic --"  # tyro names it
+    said = io.StringIO()
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+        stack.enter_context(redirect_stderr(said))
+        if os.environ.get("RANK", "0") != "0" and {"--help", "-h"} & set(flags):
+            stack.enter_context(redirect_stdout(io.StringIO()))
         try:
             return manager.parse_args(flags)
         except AssertionError as error:  # what TorchTitan's own config classes check
             raise ConfigError(f"the job config is refused by TorchTitan: {error}.") from error
+        except SystemExit as exit_:
+            if not exit_.code:
+                raise
+            raise ConfigError(f"the flags after `--`:\n{said.getvalue().rstrip()}") from None
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def check_pipeline(job: MosaicJobConfig, model_args: Any) -> None:
     given = layout.pipeline_parallel_schedule
     if not layout.pipeline_parallel_schedule_csv and given.lower() not in [name.lower() for name in SCHEDULES]:
         raise ConfigError(f"parallelism.pipeline_parallel_schedule = {given!r}.{nearest(given, SCHEDULES)}")
-    if given.lower() in V_SCHEDULES and ON_CPU:
+    if given.lower() in V_SCHEDULES and ON_CPU and not layout.pipeline_parallel_schedule_csv:
         raise ConfigError(
             f"parallelism.pipeline_parallel_schedule = {given!r} has a rank send to itself, which gloo cannot; it "
             "needs an accelerator."
@@ -125,7 +125,8 @@ def check_stages(job: MosaicJobConfig, n_layers: int) -> None:
             f"parallelism.pipeline_parallel_degree = {degree} with {layout.pipeline_parallel_schedule} makes {stages} "
             f"stages, too many for a model of {n_layers} layers: {error}"
         ) from None
-    check_microbatches(job, stages)
+    if not layout.pipeline_parallel_schedule_csv:
+        check_microbatches(job, stages)
 
 
 def check_microbatches(job: MosaicJobConfig, stages: int) -> None:

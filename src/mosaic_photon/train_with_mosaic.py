@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except SystemExit as exit_:  # from --help, or from tyro, which has printed what is wrong with the flags
+    except SystemExit as exit_:  # from --help, or from argparse, which has printed what is wrong
         return 1 if exit_.code else 0
     try:
         return run(job_config)
@@ -91,7 +91,7 @@ def report(error: ConfigError) -> None:
         return
     import torch.distributed as dist
 
-    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=10)
+    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
     said = f"mosaic_photon/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{error}"
     try:
         store = dist.TCPStore(address, port, timeout=wait)  # type: ignore[attr-defined]

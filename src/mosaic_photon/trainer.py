@@ -106,8 +106,8 @@ class MosaicTrainer(Trainer):
         self.microbatches_left = self.gradient_accumulation_steps
         self.fire("before_dataloader")
         super().train_step(data_iterator)
-        self.stop.end_step()
         self.fire("batch_end")
+        self.stop.end_step()
 
     def post_dataloading_process(
         self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor

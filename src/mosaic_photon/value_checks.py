@@ -122,7 +122,9 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> 
     if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
         raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
     folder = os.path.join(job.job.dump_folder, checkpoint.folder)
-    if checkpoint.load_step != -1 and not os.path.isdir(os.path.join(folder, f"step-{checkpoint.load_step}")):
+    begins_elsewhere = not os.path.exists(folder) and (checkpoint.initial_load_path or checkpoint.initial_load_in_hf)
+    missing = not os.path.isdir(os.path.join(folder, f"step-{checkpoint.load_step}"))
+    if checkpoint.load_step != -1 and missing and not begins_elsewhere:
         raise ConfigError(f"checkpoint.load_step = {checkpoint.load_step}: there is no such checkpoint in {folder}.")
     if not os.path.exists(folder):
         check_initial_load(checkpoint)

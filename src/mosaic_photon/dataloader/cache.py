@@ -91,10 +91,12 @@ class ShardCache:
                 f"{source.folder / shard.stored.basename}: missing; {INDEX} lists it"
                 f" and stream {source.name!r} has no remote to fetch it from"
             )
-        # Under the lock nothing is removed that another process has just fetched; data without a remote stays as it is.
-        with locked(_lock_path(source, shard)) if source.remote and here else nullcontext():
-            for file in files_here(source, shard):
-                fault = fault_of(source.folder / file.basename, file, best_hash(file) if hashes else None)
+        for file in here:
+            if not _content_fault(source, file, hashes):
+                continue
+            # Looked at again under the lock: another process may have fetched it. Data without a remote has no lock.
+            with locked(_lock_path(source, shard)) if source.remote else nullcontext():
+                fault = _content_fault(source, file, hashes) if file in files_here(source, shard) else ""
                 if fault:
                     self._discard(source, file, fault)
 
@@ -236,6 +238,10 @@ class ShardCache:
                     _evict(source, shard)
                     used -= shard.max_bytes if reserved else size
         return used <= target
+
+
+def _content_fault(source: Source, file: ShardFile, hashes: bool) -> str:
+    return fault_of(source.folder / file.basename, file, best_hash(file) if hashes else None)
 
 
 def files_here(source: Source, shard: Shard) -> list[ShardFile]:
