@@ -1,25 +1,25 @@
-"""Documents in concatenated text are told apart as llm-foundry does, and a model that asks is told of them."""
+"""Documents in concatenated text are told apart, and a model that asks is told of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from llmfoundry.data.text_data import ConcatenatedSequenceCollatorWrapper
 
 import jobs
 from layouts_jobs import MPT
-from mosaic_photon.documents import Separator
+from mosaic_photon.documents import document_counter
 
 DOCUMENTS = MPT.replace("fused_qkv = false", "fused_qkv = false, attn_uses_sequence_id = true")
 EOS = 'split = "train"\neos_token_id = 1'
 
 
-@pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id"])
-def test_documents_are_counted_as_llm_foundry_counts_them(name: str) -> None:
-    tokens = torch.randint(0, 4, (16, 50), generator=torch.Generator().manual_seed(0))
-    theirs = ConcatenatedSequenceCollatorWrapper(lambda rows: {"input_ids": torch.stack(rows)}, **{name: 1})
-    ours = Separator(1, begins=name == "bos_token_id").sequence_ids(tokens)
-    assert torch.equal(ours, theirs(list(tokens))["sequence_id"])
+@pytest.mark.parametrize(("name", "documents"), [("eos_token_id", [0, 0, 1, 1, 2]), ("bos_token_id", [0, 1, 1, 2, 2])])
+def test_a_separator_ends_a_document_or_begins_one(name: str, documents: list[int]) -> None:
+    asks = SimpleNamespace(attn_config={"attn_uses_sequence_id": True})
+    count = document_counter(asks, {name: 1})
+    assert count is not None and count(torch.tensor([[5, 1, 5, 1, 5]])).tolist() == [documents]
+    assert document_counter(SimpleNamespace(), {name: 1}) is None
 
 
 def test_a_model_that_keeps_documents_apart_needs_to_know_what_parts_them(

@@ -41,5 +41,5 @@ def test_ranks_with_other_data_do_not_train(tmp_path: Path, prepared_data: Path)
     printed = jobs.launch([*job, "--mosaic-config", str(data)], ranks=2, expect=1)
     assert len(error_lines(printed)) == 1, printed
     (line,) = error_lines(printed)
-    assert "ranks 0 and 1 would read different data" in line
-    assert "shuffle_seed: 0 and 1" in printed
+    assert "different data (rank 0 -> rank 1)" in line
+    assert "shuffle_seed: 0 -> 1" in printed

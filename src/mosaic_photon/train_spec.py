@@ -34,7 +34,7 @@ from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_
 
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.loader import Data, EvalLoader
-from mosaic_photon.documents import separator_of
+from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.metrics import build_metrics_processor
@@ -96,7 +96,7 @@ def open_data(
         ConfigError: the first mistake found.
     """
     choose_optimizer(job_config.optimizer)
-    separator_of(spec.model_args[job_config.model.flavor], job_config.mosaic.dataloader["dataset"])
+    document_counter(spec.model_args[job_config.model.flavor], job_config.mosaic.dataloader["dataset"])
     tokenizer = spec.build_tokenizer_fn(job_config)
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch

@@ -1,6 +1,5 @@
 """MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -18,8 +17,8 @@ from torchtitan.train import Trainer
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.dataloader import DataSpecDataLoader
-from mosaic_photon.dataloader.loader import STATE_KEY
-from mosaic_photon.documents import separator_of
+from mosaic_photon.dataloader.progress import differences
+from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.graceful_stop import GracefulStop
 from mosaic_photon.job_config import MosaicJobConfig
@@ -46,6 +45,7 @@ class MosaicTrainer(Trainer):
     def _complete(self, callbacks: dict[str, Any]) -> None:
         """Tell the parts of each other, which TorchTitan builds one by one."""
         self._check_same_data()
+        self.count_documents = document_counter(self.model_args, self.job_config.mosaic.dataloader["dataset"])
         self.metrics_processor.dataloader = self.dataloader
         if self.job_config.validation.enable:
             self.validator.fire = self.fire
@@ -57,13 +57,11 @@ class MosaicTrainer(Trainer):
     def _check_same_data(self) -> None:
         """Raise ConfigError where ranks would read other data: a node's config or its copy of an index is another."""
         marks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(marks, json.loads(self.dataloader.state_dict()[STATE_KEY])["fingerprint"])
+        dist.all_gather_object(marks, self.dataloader.marks)
         for rank, theirs in enumerate(marks):
-            keys = sorted(key for key in marks[0].keys() | theirs.keys() if marks[0].get(key) != theirs.get(key))
-            if keys:
-                lines = "\n".join(f"  {key}: {marks[0].get(key)} and {theirs.get(key)}" for key in keys)
+            if difference := differences(marks[0], theirs):
                 raise ConfigError(
-                    f"ranks 0 and {rank} would read different data:\n{lines}\n"
+                    f"ranks would read different data (rank 0 -> rank {rank}):\n{difference}\n"
                     "Give every node the same data config, and remove a cache whose index.json is out of date."
                 )
 
@@ -114,9 +112,8 @@ class MosaicTrainer(Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, Any]]:
         """TorchTitan's, and `sequence_id` for each pipeline stage of a model that keeps documents apart."""
         inputs, labels, extra_inputs, extra_kwargs = super().post_dataloading_process(input_dict, labels)
-        separator = separator_of(self.model_args, self.job_config.mosaic.dataloader["dataset"])
-        if separator is not None:
-            extra_kwargs["sequence_id"] = separator.sequence_ids(inputs)
+        if self.count_documents is not None:
+            extra_kwargs["sequence_id"] = self.count_documents(inputs)
         return inputs, labels, extra_inputs, extra_kwargs
 
     def forward_backward_step(

@@ -5,20 +5,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import jobs
+from composer_jobs import DATA, DECAY, EPS, LR, job
 from mosaic_photon.callbacks import OptimizerMonitor
 from mosaic_photon.models import TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
 
-STEPS, LR, DECAY, EPS = 3, 1e-3, 0.1, 1e-5
-JOB = (
-    jobs.JOB.replace('name = "llama3_mosaic"', 'name = "mpt_mup_mosaic"')
-    .replace("dim = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config = {{ rope = true }}")
-    .replace("lr = 3e-3", f"lr = {LR}\neps = {EPS}\nweight_decay = {DECAY}\nbeta1 = 0.9\nbeta2 = 0.95")
-    .replace("warmup_steps = 2\ntotal_steps = 1000", "warmup_steps = 0\ndecay_ratio = 0.0")
-    .replace("steps = 4\n", f"steps = {STEPS}\nmax_norm = 1e9\n")
-    + "[callbacks.optimizer_monitor]\ninterval = 1\n"
-)
-DATA = jobs.DATA.replace('split = "train"', 'split = "train"\nmax_seq_len = 64')  # labels as llm-foundry has them
+STEPS = 3
+JOB = job(STEPS, "[callbacks.optimizer_monitor]\ninterval = 1\n").replace("steps = 3\n", "steps = 3\nmax_norm = 1e9\n")
 
 
 def in_composer(weights, args, rows):

@@ -9,21 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jobs
+from composer_jobs import DATA, DECAY, EPS, LR, job
 from mosaic_photon.models import TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
 
-STEPS, LR, DECAY = 20, 1e-3, 0.1
-EPS = 1e-5
-"""Above rounding noise, which AdamW would otherwise blow up where the true gradient is 0 (the keys' bias)."""
-JOB = (
-    jobs.JOB.replace('name = "llama3_mosaic"', 'name = "mpt_mup_mosaic"')
-    .replace("dim = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config = {{ rope = true }}")
-    .replace("lr = 3e-3", f"lr = {LR}\neps = {EPS}\nweight_decay = {DECAY}\nbeta1 = 0.9\nbeta2 = 0.95")
-    .replace("warmup_steps = 2\ntotal_steps = 1000", "warmup_steps = 0\ndecay_ratio = 0.0")
-    .replace("steps = 4\n", f"steps = {STEPS}\n")
-    + "[mup]\nenabled = true\nbase_width = 16\nbase_depth = 1\n"
-)
-DATA = jobs.DATA.replace('split = "train"', 'split = "train"\nmax_seq_len = 64')  # labels as llm-foundry has them
+STEPS = 20
+JOB = job(STEPS, "[mup]\nenabled = true\nbase_width = 16\nbase_depth = 1\n")
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ class DataSpecDataLoader(BaseDataLoader):
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
         self.progress = Progress()
         self._allow_data_change = allow_data_change
-        self._marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
+        self.marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
         self._running: Iterator[tuple[Batch, int]] | None = None
         self._fetch: FetchAhead | None = None
         self._order_of: tuple[int, NDArray[np.int64]] | None = None
@@ -96,7 +96,7 @@ class DataSpecDataLoader(BaseDataLoader):
 
     def state_dict(self) -> dict[str, str]:
         """What has been handed to the trainer so far, under one key."""
-        return {STATE_KEY: dump_state(self.progress, self._marks)}
+        return {STATE_KEY: dump_state(self.progress, self.marks)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was saved. Raises ConfigError if the data config has changed the order of samples."""
@@ -104,7 +104,7 @@ class DataSpecDataLoader(BaseDataLoader):
             return
         if STATE_KEY not in state_dict:
             raise ConfigError("the checkpoint was written with another data loader and does not say where its data is")
-        self.progress, difference = load_state(state_dict[STATE_KEY], self._marks, self._allow_data_change)
+        self.progress, difference = load_state(state_dict[STATE_KEY], self.marks, self._allow_data_change)
         self._stop_reading()
         if difference:
             order = self._order(self.progress.epoch)

@@ -78,6 +78,12 @@ def dump_state(progress: Progress, marks: dict[str, Any]) -> str:
     return json.dumps(state, sort_keys=True)
 
 
+def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """A line for each mark of two fingerprints that differs, '' if none does."""
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return "\n".join(f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}" for key in keys)
+
+
 def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Progress, str]:
     """The progress in a checkpoint, and how its fingerprint differs ('' if it does not).
 
@@ -89,11 +95,10 @@ def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Pr
             f"the checkpoint's data state has version {state.get('version')!r}; this release reads version {VERSION}"
         )
     saved = state["fingerprint"]
-    keys = sorted(key for key in saved.keys() | marks.keys() if saved.get(key) != marks.get(key))
-    difference = "\n".join(f"  {key}: {saved.get(key, '(absent)')} -> {marks.get(key, '(absent)')}" for key in keys)
+    difference = differences(saved, marks)
     if difference and not allow_change:
         batch = "global_batch_size"  # unless it is set, it grows with the number of ranks
-        hint = f" (set training.{batch} = {saved[batch]})" if batch in keys else ""
+        hint = f" (set training.{batch} = {saved[batch]})" if saved.get(batch) != marks.get(batch) else ""
         raise ConfigError(
             "the data config changes which samples the next steps get (checkpoint -> now):\n"
             f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
