@@ -124,6 +124,10 @@ class Mosaic:
     allow_data_change: bool = False
     """Resume although the data config differs from the checkpoint's in what fixes the order of samples."""
 
+    node_folder: str = ""
+    """Folder on this node's disk for what can be made or fetched again: caches of streams without `local`, orders,
+    indexes, unpacked shards. Empty: `mosaic-photon-UID` in the temporary directory."""
+
     verify_cache: bool = False
     """At start, hash every shard file already in the cache instead of comparing sizes only."""
 
