@@ -31,7 +31,7 @@ def test_a_folder_that_others_can_write_to_is_closed(temporary: Path):
 def test_a_link_in_the_default_place_is_refused(temporary: Path, tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     temporary.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="is a link; set mosaic.node_folder"):
+    with pytest.raises(ConfigError, match=r"is a link; set mosaic.node_folder"):
         node_folder()
 
 
@@ -39,12 +39,12 @@ def test_a_link_in_the_default_place_is_refused(temporary: Path, tmp_path: Path)
 def test_another_users_folder_in_the_default_place_is_refused(temporary: Path):
     temporary.mkdir()
     os.chown(temporary, 12345, 12345)
-    with pytest.raises(ConfigError, match="belongs to another user"):
+    with pytest.raises(ConfigError, match=r"belongs to another user"):
         node_folder()
 
 
 def test_a_configured_folder_is_made_and_must_be_a_folder(tmp_path: Path):
     assert node_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="mosaic.node_folder = .*file': File exists; name a folder"):
+    with pytest.raises(ConfigError, match=r"mosaic.node_folder = .*file': File exists; name a folder"):
         node_folder(str(tmp_path / "file"))
