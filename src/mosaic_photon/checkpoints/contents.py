@@ -1,0 +1,52 @@
+"""What a checkpoint holds: names, shapes and small states, read without a process group."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from mosaic_photon.checkpoints.find import METADATA, Start
+from mosaic_photon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    from mosaic_photon.job_config import MosaicJobConfig
+
+DATA_STATE = "dataloader.mosaic_dataloader"
+
+
+def read_metadata(folder: str) -> Metadata:
+    """A checkpoint's `.metadata`; it is a pickle, so checkpoints are trusted input, as they are for torch.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    try:
+        return FileSystemReader(folder).read_metadata()
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{os.path.join(folder, METADATA)} cannot be read ({error}).") from error
+
+
+def read_value(folder: str, key: str) -> Any:
+    """A value that is no tensor, e.g. a data state's JSON text; None where the checkpoint has no such key."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    if not os.path.isfile(os.path.join(folder, METADATA)) or key not in read_metadata(folder).state_dict_metadata:
+        return None
+    state = {key: ""}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+        load(state, checkpoint_id=folder, no_dist=True)
+    return state[key]
+
+
+def saved_data_state(start: Start, job: MosaicJobConfig) -> str | None:
+    """The JSON text of the data state that the job will go on from; None where it begins with its first sample."""
+    if start.path is None or start.model_only or start.hf or "dataloader" in job.checkpoint.exclude_from_loading:
+        return None
+    return read_value(start.path, DATA_STATE)
