@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mosaic_photon.dataloader.config_file import interpolated, read_tables
 from mosaic_photon.errors import ConfigError, nearest
 
 
@@ -52,8 +52,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(["persistent_workers", "decoder_only_format"], _BOOL),
     **dict.fromkeys(["max_seq_len", "num_workers", "prefetch_factor", "predownload"], _INT),
     **dict.fromkeys(["download_retry", "num_canonical_nodes", "shuffle_seed", "sampling_granularity"], _INT),
-    **dict.fromkeys(["eos_token_id", "bos_token_id", "choose"], _INT),
-    **dict.fromkeys(["download_timeout", "proportion", "repeat", "timeout", "shuffle_block_size"], _NUMBER),
+    **dict.fromkeys(["eos_token_id", "bos_token_id", "choose", "shuffle_block_size"], _INT),
+    **dict.fromkeys(["download_timeout", "proportion", "repeat", "timeout"], _NUMBER),
     **dict.fromkeys(["remote", "local", "split", "validate_hash", "name", *CHOICES], _TEXT),
     **dict.fromkeys(["epoch_size", "cache_limit"], _SIZE),
     **dict.fromkeys(["dataset", "streams"], (dict,)),
@@ -80,17 +80,23 @@ class DataConfig:
 def load_data_config(path: str | Path) -> DataConfig:
     """Read a TOML or YAML data config and check it. Raises ConfigError with file, key and what would be right."""
     path = Path(path)
-    raw = _parse(path)
+    raw = read_tables(path)
     train_key, eval_key = (TRAIN, EVAL) if TRAIN in raw else ("train_loader", "eval_loader")
+    if train_key not in raw and "train_loader" in (raw.get("parameters") or ()):
+        raise ConfigError(
+            f"{path}: this file is mcli's, whose job is the table 'parameters': give a file with the contents of that "
+            "table alone."
+        )
     whole_foundry_yaml = path.suffix.lower() != ".toml" and "train_loader" in raw
     if not whole_foundry_yaml:
         for key in raw:
             if key not in {TRAIN, EVAL, "train_loader", "eval_loader"}:
-                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(key, [TRAIN, EVAL])}")
+                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), [TRAIN, EVAL])}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")
-    raw = _interpolated(raw, [train_key, eval_key], path)
-    config = DataConfig(raw[train_key], _one_eval_loader(raw.get(eval_key) or {}, eval_key, path), str(path))
+    raw = interpolated(raw, [train_key, eval_key], path)
+    train, evaluation = raw[train_key], _one_eval_loader(raw.get(eval_key) or {}, eval_key, path)
+    config = DataConfig(_as_declared(train), _as_declared(evaluation), str(path))
     check_loader(config.train, f"{path}: {train_key}")
     if config.eval:
         check_loader(config.eval, f"{path}: {eval_key}")
@@ -132,50 +138,17 @@ def streams_of(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 _DOWNLOAD_KEYS = ("download_retry", "download_timeout", "validate_hash", "keep_zip")
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    suffix = path.suffix.lower()
-    if suffix not in (".toml", ".yaml", ".yml"):
-        raise ConfigError(f"{path}: a data config ends in .toml, .yaml or .yml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the data config: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the data config is not UTF-8 text: {error}") from error
-    try:
-        raw = tomllib.loads(text) if suffix == ".toml" else _load_yaml(text)
-    except ValueError as error:
-        kind = "TOML" if suffix == ".toml" else "YAML"
-        raise ConfigError(f"{path}: malformed {kind}: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected tables, found {type(raw).__name__}")
-    return raw
-
-
-def _load_yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _interpolated(raw: dict[str, Any], keys: list[str], path: Path) -> dict[str, Any]:
-    """The tables named by `keys`, with `${...}` resolved against the whole file as llm-foundry does."""
-    tables = {key: raw[key] for key in keys if key in raw}
-    if "${" not in str(tables):
-        return tables
-    try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{path}: ${{...}} needs the package omegaconf, which comes with llm-foundry") from error
-    whole = OmegaConf.create(raw)
-    try:
-        return {key: OmegaConf.to_container(whole[key], resolve=True) for key in tables}
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {error}") from error
+def _as_declared(table: Any) -> Any:
+    """A table with whole numbers where they are asked for, though written 1e5, and names of streams as text."""
+    if not isinstance(table, dict):
+        return table
+    declared: dict[Any, Any] = {}
+    for key, value in table.items():
+        whole = isinstance(value, float) and value.is_integer() and TYPES.get(key) in (_INT, _SIZE)
+        declared[key] = int(value) if whole else _as_declared(value)
+    if isinstance(declared.get("streams"), dict):
+        declared["streams"] = {str(name): stream for name, stream in declared["streams"].items()}
+    return declared
 
 
 def _one_eval_loader(loader: Any, key: str, path: Path) -> dict[str, Any]:
@@ -229,6 +202,8 @@ def _check_refused(dataset: Mapping[str, Any], where: str) -> None:
     for key, reason in reasons.items():
         if dataset.get(key) not in (None, 1, {}):
             raise ConfigError(f"{where}.{key}: {dataset[key]!r} is refused: it {reason}")
+    if dataset.get("decoder_only_format") is False:
+        raise ConfigError(f"{where}.decoder_only_format: False is refused: it is for encoder-decoder models")
     if dataset.get("stream_name") not in (None, "stream"):
         raise ConfigError(f"{where}.stream_name: only 'stream' is supported, found {dataset['stream_name']!r}")
     if dataset.get("eos_token_id") is not None and dataset.get("bos_token_id") is not None:
