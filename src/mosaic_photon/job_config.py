@@ -124,6 +124,9 @@ class Mosaic:
     allow_data_change: bool = False
     """Resume although the data config differs from the checkpoint's in what fixes the order of samples."""
 
+    allow_partial_load: bool = False
+    """Load of a checkpoint what fits the job; what it lacks stays as it was drawn, what the job lacks is left out."""
+
     node_folder: str = ""
     """Folder on this node's disk for what can be made or fetched again: caches of streams without `local`, orders,
     indexes, unpacked shards. Empty: `mosaic-photon-UID` in the temporary directory."""

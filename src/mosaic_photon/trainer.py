@@ -16,6 +16,8 @@ from torchtitan.train import Trainer
 
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
+from mosaic_photon.checkpoints.find import find_start
+from mosaic_photon.checkpoints.manager import Checkpointer
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.progress import differences
 from mosaic_photon.documents import document_counter
@@ -35,6 +37,7 @@ class MosaicTrainer(Trainer):
     def __init__(self, job_config: MosaicJobConfig, stop: GracefulStop) -> None:
         callbacks = build_callbacks(job_config.callbacks)  # mistakes come to light before a model is built
         self.stop = stop
+        self.start = find_start(job_config)
         try:
             super().__init__(job_config)
             self._complete(callbacks)
@@ -44,7 +47,7 @@ class MosaicTrainer(Trainer):
 
     def _complete(self, callbacks: dict[str, Any]) -> None:
         """Tell the parts of each other, which TorchTitan builds one by one."""
-        self._check_same_data()
+        self._check_same_on_all_ranks()
         self.count_documents = document_counter(self.model_args, self.job_config.mosaic.dataloader["dataset"])
         self.metrics_processor.dataloader = self.dataloader
         if self.job_config.validation.enable:
@@ -53,13 +56,20 @@ class MosaicTrainer(Trainer):
         self.callbacks = CallbackHost(callbacks)
         self.callbacks.attach(self)
         self.checkpointer.states["callbacks"] = self.callbacks
+        Checkpointer.of(self.checkpointer, self.start, self.job_config.mosaic.allow_partial_load)
 
-    def _check_same_data(self) -> None:
-        """Raise ConfigError where ranks would read other data: a node's config or its copy of an index is another."""
-        marks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(marks, self.dataloader.marks)
-        for rank, theirs in enumerate(marks):
-            if difference := differences(marks[0], theirs):
+    def _check_same_on_all_ranks(self) -> None:
+        """Raise ConfigError where ranks would read other data or begin elsewhere: a node's config or files differ."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (self.dataloader.marks, self.start))
+        marks, first = gathered[0]
+        for rank, (theirs, start) in enumerate(gathered):
+            if start != first:
+                raise ConfigError(
+                    f"ranks see different checkpoints. Rank 0: {first}. Rank {rank}: {start}. job.dump_folder and "
+                    "checkpoint.initial_load_path must be on a file system that all nodes share."
+                )
+            if difference := differences(marks, theirs):
                 raise ConfigError(
                     f"ranks would read different data (rank 0 -> rank {rank}):\n{difference}\n"
                     "Give every node the same data config, and remove a cache whose index.json is out of date."

@@ -10,6 +10,7 @@ import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
 from torchtitan.protocols.train_spec import TrainSpec
 
+from mosaic_photon.checkpoints.find import METADATA, Start, complete_steps, find_start
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.job_loading import describe, fits
@@ -121,21 +122,31 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> 
         raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
     if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
         raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
-    folder = os.path.join(job.job.dump_folder, checkpoint.folder)
-    begins_elsewhere = not os.path.exists(folder) and (checkpoint.initial_load_path or checkpoint.initial_load_in_hf)
-    missing = not os.path.isdir(os.path.join(folder, f"step-{checkpoint.load_step}"))
-    if checkpoint.load_step != -1 and missing and not begins_elsewhere:
-        raise ConfigError(f"checkpoint.load_step = {checkpoint.load_step}: there is no such checkpoint in {folder}.")
-    if not os.path.exists(folder):
-        check_initial_load(checkpoint)
+    start = find_start(job)
+    if start.named_by:
+        check_initial_load(start, checkpoint)
 
 
-def check_initial_load(checkpoint: Any) -> None:
-    """TorchTitan's rules for the weights that a job without checkpoints starts from."""
-    path = checkpoint.initial_load_path
-    if path and not os.path.isdir(path):
-        raise ConfigError(f"checkpoint.initial_load_path = {path!r}: there is no such folder.")
-    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
+def check_initial_load(start: Start, checkpoint: Any) -> None:
+    """TorchTitan's rules for the weights that a job without a complete checkpoint begins from."""
+    assert start.path is not None
+    if not os.path.isdir(start.path):
+        raise ConfigError(f"{start.named_by} = {start.path!r}: there is no such folder.")
+    if start.hf and not start.model_only:
         raise ConfigError("checkpoint.initial_load_in_hf = true needs initial_load_model_only = true.")
-    if checkpoint.initial_load_in_hf_quantized and not checkpoint.initial_load_in_hf:
+    if checkpoint.initial_load_in_hf_quantized and not start.hf:
         raise ConfigError("checkpoint.initial_load_in_hf_quantized = true needs initial_load_in_hf = true.")
+    if start.hf:
+        if not any(name.endswith(".safetensors") for name in os.listdir(start.path)):
+            raise ConfigError(f"{start.named_by} = {start.path!r}: there are no .safetensors files in it.")
+    elif not os.path.isfile(os.path.join(start.path, METADATA)):
+        raise ConfigError(f"{start.named_by} = {start.path!r}: {_what_is_there(start.path)}")
+
+
+def _what_is_there(folder: str) -> str:
+    """What may be meant by a folder that is no checkpoint of torch's."""
+    if steps := complete_steps(folder):
+        return f"name one of the checkpoints in it, e.g. {list(steps.values())[-1]!r}."
+    if any(name.endswith(".safetensors") for name in os.listdir(folder)):
+        return "it holds safetensors; set checkpoint.initial_load_in_hf = true."
+    return f"it is no complete checkpoint, as it has no {METADATA}."

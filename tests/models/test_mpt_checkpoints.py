@@ -202,7 +202,11 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     job.checkpoint.initial_load_path = str(tmp_path / "empty")
     with pytest.raises(ConfigError, match="no safetensors here"):
         MPTMuPModelArgs(**SIZE).update_from_config(job)
-    (tmp_path / "out" / job.checkpoint.folder).mkdir(parents=True)  # from now on TorchTitan resumes
+    resumes = tmp_path / "out" / job.checkpoint.folder / "step-1"
+    resumes.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no safetensors here"):  # half-written: the weights still count
+        MPTMuPModelArgs(**SIZE).update_from_config(job)
+    (resumes / ".metadata").touch()
     MPTMuPModelArgs(**SIZE).update_from_config(job)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mosaic_photon.job_config import MosaicJobConfig
 
 DATA_STATE = "dataloader.mosaic_dataloader"
+CALLBACKS = "callbacks."
+"""What the names of callbacks' states begin with."""
 
 
 def read_metadata(folder: str) -> Metadata:
@@ -30,6 +32,11 @@ def read_metadata(folder: str) -> Metadata:
         return FileSystemReader(folder).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
         raise ConfigError(f"{os.path.join(folder, METADATA)} cannot be read ({error}).") from error
+
+
+def shape_of(stored: Any) -> tuple[int, ...] | None:
+    """The shape of an entry of `Metadata.state_dict_metadata`; None for one that is no tensor."""
+    return tuple(stored.size) if hasattr(stored, "size") else None
 
 
 def read_value(folder: str, key: str) -> Any:

@@ -3,7 +3,6 @@
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
 # isort: split
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from torchtitan.protocols.model import BaseModelArgs
 
 from mosaic_photon import parametrization as rules
+from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.parametrization import Parametrization
 
@@ -195,12 +195,11 @@ class MPTMuPModelArgs(BaseModelArgs):
         self._check_initial_load(job_config)
 
     def _check_initial_load(self, job_config: Any) -> None:
-        checkpoint = job_config.checkpoint
-        resumes = os.path.exists(os.path.join(job_config.job.dump_folder, checkpoint.folder))  # then TorchTitan ignores
-        if checkpoint.enable and checkpoint.initial_load_in_hf and not resumes:
+        start = find_start(job_config)
+        if start.hf and start.path:
             from mosaic_photon.models.mpt_mup import hf
 
-            hf.check_folder(checkpoint.initial_load_path or job_config.model.hf_assets_path, self)
+            hf.check_folder(start.path, self)
 
     def _check_parallelism(self, parallelism: Any) -> None:
         tp, pp = parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree

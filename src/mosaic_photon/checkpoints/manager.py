@@ -1,0 +1,107 @@
+"""TorchTitan's checkpointer, which begins from what `find` has found, and for which only whole checkpoints count."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.state_dict_loader import load
+from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
+from torchtitan.tools.logging import logger
+
+from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
+from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps
+
+
+class Checkpointer(CheckpointManager):
+    """TorchTitan's, except for what it does with folders that are empty, half-written or not its own.
+
+    TorchTitan takes the initial weights only where there is no checkpoint folder at all; for `keep_latest_k` it counts
+    half-written folders and removes whatever has `step-N` in its name; and a checkpoint that is written over counts as
+    whole meanwhile.
+    """
+
+    start: Start
+    allow_partial_load: bool
+    _writing = -1
+
+    @classmethod
+    def of(cls, titan: CheckpointManager, start: Start, allow_partial_load: bool) -> Checkpointer:
+        """The same object as one of this class: TorchTitan's Trainer names the class that it builds."""
+        titan.__class__ = cls
+        titan.start, titan.allow_partial_load = start, allow_partial_load
+        return titan
+
+    @torch.no_grad()
+    def load(self, step: int = -1) -> bool:
+        """Load `start`, in whose choice `step` has had its say; returns whether there was anything to load."""
+        if not self.enable:
+            return False
+        logger.info(f"{self.start}.")
+        if self.start.path is None:
+            return False
+        hf = self.start.hf
+        states = self._states_to_load(self.start.model_only)
+        self.dcp_load(states, self.start.path, hf, hf and self.initial_load_in_hf_quantized)
+        return True
+
+    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
+        """TorchTitan's, and with `allow_partial_load` only what the checkpoint has in the job's shape."""
+        planner = FittingLoadPlanner(allow_partial_load=self.allow_partial_load)
+        if from_hf:
+            named = self.sd_adapter.to_hf(state_dict)
+            load(named, storage_reader=self.sd_adapter.get_hf_storage_reader(checkpoint_id, from_quantized),
+                 planner=planner)  # fmt: skip
+            state_dict = self.sd_adapter.from_hf(named)
+        else:
+            load(state_dict, checkpoint_id=checkpoint_id, planner=planner)
+        self.states[MODEL].load_state_dict(state_dict)
+
+    def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
+        """TorchTitan's; what is written over is half-written until the new one is whole.
+
+        No rank writes before rank 0 has planned, so what rank 0 removes here is gone by then.
+        """
+        self._writing = int(checkpoint_id.rpartition("-")[2])
+        if dist.get_rank() == 0:
+            for name in (METADATA, HF_INDEX):
+                path = os.path.join(checkpoint_id, name)
+                if os.path.exists(path):
+                    os.remove(path)
+        return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+
+    def _purge_stale_checkpoints(self) -> None:
+        """Remove the job's whole checkpoints but for the newest `keep_latest_k`, the one being written included."""
+        if self.keep_latest_k <= 0 or dist.get_rank() != 0:
+            return
+        complete = complete_steps(self.folder)
+        pending = self.async_mode != AsyncMode.DISABLED and self._writing not in complete
+        for path in list(complete.values())[: pending - self.keep_latest_k]:
+            if not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
+                self.purge_queue.put(path)
+
+
+class FittingLoadPlanner(DefaultLoadPlanner):
+    """Leaves out what the checkpoint lacks or has in another shape, where that is allowed.
+
+    Callbacks' states may always be missing: callbacks that a checkpoint does not know begin anew.
+    """
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        there = self.metadata.state_dict_metadata
+        self.state_dict = {
+            key: value for key, value in self.state_dict.items() if self._loads(key, value, there.get(key))
+        }
+        return super().create_local_plan()
+
+    def _loads(self, key: str, value: Any, stored: Any) -> bool:
+        if stored is None:
+            return not (self.allow_partial_load or key.startswith(CALLBACKS))
+        return not self.allow_partial_load or shape_of(stored) in (None, tuple(getattr(value, "shape", ())))

@@ -1,0 +1,73 @@
+"""What a job begins from after kills, and what of its checkpoint folder it keeps."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import jobs
+
+SAVE = ("--checkpoint.enable=true", "--checkpoint.interval=2")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
+    """A job of four steps with a checkpoint at each second one."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    assert jobs.run_here(jobs.write_job(folder, prepared_data), *SAVE) == 0
+    return folder / "out/checkpoint/step-4"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path, pretrained: Path) -> Path:
+    """Four steps from the pretrained weights."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = jobs.write_job(folder, prepared_data)
+    assert jobs.run_here(arguments, *SAVE, f"--checkpoint.initial_load_path={pretrained}") == 0
+    return folder
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "checkpoint/step-2", "checkpoint/step-2/__0_0.distcp"])
+def test_killed_before_its_first_whole_checkpoint_a_job_begins_from_the_same_weights(
+    left: str,
+    tmp_path: Path,
+    prepared_data: Path,
+    pretrained: Path,
+    undisturbed: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if left.endswith(".distcp"):
+        (tmp_path / "out" / left).parent.mkdir(parents=True)
+        (tmp_path / "out" / left).write_bytes(b"half of it")
+    else:
+        (tmp_path / "out" / left).mkdir(parents=True)
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    assert jobs.run_here(arguments, *SAVE, f"--checkpoint.initial_load_path={pretrained}") == 0
+    assert f"Begins from {pretrained} (checkpoint.initial_load_path)" in capfd.readouterr().out
+    assert jobs.scalars(tmp_path) == jobs.scalars(undisturbed)
+    assert (tmp_path / "out/checkpoint/step-2/.metadata").exists()
+
+
+def test_half_written_checkpoints_are_passed_over(
+    tmp_path: Path, prepared_data: Path, pretrained: Path, undisturbed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = tmp_path / "out/checkpoint"
+    shutil.copytree(undisturbed / "out/checkpoint/step-2", checkpoints / "step-2")
+    (checkpoints / "step-4").mkdir()
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    assert jobs.run_here(arguments, *SAVE, f"--checkpoint.initial_load_path={pretrained}") == 0
+    assert f"Resumes from {checkpoints}/step-2" in capfd.readouterr().out
+    whole = jobs.scalars(undisturbed)
+    assert jobs.scalars(tmp_path) == {step: whole[step] for step in (3, 4)}
+
+
+def test_keep_latest_k_counts_whole_checkpoints_and_removes_nothing_else(tmp_path: Path, prepared_data: Path) -> None:
+    checkpoints = tmp_path / "out/checkpoint"
+    for name in ("step-1", "step-3", "best-step-1", "step-1-keep"):  # two half-written ones, and a user's
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "of-somebody").touch()
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    flags = ("--training.steps=9", "--checkpoint.keep_latest_k=2", "--checkpoint.enable_first_step_checkpoint=false")
+    assert jobs.run_here(arguments, *SAVE, *flags) == 0
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["best-step-1", "step-1", "step-1-keep", "step-3", "step-6", "step-8", "step-9"]
