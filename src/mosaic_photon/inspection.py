@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS, _fill_in_folders
 from mosaic_photon.dataloader.cache import files_here
 from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.files import best_hash, fault_of
-from mosaic_photon.dataloader.index import Shard
 from mosaic_photon.dataloader.reader import token_column
+from mosaic_photon.dataloader.shards import Index
 
 Decode = Callable[[list[int]], str]
 
@@ -112,47 +114,46 @@ def first_samples(dataset: ShardedDataset, count: int, decode: Decode | None, by
 
 def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamReport:
     source, stream = dataset.cache.sources[number], dataset.streams[number]
-    begin = int(dataset.shard_offset_per_stream[number])
-    ids = range(begin, begin + int(dataset.shards_per_stream[number]))
-    shards = [dataset.shards[shard_id] for shard_id in ids]
-    tokens, exact = _tokens(shards, bytes_dtype, f"stream {source.name!r}")
+    begin, index = int(dataset.shard_offset_per_stream[number]), dataset.shards.indexes[number]
+    tokens, exact = _tokens(index, bytes_dtype, f"stream {source.name!r}")
     return StreamReport(
         name=source.name,
         remote=source.remote,
         local=str(source.folder),
-        shards=len(shards),
-        shards_here=sum(dataset.cache.is_here(shard_id) for shard_id in ids),
+        shards=len(index),
+        shards_here=sum(dataset.cache.is_here(shard_id) for shard_id in range(begin, begin + len(index))),
         samples=int(dataset.samples_per_stream[number]),
         tokens=tokens,
         tokens_exact=exact,
-        raw_bytes=sum(shard.raw.bytes for shard in shards),
-        stored_bytes=sum(shard.stored.bytes for shard in shards),
-        columns={column.name: column.encoding for shard in shards for column in shard.columns},
-        compression=sorted({shard.compression or "none" for shard in shards}),
-        hashes=sorted({name for shard in shards for name in shard.stored.hashes}),
+        raw_bytes=int(index.raw_bytes.sum()),
+        stored_bytes=int(index.stored_bytes.sum()),
+        columns={column.name: column.encoding for kind in index.kinds for column in kind.columns},
+        compression=sorted({kind.compression or "none" for kind in index.kinds}),
+        hashes=sorted({name for kind in index.kinds for name in kind.stored_hashes}),
         epoch_samples=int(stream.choose),
         share=int(stream.choose) / dataset.epoch_size,
     )
 
 
-def _tokens(shards: list[Shard], bytes_dtype: str, where: str) -> tuple[int | None, bool]:
+def _tokens(index: Index, bytes_dtype: str, where: str) -> tuple[int | None, bool]:
+    samples, raw_bytes = np.zeros(len(index.kinds), np.int64), np.zeros(len(index.kinds), np.int64)
+    np.add.at(samples, index.kind, index.samples)
+    np.add.at(raw_bytes, index.kind, index.raw_bytes)
     total, exact = 0, True
-    for shard in shards:
-        column = token_column(shard.columns, bytes_dtype, where)
+    for number, kind in enumerate(index.kinds):
+        column = token_column(kind.columns, bytes_dtype, where)
         if column is None:
             return None, True
         if column.length is None:
             exact = False
-            total += shard.raw.bytes // column.dtype.itemsize
+            total += int(raw_bytes[number]) // column.dtype.itemsize
         else:
-            total += shard.samples * column.length
+            total += int(samples[number]) * column.length
     return total, exact
 
 
 def _shown(sample: dict[str, Any], decode: Decode | None, bytes_dtype: str) -> dict[str, Any]:
     """A sample's values as JSON has them; its tokens also as text."""
-    import numpy as np
-
     shown: dict[str, Any] = {}
     for name, value in sample.items():
         if name == "tokens":

@@ -22,7 +22,8 @@ from mosaic_photon.dataloader import fetch
 from mosaic_photon.dataloader.ahead import FetchAhead
 from mosaic_photon.dataloader.cache import ShardCache
 from mosaic_photon.dataloader.fetch import Source
-from mosaic_photon.dataloader.index import DataError, read_index
+from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.shards import read_index
 
 
 def remote_job(remote: Path, cache: Path, **dataset: Any) -> Any:

@@ -87,7 +87,7 @@ class FetchAhead:
         order = np.argsort(first)
         ahead = SHARDS_AHEAD if samples_ahead is None else len(shards)
         if self._cache.limit is not None:
-            ahead = max(1, min(ahead, self._cache.limit // (2 * max(s.max_bytes for s in self._cache.shards))))
+            ahead = max(1, min(ahead, self._cache.limit // (2 * self._cache.shards.largest)))
         with self._changed:
             self._wanted = list(zip(first[order].tolist(), shards[order].tolist(), strict=True))
             self._next, self._position, self._passed = 0, 0, 0

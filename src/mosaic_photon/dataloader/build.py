@@ -14,9 +14,11 @@ import torch
 
 from mosaic_photon.dataloader.config import STREAMING_KEYS, check_loader, streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.layout import Layout
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.settings import Settings, in_force
 from mosaic_photon.dataloader.tokenizer import pad_token_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
@@ -31,7 +33,8 @@ def build_mosaic_dataloader(
     """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on."""
     training = job_config.training
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
-    data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
+    with in_force(_settings(job_config)):
+        data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     return DataSpecDataLoader(data, layout, training.seq_len, job_config.mosaic.allow_data_change)
 
 
@@ -45,7 +48,13 @@ def build_mosaic_eval_dataloader(
         )
     validation = job_config.validation
     layout = Layout.of(dp_world_size, dp_rank, validation.local_batch_size, -1)
-    return EvalLoader(_data(job_config, "eval_dataloader", tokenizer, layout, validation.seq_len), layout)
+    with in_force(_settings(job_config)):
+        data = _data(job_config, "eval_dataloader", tokenizer, layout, validation.seq_len)
+    return EvalLoader(data, layout)
+
+
+def _settings(job_config: MosaicJobConfig) -> Settings:
+    return Settings(node_folder=job_config.mosaic.node_folder)
 
 
 def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:
@@ -76,13 +85,14 @@ def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:
     """The dataset if all its samples are token arrays, None if some are text to be tokenised."""
     arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
     dataset = ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
-    for shard, source in zip(dataset.shards, dataset.cache.source_of, strict=True):
-        names = {column.name for column in shard.columns}
+    for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
+        names = {column.name for column in kind.columns}
         if "text" in names:
             return None
         if "tokens" not in names:
+            stream = dataset.cache.sources[number].name
             raise DataError(
-                f"{where}: stream {source.name!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
+                f"{where}: stream {stream!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
             )
     return dataset
 
@@ -100,8 +110,9 @@ def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
     rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cache = dataset.cache
     if hashes and rank == 0:
-        pairs = zip(cache.source_of, cache.shards, strict=True)
-        for name in dict.fromkeys(source.name for source, shard in pairs if not shard.stored.hashes):
+        pairs = zip(cache.shards.stream_of_kind, cache.shards.kinds, strict=True)
+        bare = (cache.sources[number].name for number, kind in pairs if not known_hashes(kind.stored_hashes))
+        for name in dict.fromkeys(bare):
             logger.warning(f"verify_cache: stream {name!r} has no hashes in its index: only sizes are compared")
     cache.check(hashes, slice(rank, None, ranks))
 

@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+
 from mosaic_photon.dataloader.fetch import Source, download, no_access, unpack
 from mosaic_photon.dataloader.files import best_hash, fault_of, locked, mtime_of, size_of
 from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile
+from mosaic_photon.dataloader.shards import Index, Shards
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +30,11 @@ SAY_EVERY_S = 10.0
 class ShardCache:
     """The shards of a dataset's sources on this node. Safe to use from any thread and process, and after a fork."""
 
-    def __init__(self, sources: Sequence[Source], indexes: Sequence[list[Shard]], limit: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Source], indexes: Sequence[Index], limit: int | None = None) -> None:
         """`limit` bounds the bytes on disk. Raises DataError for a limit too small or a hash that the index lacks."""
         self.sources = tuple(sources)
-        self.shards = [shard for index in indexes for shard in index]
-        self.source_of = [source for source, index in zip(sources, indexes, strict=True) for _ in index]
+        self.shards = Shards(indexes)
+        self.source_of = np.repeat(np.array(self.sources, object), [len(index) for index in indexes])
         self.limit = limit
         self._fetched, self._said = 0, time.monotonic()
         self._failed: dict[int, tuple[float, str]] = {}  # shard -> when the last attempt to fetch it failed, and how
@@ -107,7 +110,7 @@ class ShardCache:
                 source.downloader.clean_up()
 
     def _check_limit(self) -> None:
-        largest = max(shard.max_bytes for shard in self.shards)
+        largest = self.shards.largest
         if self.limit is not None and self.limit < 4 * largest:  # Streaming's own rule
             raise DataError(
                 f"cache_limit: {self.limit} bytes is less than four times the largest shard, {largest} bytes;"
@@ -115,9 +118,10 @@ class ShardCache:
             )
 
     def _check_hashes_known(self) -> None:
-        for source, shard in zip(self.source_of, self.shards, strict=True):
-            if source.validate_hash and source.validate_hash not in shard.stored.hashes:
-                known = ", ".join(sorted(shard.stored.hashes)) or "none"
+        for number, kind in zip(self.shards.stream_of_kind, self.shards.kinds, strict=True):
+            source = self.sources[number]
+            if source.validate_hash and source.validate_hash not in kind.stored_hashes:
+                known = ", ".join(sorted(kind.stored_hashes)) or "none"
                 raise DataError(
                     f"validate_hash: {source.validate_hash!r} was not computed for stream {source.name!r};"
                     f" its index has: {known}"

@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.cache import ShardCache
 from mosaic_photon.dataloader.fetch import Source, fetch_index
+from mosaic_photon.dataloader.files import known_hashes
+from mosaic_photon.dataloader.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.errors import ConfigError
 
 streaming_lazy_package.install()
 
 from streaming.base.batching import generate_work  # noqa: E402
+from streaming.base.compression import is_compression  # noqa: E402
 from streaming.base.dataset import StreamingDataset  # noqa: E402
-from streaming.base.format.mds.encodings import mds_decode  # noqa: E402
+from streaming.base.format.mds.encodings import get_mds_encoded_size, mds_decode  # noqa: E402
 from streaming.base.stream import Stream  # noqa: E402
 from streaming.base.util import bytes_to_int, number_abbrev_to_int  # noqa: E402
 from streaming.base.world import World  # noqa: E402
@@ -67,6 +70,9 @@ class ShardedDataset(StreamingDataset):
     def _load_shards(self, cache_limit: int | str | None) -> None:
         sources = [_source(stream, number) for number, stream in enumerate(self.streams)]
         indexes = [fetch_index(source, self.allow_unsafe_types) for source in sources]
+        for source, index in zip(sources, indexes, strict=True):
+            for kind in index.kinds:
+                _check_known(kind, source)
         limit = bytes_to_int(cache_limit) if cache_limit else None
         self.cache = ShardCache(sources, indexes, limit)
         self.shards = self.cache.shards
@@ -75,10 +81,10 @@ class ShardedDataset(StreamingDataset):
         self.shards_per_stream = counts
         self.shard_offset_per_stream = counts.cumsum() - counts
         self.stream_per_shard = np.repeat(np.arange(self.num_streams), counts)
-        self.samples_per_shard = np.array([shard.samples for shard in self.shards], np.int64)
+        self.samples_per_shard = self.shards.samples
         self.shard_ends = self.samples_per_shard.cumsum()
         self.sample_offset_per_shard = self.shard_ends - self.samples_per_shard
-        self.samples_per_stream = np.array([sum(shard.samples for shard in index) for index in indexes], np.int64)
+        self.samples_per_stream = np.array([index.samples.sum() for index in indexes], np.int64)
         self.sample_offset_per_stream = self.samples_per_stream.cumsum() - self.samples_per_stream
         self.num_samples = int(self.samples_per_stream.sum())
         self.reader = ShardReader(self.cache)
@@ -117,6 +123,31 @@ class ShardedDataset(StreamingDataset):
 
     def __del__(self) -> None:
         """Nothing to release: StreamingDataset's destructor is for shared memory."""
+
+
+def _check_known(kind: Kind, source: Source) -> None:
+    """Raises DataError for names in an index, or a hash asked for, that this release of Streaming does not know."""
+    where = f"{source.folder / INDEX}: stream {source.name!r}"
+    for column in kind.columns:
+        try:
+            size = get_mds_encoded_size(column.encoding)
+        except Exception as error:  # KeyError, ValueError, AssertionError, AttributeError: whatever its parser meets
+            raise DataError(
+                f"{where}: column {column.name!r} has the encoding {column.encoding!r}, which this release of Streaming"
+                " does not know"
+            ) from error
+        if size is not None and column.size not in (size, None):
+            raise DataError(
+                f"{where}: column {column.name!r} has {column.size} bytes a sample, but its encoding"
+                f" {column.encoding!r} takes {size}; the index is damaged"
+            )
+    if kind.compression is not None and not is_compression(kind.compression):
+        raise DataError(
+            f"{where}: its shards have the compression {kind.compression!r}, which this release of Streaming does not"
+            " know"
+        )
+    if source.validate_hash and not known_hashes([source.validate_hash]):
+        raise DataError(f"validate_hash: {source.validate_hash!r} is no hash that this release of Streaming knows")
 
 
 def decode_sample(columns: Sequence[Any], data: bytes) -> dict[str, Any]:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mosaic_photon.dataloader.files import fault_of, locked
-from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile, parse_index, read_index
+from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile
+from mosaic_photon.dataloader.shards import Index, open_index, read_index
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class Source:
     """Streaming's CloudDownloader for the remote."""
 
 
-def fetch_index(source: Source, allow_unsafe_types: bool = False) -> list[Shard]:
+def fetch_index(source: Source, allow_unsafe_types: bool = False) -> Index:
     """The shards that the source's index lists, the index fetched first where it is not here or can't be parsed."""
     path = source.folder / INDEX
     if source.remote is None:
@@ -54,9 +57,9 @@ def fetch_index(source: Source, allow_unsafe_types: bool = False) -> list[Shard]
             part = path.with_name(INDEX + ".part")
             part.unlink(missing_ok=True)
             download(source, INDEX, part)
-            shards = parse_index(part.read_bytes(), f"{source.remote}/{INDEX}", allow_unsafe_types)
+            index = open_index(part, f"{source.remote}/{INDEX}", allow_unsafe_types)
             os.replace(part, path)
-            return shards
+            return index
     except OSError as error:
         raise no_access(source, error) from error
 
@@ -94,18 +97,28 @@ def _is_final(error: Exception) -> bool:
 
 
 def unpack(shard: Shard, stored: Path, target: Path, source: Source) -> None:
-    from streaming.base.compression import decompress
+    """Decompress the stored file into `target`: never more than the bytes that the index promises."""
+    import cramjam
 
+    codec = (shard.compression or "").split(":")[0]
+    decompress_into = {
+        "br": cramjam.brotli.decompress_into,
+        "bz2": cramjam.bzip2.decompress_into,
+        "gz": cramjam.gzip.decompress_into,
+        "snappy": cramjam.snappy.decompress_raw_into,
+        "zstd": cramjam.zstd.decompress_into,
+    }[codec]
+    data = np.empty(shard.raw.bytes, np.uint8).data
     try:
-        data = decompress(shard.compression, stored.read_bytes())
-    except OSError:
-        raise
-    except Exception as error:  # each codec has exceptions of its own
-        raise DataError(f"{stored}: cannot be decompressed ({shard.compression}): {error}") from error
+        size = decompress_into(stored.read_bytes(), data)
+    except cramjam.DecompressionError as error:
+        raise DataError(
+            f"{stored}: cannot be decompressed ({shard.compression}) into {shard.raw.bytes} bytes: {error}"
+        ) from error
+    if size != shard.raw.bytes:
+        name = source.folder / shard.raw.basename
+        raise DataError(f"{name}: unpacked from {shard.stored.basename}, has {size} bytes instead of {shard.raw.bytes}")
     target.write_bytes(data)
-    fault = fault_of(target, shard.raw, None)
-    if fault:
-        raise DataError(f"{source.folder / shard.raw.basename}: unpacked from {shard.stored.basename}, {fault}")
 
 
 def no_access(source: Source, error: OSError) -> DataError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mosaic_photon.dataloader.index import ShardFile
+if TYPE_CHECKING:
+    from mosaic_photon.dataloader.index import ShardFile
 
 
 @contextmanager
@@ -47,9 +49,17 @@ def fault_of(path: Path, file: ShardFile, algorithm: str | None) -> str:
 
 
 def best_hash(file: ShardFile) -> str | None:
-    """The fastest of the hashes that the index has for the file."""
-    fast = [name for name in file.hashes if name.startswith("xxh")]
-    return min(fast or file.hashes, default=None)
+    """The fastest of the hashes that the index has for the file and that can be computed here."""
+    known = known_hashes(file.hashes)
+    fast = [name for name in known if name.startswith("xxh")]
+    return min(fast or known, default=None)
+
+
+def known_hashes(names: Iterable[str]) -> list[str]:
+    """Those that Streaming can compute."""
+    from streaming.base.hashing import is_hash
+
+    return [name for name in names if is_hash(name)]
 
 
 def size_of(path: Path) -> int | None:

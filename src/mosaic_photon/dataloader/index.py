@@ -1,11 +1,17 @@
-"""What a stream's `index.json` says: its shards, their files, columns and hashes. No torch, no Streaming."""
+"""What a stream's `index.json` says: its shards, their files, columns and hashes. No torch, no Streaming, no numpy.
+
+`pack_index` checks it and keeps it by columns: 40 bytes a shard, its names and its hashes, in one block of bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
@@ -14,6 +20,12 @@ INDEX = "index.json"
 LOCKS = ".locks"
 RESERVED = {INDEX, LOCKS, "limit"}
 """Names that the cache gives to files of its own, or to their locks."""
+MOST_BYTES = 2**32 - 1
+"""Of a shard's raw file, which says where its samples lie in 32 bits."""
+PACKED_VERSION = 1
+PACKED_COLUMNS = 5
+_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
+_DIGESTED_AT_ONCE = 4096
 
 
 class DataError(ConfigError):
@@ -39,6 +51,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What many shards have in common; the hashes are the names of the algorithms."""
+
+    columns: tuple[Column, ...]
+    compression: str | None
+    raw_hashes: tuple[str, ...]
+    zip_hashes: tuple[str, ...] | None
+    """None: not compressed."""
+
+    @classmethod
+    def of(
+        cls,
+        columns: Sequence[Mapping[str, Any]],
+        compression: str | None,
+        raw_hashes: Sequence[str],
+        zip_hashes: Sequence[str] | None,
+    ) -> Kind:
+        """From what JSON keeps of it."""
+        return cls(
+            tuple(Column(**column) for column in columns),
+            compression,
+            tuple(raw_hashes),
+            None if zip_hashes is None else tuple(zip_hashes),
+        )
+
+    @property
+    def stored_hashes(self) -> tuple[str, ...]:
+        """Of the file that a remote holds."""
+        return self.raw_hashes if self.zip_hashes is None else self.zip_hashes
+
+
+@dataclass(frozen=True)
 class Shard:
     """An MDS shard: `samples` samples in one raw file, which may be stored compressed as `zip`."""
 
@@ -59,70 +103,118 @@ class Shard:
         return self.raw.bytes + (self.zip.bytes if self.zip else 0)
 
 
-def read_index(folder: Path, allow_unsafe_types: bool = False) -> list[Shard]:
-    """The shards of the MDS dataset in `folder`. Raises DataError if it is none, is damaged or points outside."""
-    path = folder / INDEX
-    try:
-        return parse_index(path.read_bytes(), str(path), allow_unsafe_types)
-    except FileNotFoundError as error:
-        found = f"; the folder holds {_some_names(folder)}" if folder.is_dir() else "; there is no such folder"
-        raise DataError(f"{path}: not found, so {folder} is no MDS dataset{found}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+def pack_index(data: bytes, where: str) -> bytes:
+    """The content of an index.json, checked, as `shards.Index` reads it. `where` names it in messages.
 
+    A line of JSON, padded to a multiple of 8 bytes; the columns samples, raw bytes, zip bytes, kind and end of the
+    shard's text, int64 of shape (5, shards); the texts, each the shard's two names and its hashes.
 
-def parse_index(data: bytes, where: str, allow_unsafe_types: bool = False) -> list[Shard]:
-    """Parse and check the content of an index.json. `where` names it in messages."""
+    Raises DataError for content that is damaged or points outside the folder.
+    """
+    rows = _Rows(where)
     try:
-        index = json.loads(data)
+        index = json.loads(data, object_hook=rows.add_if_shard)  # so that no more than one entry is held at a time
         if index["version"] != 2:
             raise DataError(f"{where}: MDS version {index['version']!r} is not supported, only version 2")
-        shards = [_shard(entry, where, number) for number, entry in enumerate(index["shards"])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if index["shards"] != list(range(len(rows.samples))):
+            raise ValueError("not every entry of 'shards' is a shard")
+        packed = rows.packed()
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: damaged or no MDS index ({type(error).__name__}: {error})") from error
-    if not sum(shard.samples for shard in shards):
+    if not sum(rows.samples):
         raise DataError(f"{where}: the dataset is empty")
-    unsafe = {column.name for shard in shards for column in shard.columns if column.encoding.split(":")[0] == "pkl"}
-    if unsafe and not allow_unsafe_types:
-        raise DataError(
-            f"{where}: column {min(unsafe)!r} is pickled (pkl), and reading it can run any code hidden in the data;"
-            " if you trust its origin, set allow_unsafe_types = true"
+    return packed
+
+
+class _Rows:
+    """The columns of an index while it is parsed."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.samples, self._raw_bytes, self._zip_bytes = array("q"), array("q"), array("q")
+        self._kinds, self._text_ends, self._text = array("q"), array("q"), bytearray()
+        self._kind_numbers: dict[tuple[Any, ...], int] = {}
+        self._digest, self._undigested = hashlib.blake2s(b"[", digest_size=8), list[Any]()
+
+    def add_if_shard(self, entry: dict[str, Any]) -> Any:
+        """Take in a JSON object if it is a shard's entry, and give the shard's number in its place."""
+        if "format" not in entry:
+            return entry
+        number = len(self.samples)
+        if entry["format"] != "mds":
+            raise DataError(f"{self.where}: shard {number} has format {entry['format']!r}; only mds is supported")
+        compression, zipped = entry.get("compression") or None, entry.get("zip_data") or None
+        if bool(compression) != bool(zipped):
+            raise DataError(f"{self.where}: shard {number} is compressed but has no compressed file, or the reverse")
+        raw_name, raw_bytes, raw_hashes = self._file(entry["raw_data"])
+        zip_name, zip_bytes, zip_hashes = self._file(zipped) if zipped else ("", 0, {})
+        samples = int(entry["samples"])
+        if samples < 0 or raw_bytes < 0 or zip_bytes < 0:
+            raise DataError(f"{self.where}: shard {number} has a negative size")
+        if raw_bytes > MOST_BYTES:
+            raise DataError(f"{self.where}: shard {number} has {raw_bytes} bytes; MDS shards have less than 4 GiB")
+        text = "\0".join((raw_name, zip_name, *raw_hashes.values(), *zip_hashes.values()))
+        if text.count("\0") != 1 + len(raw_hashes) + len(zip_hashes):
+            raise ValueError(f"a hash of shard {number} holds a NUL")
+        key = (
+            tuple(entry["column_names"]),
+            tuple(entry["column_encodings"]),
+            tuple(entry["column_sizes"]),
+            compression,
+            tuple(raw_hashes),
+            tuple(zip_hashes) if zipped else None,
         )
-    return shards
+        self._kinds.append(self._kind_numbers.setdefault(key, len(self._kind_numbers)))
+        self._text += text.encode()
+        self._text_ends.append(len(self._text))
+        self._raw_bytes.append(raw_bytes)
+        self._zip_bytes.append(zip_bytes)
+        self.samples.append(samples)
+        self._undigested.append([samples, raw_bytes, sorted(raw_hashes.items())])
+        if len(self._undigested) > _DIGESTED_AT_ONCE:
+            self._digest_all_but(1)
+        return number
+
+    def packed(self) -> bytes:
+        """What `pack_index` gives."""
+        self._digest_all_but(0)
+        self._digest.update(b"]")
+        kinds = [asdict(Kind.of(_columns(*key[:3]), *key[3:])) for key in self._kind_numbers]
+        header = json.dumps({"shards": len(self.samples), "digest": self._digest.hexdigest(), "kinds": kinds})
+        columns = (self.samples, self._raw_bytes, self._zip_bytes, self._kinds, self._text_ends)
+        aligned = header.encode() + b" " * (-(len(header) + 1) % 8) + b"\n"
+        return b"".join((aligned, *columns, self._text))
+
+    def _digest_all_but(self, last: int) -> None:
+        """Add to the digest of a JSON list of what the shards hold. One that stays says that more will come."""
+        facts = self._undigested[: len(self._undigested) - last]
+        self._digest.update(json.dumps(facts)[1:-1].encode() + b", " * last)
+        del self._undigested[: len(facts)]
+
+    def _file(self, entry: dict[str, Any]) -> tuple[str, int, dict[str, str]]:
+        basename = str(entry["basename"])
+        if not _PLAIN_NAME.fullmatch(basename) or basename in RESERVED or basename.endswith(".part"):
+            self._check_name(basename)
+        hashes = entry.get("hashes") or {}
+        return basename, int(entry["bytes"]), {str(name): str(digest) for name, digest in hashes.items()}
+
+    def _check_name(self, basename: str) -> None:
+        path = PurePosixPath(basename)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in basename or "\0" in basename:
+            raise DataError(
+                f"{self.where}: shard file {basename!r} lies outside the dataset's folder; the index is not to be"
+                " trusted"
+            )
+        if path.parts[0] in RESERVED or basename.endswith(".part"):
+            raise DataError(
+                f"{self.where}: shard file {basename!r} has a name that the cache uses itself; rename the shard"
+            )
 
 
-def _shard(entry: dict[str, Any], where: str, number: int) -> Shard:
-    if entry["format"] != "mds":
-        raise DataError(f"{where}: shard {number} has format {entry['format']!r}; only mds is supported")
-    names, encodings, sizes = entry["column_names"], entry["column_encodings"], entry["column_sizes"]
-    columns = tuple(
-        Column(str(name), str(encoding), None if size is None else int(size))
+def _columns(names: Sequence[Any], encodings: Sequence[Any], sizes: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": str(name), "encoding": str(encoding), "size": None if size is None else int(size)}
         for name, encoding, size in zip(names, encodings, sizes, strict=True)
-    )
-    raw = _file(entry["raw_data"], where)
-    packed = _file(entry["zip_data"], where) if entry.get("zip_data") else None
-    if bool(entry.get("compression")) != bool(packed):
-        raise DataError(f"{where}: shard {number} is compressed but has no compressed file, or the reverse")
-    samples = int(entry["samples"])
-    if samples < 0 or raw.bytes < 0:
-        raise DataError(f"{where}: shard {number} has a negative size")
-    return Shard(samples, columns, entry.get("compression") or None, raw, packed)
-
-
-def _file(entry: dict[str, Any], where: str) -> ShardFile:
-    basename = str(entry["basename"])
-    path = PurePosixPath(basename)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in basename or "\0" in basename:
-        raise DataError(
-            f"{where}: shard file {basename!r} lies outside the dataset's folder; the index is not to be trusted"
-        )
-    if path.parts[0] in RESERVED or basename.endswith(".part"):
-        raise DataError(f"{where}: shard file {basename!r} has a name that the cache uses itself; rename the shard")
-    return ShardFile(basename, int(entry["bytes"]), dict(entry.get("hashes") or {}))
-
-
-def _some_names(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+    ]

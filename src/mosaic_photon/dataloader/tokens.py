@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.index import Column, DataError
+from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.reader import TokenColumn, token_column
 from mosaic_photon.errors import ConfigError
 
@@ -67,16 +67,14 @@ class TokenBatches:
     ) -> None:
         """`pad_id` and `vocab_size` are the tokenizer's; `encoding` is the dtype of tokens stored as bytes."""
         self.dataset, self.window, self.pad_id, self.vocab_size = dataset, window, pad_id, vocab_size
-        kinds: dict[tuple[Column, ...], TokenColumn] = {}
-        for shard, source in zip(dataset.shards, dataset.cache.source_of, strict=True):
-            if shard.columns not in kinds:
-                column = token_column(shard.columns, encoding, f"stream {source.name!r}")
-                assert column is not None
-                self._check_length(column, source.name)
-                kinds[shard.columns] = column
-        self.columns = [kinds[shard.columns] for shard in dataset.shards]
-        columns = set(kinds.values())
-        self.only_column = columns.pop() if len(columns) == 1 else None
+        self.columns: list[TokenColumn] = []  # of each kind of shard
+        for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
+            stream = dataset.cache.sources[number].name
+            column = token_column(kind.columns, encoding, f"stream {stream!r}")
+            assert column is not None
+            self._check_length(column, stream)
+            self.columns.append(column)
+        self.only_column = self.columns[0] if len(set(self.columns)) == 1 else None
 
     def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
@@ -129,8 +127,9 @@ class TokenBatches:
         from mosaic_photon.dataloader.dataset import decode_sample
 
         data = self.dataset.reader.sample(shard_id, index)
-        tokens = decode_sample(self.dataset.shards[shard_id].columns, data)["tokens"]
-        return np.frombuffer(tokens, self.columns[shard_id].dtype) if isinstance(tokens, bytes) else tokens
+        kind = self.dataset.shards.kind[shard_id]
+        tokens = decode_sample(self.dataset.shards.kinds[kind].columns, data)["tokens"]
+        return np.frombuffer(tokens, self.columns[kind].dtype) if isinstance(tokens, bytes) else tokens
 
     def _ignore_padding(self, labels_BW: NDArray[np.integer]) -> NDArray[np.integer]:
         """The labels with -100 where they are the pad token; a copy only if there are any."""

@@ -103,7 +103,7 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     seconds = time.perf_counter() - start
     source, cache = dataset.cache.sources[0], dataset.cache
     missing = [shard for number, shard in enumerate(dataset.shards) if not cache.is_here(number)]
-    stored = sum(shard.stored.bytes for shard in dataset.shards)
+    stored = sum(int(index.stored_bytes.sum()) for index in dataset.shards.indexes)
     text = f"{dataset.num_shards:,} shards, {dataset.num_samples:,} samples, {size(stored)}"
     if source.remote is None:
         cache.check()
