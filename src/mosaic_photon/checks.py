@@ -9,6 +9,7 @@ from mosaic_photon.compat.cpu_device_type import ON_CPU
 from tokenizers import Tokenizer
 from torchtitan.protocols.train_spec import TrainSpec
 
+from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.layout_checks import (
@@ -18,7 +19,7 @@ from mosaic_photon.layout_checks import (
     check_pipeline,
     check_tensor_parallel,
 )
-from mosaic_photon.value_checks import check_checkpoint, check_heads, check_values
+from mosaic_photon.value_checks import check_heads, check_values
 
 
 def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:

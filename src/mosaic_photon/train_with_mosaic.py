@@ -111,6 +111,7 @@ def run(job_config: "MosaicJobConfig") -> int:
     from torchtitan.tools.logging import logger
 
     from mosaic_photon import train_spec
+    from mosaic_photon.checkpoints.checks import is_finished
     from mosaic_photon.checks import check_job
     from mosaic_photon.graceful_stop import GracefulStop
     from mosaic_photon.summary import print_summary
@@ -120,7 +121,13 @@ def run(job_config: "MosaicJobConfig") -> int:
         stop = GracefulStop()
         cleanup.callback(stop.restore)
         spec = train_spec.register_for_job(job_config)
-        loaders = train_spec.open_data(spec, job_config, dp_world_size=check_job(job_config, spec))
+        data_parallel = check_job(job_config, spec)
+        if is_finished(job_config):
+            logger.info(
+                f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."
+            )
+            return 0
+        loaders = train_spec.open_data(spec, job_config, dp_world_size=data_parallel)
         for loader in loaders:
             cleanup.callback(loader.close)
         cleanup.push(leave_process_group)

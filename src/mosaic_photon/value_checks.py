@@ -1,16 +1,12 @@
 """Values that TorchTitan takes and fails on later, some after its last step: found before anything is built."""
 
 import importlib.util
-import os
 import typing
 from dataclasses import fields
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
-from torchtitan.protocols.train_spec import TrainSpec
-
-from mosaic_photon.checkpoints.find import METADATA, Start, complete_steps, find_start
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.job_loading import describe, fits
@@ -102,51 +98,3 @@ def check_heads(model_args: Any) -> None:
     heads, kv_heads = getattr(model_args, "n_heads", None), getattr(model_args, "n_kv_heads", None)
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         raise ConfigError(f"the model's n_heads = {heads} must be a multiple of its n_kv_heads = {kv_heads}.")
-
-
-def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> None:
-    """What is to be loaded must be there, and what is to be saved must be possible."""
-    checkpoint = job.checkpoint
-    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
-        raise ConfigError(
-            f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
-            f"process (are {world_size})."
-        )
-    if not checkpoint.enable:
-        return
-    if checkpoint.keep_latest_k == 1:
-        raise ConfigError(
-            "checkpoint.keep_latest_k = 1: the newest may be half-written; keep at least 2, or 0 for all."
-        )
-    if checkpoint.last_save_in_hf and not checkpoint.last_save_model_only:
-        raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
-    if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
-        raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
-    start = find_start(job)
-    if start.named_by:
-        check_initial_load(start, checkpoint)
-
-
-def check_initial_load(start: Start, checkpoint: Any) -> None:
-    """TorchTitan's rules for the weights that a job without a complete checkpoint begins from."""
-    assert start.path is not None
-    if not os.path.isdir(start.path):
-        raise ConfigError(f"{start.named_by} = {start.path!r}: there is no such folder.")
-    if start.hf and not start.model_only:
-        raise ConfigError("checkpoint.initial_load_in_hf = true needs initial_load_model_only = true.")
-    if checkpoint.initial_load_in_hf_quantized and not start.hf:
-        raise ConfigError("checkpoint.initial_load_in_hf_quantized = true needs initial_load_in_hf = true.")
-    if start.hf:
-        if not any(name.endswith(".safetensors") for name in os.listdir(start.path)):
-            raise ConfigError(f"{start.named_by} = {start.path!r}: there are no .safetensors files in it.")
-    elif not os.path.isfile(os.path.join(start.path, METADATA)):
-        raise ConfigError(f"{start.named_by} = {start.path!r}: {_what_is_there(start.path)}")
-
-
-def _what_is_there(folder: str) -> str:
-    """What may be meant by a folder that is no checkpoint of torch's."""
-    if steps := complete_steps(folder):
-        return f"name one of the checkpoints in it, e.g. {list(steps.values())[-1]!r}."
-    if any(name.endswith(".safetensors") for name in os.listdir(folder)):
-        return "it holds safetensors; set checkpoint.initial_load_in_hf = true."
-    return f"it is no complete checkpoint, as it has no {METADATA}."

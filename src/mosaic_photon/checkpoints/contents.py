@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.checkpoints.find import METADATA, Start
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from mosaic_photon.job_config import MosaicJobConfig
 
+Shapes = Mapping[str, tuple[int, ...] | None]
+"""Name -> shape; None for what is no tensor."""
 DATA_STATE = "dataloader.mosaic_dataloader"
 CALLBACKS = "callbacks."
 """What the names of callbacks' states begin with."""
@@ -37,6 +41,41 @@ def read_metadata(folder: str) -> Metadata:
 def shape_of(stored: Any) -> tuple[int, ...] | None:
     """The shape of an entry of `Metadata.state_dict_metadata`; None for one that is no tensor."""
     return tuple(stored.size) if hasattr(stored, "size") else None
+
+
+def read_shapes(folder: str) -> Shapes:
+    """Every name in a checkpoint of torch's."""
+    return {name: shape_of(stored) for name, stored in read_metadata(folder).state_dict_metadata.items()}
+
+
+def hf_shapes(folder: str) -> Shapes:
+    """Every tensor in a folder's safetensors, from their headers.
+
+    Raises:
+        ConfigError: a file that is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}).") from None
+    return shapes
+
+
+def missing_files(folder: str) -> list[str]:
+    """Files that a checkpoint's `.metadata` names and that are not there whole, each with what is wrong."""
+    ends: dict[str, int] = {}
+    for stored in read_metadata(folder).storage_data.values():
+        ends[stored.relative_path] = max(ends.get(stored.relative_path, 0), stored.offset + stored.length)
+    there = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    found = [f"{name} is missing" for name in ends if name not in there]
+    return found + [
+        f"{name} has {there[name]} bytes of {end}" for name, end in ends.items() if there.get(name, end) < end
+    ]
 
 
 def read_value(folder: str, key: str) -> Any:

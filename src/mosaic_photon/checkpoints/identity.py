@@ -1,0 +1,181 @@
+"""Whether a checkpoint is one of this job: its names and shapes beside those that the job will ask for.
+
+The model is built on the meta device, so nothing is allocated; what an optimizer keeps is asked of one with a parameter
+of two elements a dimension.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+import torch
+import torch.nn as nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+from mosaic_photon.checkpoints.contents import CALLBACKS, DATA_STATE, Shapes, hf_shapes, read_shapes
+from mosaic_photon.checkpoints.find import METADATA, Start
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.optimizers.catalog import choose
+from mosaic_photon.optimizers.container import make_state
+from mosaic_photon.optimizers.groups import trainable
+
+if TYPE_CHECKING:
+    from torchtitan.protocols.train_spec import TrainSpec
+
+    from mosaic_photon.job_config import MosaicJobConfig
+
+STATE, OPTIONS = "optimizer.state.", "optimizer.param_groups."
+POSITION = ("train_state.step", "train_state.ntokens_seen", "lr_scheduler.last_epoch")
+NOT_THE_MODEL = ("optimizer.", "lr_scheduler.", "dataloader.", "train_state.", CALLBACKS)
+STATES = ("model", *(name.rstrip(".") for name in NOT_THE_MODEL))
+"""What `checkpoint.exclude_from_loading` may name."""
+
+
+def only_model(path: str) -> bool:
+    """Whether a checkpoint holds nothing but weights, in torch's format or in Hugging Face's."""
+    if not os.path.isfile(os.path.join(path, METADATA)):
+        return True
+    return not any(name.startswith(NOT_THE_MODEL) for name in read_shapes(path))
+
+
+def meta_model(job: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
+    """The job's model without memory."""
+    model_args = copy.deepcopy(spec.model_args[job.model.flavor])
+    model_args.update_from_config(job)
+    with torch.device("meta"):
+        return spec.model_cls(model_args)
+
+
+def hf_state(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors as TorchTitan's adapter names and shapes them for Hugging Face.
+
+    Raises:
+        ConfigError: the adapter cannot name one of them.
+    """
+    adapter = spec.state_dict_adapter(spec.model_args[job.model.flavor], job.model.hf_assets_path)
+    state = get_model_state_dict(model)
+    try:
+        return adapter.to_hf(state)
+    except KeyError as error:
+        raise ConfigError(
+            f"checkpoint: {job.model.name} {job.model.flavor} has no Hugging Face format: TorchTitan's adapter does "
+            f"not know {error}."
+        ) from None
+
+
+def shapes_of(state: Mapping[str, Any]) -> Shapes:
+    """Name -> shape of a state dict's tensors."""
+    return {name: tuple(value.shape) if torch.is_tensor(value) else None for name, value in state.items()}
+
+
+def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec) -> list[str]:
+    """A line for each way in which the checkpoint that the job begins from is not one of this job; none if it is.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or nothing in it is of this job's model.
+    """
+    assert start.path is not None
+    model = meta_model(job, spec)
+    if start.hf:
+        wanted = shapes_of(hf_state(job, spec, model))
+        theirs = {name: shape for name, shape in hf_shapes(start.path).items() if not name.endswith("inv_freq")}
+        return compare_models(start.path, theirs, wanted)
+    shapes = read_shapes(start.path)
+    excluded = () if start.model_only else tuple(job.checkpoint.exclude_from_loading)
+    lines = []
+    if "model" not in excluded:
+        wanted = shapes_of(get_model_state_dict(model))
+        theirs = {name: shape for name, shape in shapes.items() if not name.startswith(NOT_THE_MODEL)}
+        lines += compare_models(start.path, theirs, wanted)
+    if start.model_only:
+        return lines
+    if "optimizer" not in excluded:
+        lines += compare_optimizers(shapes, job, model)
+    return lines + compare_positions(shapes, excluded)
+
+
+def compare_models(path: str, theirs: Shapes, wanted: Shapes) -> list[str]:
+    """Names and shapes of a checkpoint's model beside the job's."""
+    if not theirs.keys() & wanted.keys():
+        raise ConfigError(f"{path} is not a checkpoint of this model: it has {_names(theirs) or 'no weights'}.")
+    lines = []
+    if missing := wanted.keys() - theirs.keys():
+        lines.append(f"it lacks {_names(missing)} of the job's model")
+    if surplus := theirs.keys() - wanted.keys():
+        lines.append(f"it has {_names(surplus)}, which the job's model lacks")
+    other = [name for name, shape in wanted.items() if name in theirs and theirs[name] != shape]
+    if other:
+        name, more = other[0], f" (and {len(other) - 1} more differ)" if len(other) > 1 else ""
+        lines.append(f"{name} is {list(theirs[name] or ())} in it and {list(wanted[name] or ())} in the job{more}")
+    return lines
+
+
+def compare_optimizers(shapes: Shapes, job: MosaicJobConfig, model: nn.Module) -> list[str]:
+    """What the job's optimizer keeps for each parameter beside what the checkpoint has of it."""
+    kept = kept_by_optimizer(job)
+    named = trainable(model)
+    wanted = {f"{STATE}{name}.{key}" for name, p in named for key in kept(p.dim())[0]}
+    options = {f"{OPTIONS}{name}.{key}" for name, p in named for key in kept(p.dim())[1]}
+    theirs = {key for key in shapes if key.startswith(STATE)}
+    here = tuple(f"{STATE}{name}." for name, _ in named)
+    lines = []
+    if not theirs:
+        return ["it has no state of an optimizer"]
+    if missing := _last_parts((wanted | options) - shapes.keys()):
+        lines.append(f"it has no {missing} of the job's optimizer {job.optimizer.name}")
+    if surplus := _last_parts({key for key in theirs - wanted if key.startswith(here)}):
+        lines.append(f"it has {surplus}, which the job's optimizer {job.optimizer.name} does not keep")
+    return lines
+
+
+def kept_by_optimizer(job: MosaicJobConfig) -> Callable[[int], tuple[set[str], set[str]]]:
+    """From a parameter's dimensions to the names of its states and of its group's options."""
+    choice = choose(job.optimizer)
+    known: dict[int, tuple[set[str], set[str]]] = {}
+
+    def kept(dimensions: int) -> tuple[set[str], set[str]]:
+        if dimensions not in known:
+            parameter = nn.Parameter(torch.zeros((2,) * dimensions))
+            kwargs = {key: value for key, value in choice.kwargs.items() if key != "capturable"}  # not on a CPU
+            optimizer = choice.cls([{"params": [parameter]}], **kwargs)
+            make_state(optimizer)
+            options = {*optimizer.param_groups[0], "initial_lr"} - {"params"}
+            known[dimensions] = set(optimizer.state[parameter]), options
+        return known[dimensions]
+
+    return kept
+
+
+def compare_positions(shapes: Shapes, excluded: Iterable[str]) -> list[str]:
+    """Where the run and its data are; callbacks that a checkpoint does not know begin anew."""
+    lines = []
+    missing = [key for key in POSITION if key not in shapes and not key.startswith(tuple(excluded))]
+    if missing:
+        lines.append(f"it does not say where the run is ({', '.join(missing)})")
+    if "dataloader" not in excluded and DATA_STATE not in shapes:
+        lines.append(
+            "it was written with another data loader and does not say where its data is; "
+            "--checkpoint.exclude_from_loading=dataloader begins with the first sample"
+        )
+    return lines
+
+
+def _names(names: Iterable[str]) -> str:
+    """Tensors by name, those of a layer together: `layers.2.* (9), output.weight`; at most four."""
+    groups: dict[str, int] = {}
+    for name in names:
+        layer = re.match(r".*?\.\d+\.", name)
+        key = f"{layer[0]}*" if layer else name
+        groups[key] = groups.get(key, 0) + 1
+    shown = [f"{key} ({count} tensors)" if key.endswith("*") else key for key, count in sorted(groups.items())]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _last_parts(keys: Iterable[str]) -> str:
+    return ", ".join(sorted({key.rpartition(".")[2] for key in keys}))
