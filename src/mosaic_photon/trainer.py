@@ -17,6 +17,7 @@ from torchtitan.train import Trainer
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.checkpoints.find import find_start
+from mosaic_photon.checkpoints.hf import fit_files
 from mosaic_photon.checkpoints.manager import Checkpointer
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.progress import differences
@@ -57,6 +58,8 @@ class MosaicTrainer(Trainer):
         self.callbacks.attach(self)
         self.checkpointer.states["callbacks"] = self.callbacks
         Checkpointer.of(self.checkpointer, self.start, self.job_config.mosaic.allow_partial_load)
+        if self.checkpointer.enable and self.job_config.checkpoint.last_save_in_hf:
+            fit_files(self.checkpointer.sd_adapter, self.checkpointer.states["model"].state_dict())
 
     def _check_same_on_all_ranks(self) -> None:
         """Raise ConfigError where ranks would read other data or begin elsewhere: a node's config or files differ."""

@@ -223,6 +223,7 @@ def test_killed_four_times(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_forty_moments(machine: Machine, tmp_path: Path) -> None:
     killed = killed_again_and_again(machine, tmp_path, kills=40, steps=60, layouts=[1, 2, 4])
     assert len(killed) >= 30, killed

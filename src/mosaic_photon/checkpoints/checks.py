@@ -10,7 +10,8 @@ from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, complete_steps, find_start
-from mosaic_photon.checkpoints.identity import STATES, differences, only_model
+from mosaic_photon.checkpoints.hf import check_index, check_last_save
+from mosaic_photon.checkpoints.identity import STATES, differences, meta_model, only_model
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 
@@ -23,6 +24,7 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> 
             f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
             f"process (are {world_size})."
         )
+    check_index(job, spec)
     if not checkpoint.enable:
         return
     if checkpoint.keep_latest_k == 1:
@@ -33,6 +35,10 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> 
         raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
     if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
         raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
+    if checkpoint.create_seed_checkpoint and checkpoint.last_save_in_hf:
+        raise ConfigError("checkpoint.create_seed_checkpoint: a job cannot begin from one in Hugging Face's format.")
+    if checkpoint.last_save_in_hf:
+        check_last_save(job, spec, meta_model(job, spec))
     check_excluded(checkpoint)
     check_start(job, spec)
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
+from mosaic_photon.checkpoints.hf import in_hf_format
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.optimizers.catalog import choose
 from mosaic_photon.optimizers.container import make_state
@@ -52,23 +53,6 @@ def meta_model(job: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
         return spec.model_cls(model_args)
 
 
-def hf_state(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors as TorchTitan's adapter names and shapes them for Hugging Face.
-
-    Raises:
-        ConfigError: the adapter cannot name one of them.
-    """
-    adapter = spec.state_dict_adapter(spec.model_args[job.model.flavor], job.model.hf_assets_path)
-    state = get_model_state_dict(model)
-    try:
-        return adapter.to_hf(state)
-    except KeyError as error:
-        raise ConfigError(
-            f"checkpoint: {job.model.name} {job.model.flavor} has no Hugging Face format: TorchTitan's adapter does "
-            f"not know {error}."
-        ) from None
-
-
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
     """Name -> shape of a state dict's tensors."""
     return {name: tuple(value.shape) if torch.is_tensor(value) else None for name, value in state.items()}
@@ -83,9 +67,10 @@ def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec) -> list[str
     assert start.path is not None
     model = meta_model(job, spec)
     if start.hf:
-        wanted = shapes_of(hf_state(job, spec, model))
+        named, lost = in_hf_format(job, spec, model)
         theirs = {name: shape for name, shape in hf_shapes(start.path).items() if not name.endswith("inv_freq")}
-        return compare_models(start.path, theirs, wanted)
+        lines = compare_models(start.path, theirs, shapes_of(named))
+        return lines + ([f"TorchTitan does not know {names_of(lost)} in Hugging Face's format"] if lost else [])
     shapes = read_shapes(start.path)
     excluded = () if start.model_only else tuple(job.checkpoint.exclude_from_loading)
     lines = []
@@ -103,12 +88,12 @@ def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec) -> list[str
 def compare_models(path: str, theirs: Shapes, wanted: Shapes) -> list[str]:
     """Names and shapes of a checkpoint's model beside the job's."""
     if not theirs.keys() & wanted.keys():
-        raise ConfigError(f"{path} is not a checkpoint of this model: it has {_names(theirs) or 'no weights'}.")
+        raise ConfigError(f"{path} is not a checkpoint of this model: it has {names_of(theirs) or 'no weights'}.")
     lines = []
     if missing := wanted.keys() - theirs.keys():
-        lines.append(f"it lacks {_names(missing)} of the job's model")
+        lines.append(f"it lacks {names_of(missing)} of the job's model")
     if surplus := theirs.keys() - wanted.keys():
-        lines.append(f"it has {_names(surplus)}, which the job's model lacks")
+        lines.append(f"it has {names_of(surplus)}, which the job's model lacks")
     other = [name for name, shape in wanted.items() if name in theirs and theirs[name] != shape]
     if other:
         name, more = other[0], f" (and {len(other) - 1} more differ)" if len(other) > 1 else ""
@@ -166,7 +151,7 @@ def compare_positions(shapes: Shapes, excluded: Iterable[str]) -> list[str]:
     return lines
 
 
-def _names(names: Iterable[str]) -> str:
+def names_of(names: Iterable[str]) -> str:
     """Tensors by name, those of a layer together: `layers.2.* (9), output.weight`; at most four."""
     groups: dict[str, int] = {}
     for name in names:
