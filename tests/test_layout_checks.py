@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from torchtitan.distributed import ParallelDims
 
 import jobs
-from mosaic_photon.checks import check_job
+from mosaic_photon.checks import check_job, check_layout
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_loading import load_job
 from mosaic_photon.train_spec import register_for_job
@@ -28,8 +29,11 @@ REFUSED: dict[str, tuple[int, list[str], str]] = {
     "float8": (1, ["--model.converters=quantize.linear.float8"], "model.converters"),
     "async TP": (2, [f"{TP}2", f"{P}enable_async_tensor_parallel"], "needs an accelerator"),
     "TorchFT": (1, ["--fault_tolerance.enable"], "fault_tolerance.enable = True"),
-    "heads": (3, [f"{TP}3", "--training.seq_len=63"], "does not divide the model's n_heads = 4"),
-    "sequence": (2, [f"{TP}2", "--training.seq_len=63"], "seq_len = 63 must be a multiple of 2"),
+    "heads": (3, [f"{TP}3", "--training.seq_len=66"], "does not divide the model's n_heads = 4"),
+    "sequence": (2, [f"{TP}2", "--training.seq_len=63"], "seq_len = 63 must be a multiple of 4"),
+    "odd sequence": (1, ["--training.seq_len=63"], "seq_len = 63 must be a multiple of 2"),
+    "validation's sequence": (1, [VALIDATE, "--validation.seq_len=66"], "the model's positions end at 64"),
+    "validation's shards": (2, [f"{TP}2", VALIDATE, "--validation.seq_len=63"], "must be a multiple of 2"),
     "no experts": (2, [f"{EP}2"], "llama3_mosaic debugmodel has no experts"),
     "schedule": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule=1F2B"], "Did you mean '1F1B'?"),
     "micro-batches": (2, [f"{PP}2", f"{P}pipeline_parallel_microbatch_size=4"], "must be a multiple of"),
@@ -117,6 +121,18 @@ def test_overrides_that_no_model_can_have(override: str, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError) as error:
         check(tmp_path, 1, [], monkeypatch, job)
     assert OVERRIDES[override] in str(error.value)
+
+
+def test_replication_with_context_parallelism_is_hsdp(tmp_path: Path) -> None:
+    """TorchTitan shards the weights over the context-parallel ranks, so it is no DDP; a GPU is needed to run it."""
+    _, config, _, data = jobs.write_job(tmp_path, tmp_path)
+    flags = [f"{REPLICATE}2", f"{P}context_parallel_degree=2"]
+    job = load_job(config, data, flags)
+    assert check_layout(job, 4) == 2
+    degrees = {"dp_replicate": 2, "dp_shard": 1, "cp": 2, "tp": 1, "pp": 1, "ep": 1, "etp": 1}
+    assert ParallelDims(**degrees, world_size=4).fsdp_enabled
+    with pytest.raises(ConfigError, match="is DDP"):
+        check_layout(load_job(config, data, [f"{REPLICATE}2", f"{TP}2"]), 4)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -18,7 +18,9 @@ from mosaic_photon.layout_checks import (
     check_experts,
     check_pipeline,
     check_tensor_parallel,
+    sequence_divisor,
 )
+from mosaic_photon.model_args import build_on_meta
 from mosaic_photon.value_checks import check_heads, check_values
 
 
@@ -37,17 +39,18 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
             f"parallelism.pipeline_parallel_degree = {job.parallelism.pipeline_parallel_degree}: "
             f"TorchTitan cannot split {job.model.name} into pipeline stages; it must be 1."
         )
+    model_args = spec.model_args[job.model.flavor]
     if ON_CPU:
-        check_cpu(job)
+        check_cpu(job, model_args)
     else:
         check_devices()
-    model_args = spec.model_args[job.model.flavor]
     check_heads(model_args)
     check_tensor_parallel(job, model_args)
     check_experts(job, model_args, world_size)
     check_pipeline(job, model_args)
     check_activation_checkpoint(job)
     check_tokenizer(job, model_args)
+    build_on_meta(job, spec)
     check_checkpoint(job, spec, world_size)
     check_outputs(job)
     return data_parallel
@@ -76,10 +79,11 @@ def check_layout(job: MosaicJobConfig, world_size: int) -> int:
             f"{world_size} process{'es' if world_size > 1 else ''} (WORLD_SIZE; torchrun's nnodes * nproc_per_node)."
         )
     replicate = layout.data_parallel_replicate_degree
-    if replicate > 1 and shard == 1 and replicate != world_size:
+    is_ddp = replicate > 1 and shard == 1 and layout.context_parallel_degree == 1  # with CP weights are sharded: HSDP
+    if is_ddp and replicate != world_size:
         raise ConfigError(
             f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, "
-            "which TorchTitan cannot combine with tensor, context or pipeline parallelism; shard the data too."
+            "which TorchTitan cannot combine with tensor or pipeline parallelism; shard the data too."
         )
     return replicate * shard
 
@@ -94,17 +98,23 @@ def check_batch(job: MosaicJobConfig, data_parallel: int) -> None:
             f"be a multiple of local_batch_size {training.local_batch_size} * data-parallel degree {data_parallel}, "
             f"{micro}."
         )
-    divisor = layout.tensor_parallel_degree * max(
-        1, 2 * layout.context_parallel_degree * (layout.context_parallel_degree > 1)
-    )
+    divisor = sequence_divisor(job)
     if training.seq_len % divisor:
         raise ConfigError(
             f"training.seq_len = {training.seq_len} must be a multiple of {divisor} "
-            "(tensor_parallel_degree * 2 * context_parallel_degree)."
+            f"(tensor_parallel_degree {layout.tensor_parallel_degree} * 2 * context_parallel_degree "
+            f"{layout.context_parallel_degree}), e.g. {max(1, training.seq_len // divisor) * divisor}."
+        )
+    shards = layout.tensor_parallel_degree * layout.context_parallel_degree
+    divisor = 2 * shards if layout.context_parallel_degree > 1 else shards
+    if job.validation.enable and job.validation.seq_len % divisor:
+        raise ConfigError(
+            f"validation.seq_len = {job.validation.seq_len} must be a multiple of {divisor}, the layout's shards of a "
+            f"sequence, e.g. {max(1, job.validation.seq_len // divisor) * divisor}."
         )
 
 
-def check_cpu(job: MosaicJobConfig) -> None:
+def check_cpu(job: MosaicJobConfig, model_args: Any) -> None:
     """What TorchTitan or torch cannot do on a machine without an accelerator."""
     refused = [
         ("parallelism.context_parallel_degree", job.parallelism.context_parallel_degree > 1, "1"),
@@ -120,6 +130,11 @@ def check_cpu(job: MosaicJobConfig) -> None:
             table, field = name.split(".")
             given = getattr(getattr(job, table), field)
             raise ConfigError(f"{name} = {given!r} needs an accelerator; on this machine it must be {possible}.")
+    if getattr(model_args, "attn_type", None) == "varlen":
+        raise ConfigError(
+            f"{job.model.name} {job.model.flavor} has attn_type = 'varlen', which needs an accelerator; choose another "
+            "flavor, or set [model.overrides] attn_type = 'flex'."
+        )
 
 
 def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:

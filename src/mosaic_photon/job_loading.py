@@ -129,4 +129,6 @@ def describe(expected: Any) -> str:
     """A field's type in words."""
     if typing.get_origin(expected) is typing.Literal:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(expected))
+    if dataclasses.is_dataclass(expected):
+        return "a table"
     return expected.__name__ if isinstance(expected, type) else str(expected).replace(" | None", "")

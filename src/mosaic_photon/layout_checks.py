@@ -17,15 +17,23 @@ SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBu
 """torch's pipeline schedules that can be had by name."""
 
 
+def sequence_divisor(job: MosaicJobConfig) -> int:
+    """What training.seq_len must be a multiple of: TorchTitan's models ask for an even length in every layout."""
+    layout = job.parallelism
+    takes_odd = job.model.name == "mpt_mup_mosaic" and layout.context_parallel_degree == 1
+    return layout.tensor_parallel_degree * layout.context_parallel_degree * (1 if takes_odd else 2)
+
+
 def check_tensor_parallel(job: MosaicJobConfig, model_args: Any) -> None:
     """Heads are shared out whole; asynchronous tensor parallelism is done by the compiler on an accelerator."""
     tp = job.parallelism.tensor_parallel_degree
     for name in ("n_heads", "n_kv_heads"):
         heads = getattr(model_args, name, None)
         if isinstance(heads, int) and heads % tp:
+            good = math.gcd(tp, *(n for n in (model_args.n_heads, getattr(model_args, "n_kv_heads", tp)) if n))
             raise ConfigError(
                 f"parallelism.tensor_parallel_degree = {tp} does not divide the model's {name} = {heads}; choose a "
-                f"degree that does, e.g. {math.gcd(tp, heads)}."
+                f"degree that does, e.g. {good}."
             )
     if job.parallelism.enable_async_tensor_parallel and not compiles_model(job):
         raise ConfigError(

@@ -38,12 +38,12 @@ from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.metrics import build_metrics_processor
+from mosaic_photon.model_args import apply_model_overrides
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import choose as choose_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, multiplier_of
 from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.validator import build_validator
-from mosaic_photon.value_checks import check_overrides
 
 SUFFIX = "_mosaic"
 NOT_TEXT = {"flux"}
@@ -154,6 +154,8 @@ def register_mpt_mup_mosaic() -> None:
 
 def build_train_spec(name: str) -> TrainSpec:
     """The TrainSpec for `<TorchTitan model>_mosaic` or `mpt_mup_mosaic`, with model args of its own to change."""
+    if name.removesuffix(SUFFIX) in NOT_TEXT:
+        raise ConfigError(f"model.name: {name!r} is no language model, and Mosaic streams are text here.")
     if name not in known_models():
         raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known_models())}")
     upstream = _mpt_train_spec() if name == "mpt_mup_mosaic" else get_train_spec(name.removesuffix(SUFFIX))
@@ -169,29 +171,6 @@ def build_train_spec(name: str) -> TrainSpec:
         build_validator_fn=build_validator,
         build_metrics_processor_fn=build_metrics_processor,
     )
-
-
-def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
-    """Write `[model.overrides]` into the job's flavor.
-
-    Raises:
-        ConfigError: no such flavor, or an override names no field of its model args or has another type.
-    """
-    flavor, overrides = job_config.model.flavor, job_config.model.overrides
-    if flavor not in spec.model_args:
-        raise ConfigError(
-            f"model.flavor: {job_config.model.name} has no flavor {flavor!r}.{nearest(flavor, spec.model_args)}"
-        )
-    fields = {field.name for field in dataclasses.fields(spec.model_args[flavor])}
-    for name in overrides:
-        if name not in fields:
-            raise ConfigError(
-                f"model.overrides.{name}: the model args of {job_config.model.name} have no such field."
-                f"{nearest(name, fields)}"
-            )
-    check_overrides(overrides, spec.model_args[flavor])
-    if overrides:
-        spec.model_args[flavor] = dataclasses.replace(spec.model_args[flavor], **overrides)
 
 
 def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:

@@ -1,15 +1,12 @@
 """Values that TorchTitan takes and fails on later, some after its last step: found before anything is built."""
 
 import importlib.util
-import typing
-from dataclasses import fields
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
-from mosaic_photon.job_loading import describe, fits
 
 AT_LEAST = {
     "training.steps": 1,
@@ -26,7 +23,6 @@ AT_LEAST = {
 }
 ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
 """-1 stands for TorchTitan's own choice."""
-SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 
 
 def check_values(job: MosaicJobConfig) -> None:
@@ -74,23 +70,6 @@ def check_compile_backend(backend: str) -> None:
     known = list_backends(exclude_tags=())
     if backend not in known:
         raise ConfigError(f"compile.backend = {backend!r}.{nearest(backend, known)}")
-
-
-def check_overrides(overrides: dict[str, Any], model_args: Any) -> None:
-    """`[model.overrides]` must have the types of the model args' fields, and sizes must be sizes.
-
-    Args:
-        overrides: field -> value; each names a field.
-        model_args: the flavor's dataclass, before the overrides.
-    """
-    types = typing.get_type_hints(type(model_args))
-    for field in fields(model_args):
-        if field.name in overrides and not fits(overrides[field.name], types[field.name]):
-            value, right = overrides[field.name], describe(types[field.name])
-            raise ConfigError(f"model.overrides.{field.name} = {value!r} should be {right}.")
-    for name in SIZES:
-        if name in overrides and isinstance(overrides[name], int) and overrides[name] < 1:
-            raise ConfigError(f"model.overrides.{name} = {overrides[name]}: must be at least 1.")
 
 
 def check_heads(model_args: Any) -> None:

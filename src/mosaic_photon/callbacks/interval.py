@@ -5,6 +5,8 @@ from typing import Any
 
 from composer.core import State, Time, TimeUnit
 
+from mosaic_photon.errors import ConfigError
+
 RECOMMENDED_BATCHES = 10
 """Reports closer together than this slow training down visibly."""
 
@@ -24,13 +26,13 @@ class Interval:
         ahead: `next` must be known one step before the report.
 
     Raises:
-        ValueError: not a positive time.
+        ConfigError: not a positive time.
     """
 
     def __init__(self, interval: int | str | Time[Any], ahead: bool = False) -> None:
         self._given = self.every = Time.from_input(interval, TimeUnit.BATCH)
         if self.every.value <= 0:
-            raise ValueError(f"interval must be positive, got {interval!r}")
+            raise ConfigError(f"interval must be positive, got {interval!r}")
         if self.every.unit == TimeUnit.BATCH and self.every.value < RECOMMENDED_BATCHES:
             warnings.warn(
                 f"optimizer_monitor reports every {self.every.value} batches; below {RECOMMENDED_BATCHES} it slows"

@@ -19,6 +19,7 @@ from mosaic_photon.callbacks.measure import (
     shard_counts,
     squared_norms,
 )
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import clean_name
 
 MOMENTS = {"moment": ("exp_avg", "momentum_buffer"), "moment2": ("exp_avg_sq",)}
@@ -79,7 +80,7 @@ class OptimizerMonitor(Callback):
         curvature: bool = False,
     ) -> None:
         if interval is not None and batch_log_interval is not None:
-            raise ValueError("interval and batch_log_interval mean the same: give one of them")
+            raise ConfigError("interval and batch_log_interval mean the same: give one of them")
         every = interval if interval is not None else batch_log_interval
         self.interval = Interval(10 if every is None else every, ahead=curvature)
         self.log_optimizer_metrics = log_optimizer_metrics

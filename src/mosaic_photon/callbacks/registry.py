@@ -1,6 +1,5 @@
 """From `[callbacks.NAME]` tables to Composer callbacks, each mistake found before anything is built."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
 
 from mosaic_photon.callbacks.refused import refusal
-from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
 
 if TYPE_CHECKING:
     from composer.core import Callback
@@ -46,12 +45,8 @@ def _build(name: str, arguments: Any) -> "Callback":
     if reason is not None:
         raise ConfigError(f"callbacks.{name} is refused: {reason}.")
     _check_arguments(name, cls, arguments)
-    try:
-        return cls(**arguments)
-    except Exception as error:  # whatever a callback's constructor raises is about the arguments in the job config
-        raise ConfigError(
-            f"callbacks.{name}: {cls.__name__}({_spelled(arguments)}) failed: {type(error).__name__}: {error}"
-        ) from error
+    message = f"callbacks.{name}: {cls.__name__}({_spelled(arguments)}) failed"
+    return ask_upstream(message, (Exception,), cls, **arguments)  # what a constructor raises is about its arguments
 
 
 def find_class(name: str) -> "type[Callback]":
@@ -75,9 +70,14 @@ def find_class(name: str) -> "type[Callback]":
 def _by_path(name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # ValueError: no name before the colon
         raise ConfigError(f"callbacks.{name!r}: cannot be imported as module.path:Class: {error}.") from error
+    if not hasattr(found, attribute):
+        raise ConfigError(
+            f"callbacks.{name!r}: {module} has no {attribute!r}.{nearest_if_close(attribute, dir(found))}"
+        )
+    return getattr(found, attribute)
 
 
 def _by_registry(name: str) -> Any:
@@ -110,9 +110,9 @@ def _check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None
     takes = f"{cls.__name__} takes {', '.join(named)}." if named else f"{cls.__name__} takes no arguments."
     if not any(one.kind is one.VAR_KEYWORD for one in parameters):
         for unknown in (argument for argument in arguments if argument not in named):
-            close = difflib.get_close_matches(unknown, named, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"callbacks.{name}.{unknown}: no such argument.{hint} {takes}")
+            raise ConfigError(
+                f"callbacks.{name}.{unknown}: no such argument.{nearest_if_close(unknown, named)} {takes}"
+            )
     missing = [argument for argument, required in named.items() if required and argument not in arguments]
     if missing:
         raise ConfigError(f"callbacks.{name}: needs {' and '.join(missing)}. {takes}")

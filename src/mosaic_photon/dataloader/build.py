@@ -23,6 +23,7 @@ from mosaic_photon.dataloader.tokenizer import pad_token_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.layout_checks import sequence_divisor
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     loader = copy.deepcopy(getattr(job_config.mosaic, which))
     check_loader(loader, where)
     config = loader["dataset"]
-    window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset")
+    setting = "training.seq_len" if which == "dataloader" else "validation.seq_len"
+    window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
     _fill_in_folders(config)
     dataset = _token_dataset(config, where) if loader["name"] == "text" else None

@@ -23,7 +23,7 @@ from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import Data
 from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, ask_upstream
 
 _FOUNDRY_CLASSES = {
     "StreamingTextDataset": "llmfoundry.data.text_data",
@@ -49,12 +49,9 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         config |= {"prefetch_factor": None, "persistent_workers": False}
     names = list(streams_of(config["dataset"]))
     with _our_datasets():
-        try:
-            spec = build_dataloader(config, tokenizer, local_batch)
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(f"the data config is refused by llm-foundry: {error}") from error
+        kinds = (ValueError, TypeError, RuntimeError)
+        refused = "the data config is refused by llm-foundry"
+        spec = ask_upstream(refused, kinds, build_dataloader, config, tokenizer, local_batch)
     dataset, collate = spec.dataloader.dataset, spec.dataloader.collate_fn
     collate = getattr(collate, "base_collator", collate)  # its wrapper counts tokens, and can't be sent to a worker
     for name, stream in zip(names, dataset.streams, strict=True):

@@ -29,17 +29,28 @@ class Window:
 
     seq_len: int
     width: int
+    setting: str = "training.seq_len"
+    """What the job calls S."""
+    multiple: int = 1
+    """What the job's S must be a multiple of."""
 
     @classmethod
-    def of(cls, max_seq_len: int | None, seq_len: int, where: str) -> Window:
+    def of(cls, max_seq_len: int | None, seq_len: int, where: str, setting: str = setting, multiple: int = 1) -> Window:
         """From the dataset's max_seq_len (None: S + 1) and the job's seq_len. Raises ConfigError if they don't fit."""
         width = seq_len + 1 if max_seq_len is None else max_seq_len
         if width not in (seq_len, seq_len + 1):
             raise ConfigError(
-                f"{where}.max_seq_len: {max_seq_len} does not fit training.seq_len {seq_len}: leave it out or set"
+                f"{where}.max_seq_len: {max_seq_len} does not fit {setting} {seq_len}: leave it out or set"
                 f" {seq_len + 1} for {seq_len} targets, or {seq_len} for llm-foundry's meaning (last label ignored)"
             )
-        return cls(seq_len, width)
+        return cls(seq_len, width, setting, multiple)
+
+    def advice(self, length: int) -> str:
+        """What the job can set, for samples of `length` tokens that are too short for it."""
+        targets, positions = ((n // self.multiple) * self.multiple for n in (length - 1, length))
+        kept = [f"{self.setting} = {targets}"] if targets else []
+        kept += [f"max_seq_len = {self.setting} = {positions}"] if positions > targets else []
+        return f"set {', or '.join(kept)}" if kept else "give longer samples"
 
     def batch(self, ids_BW: NDArray[np.integer], labels_BW: NDArray[np.integer], fill: int = 0) -> Batch:
         """TorchTitan's int64 batch from unshifted ids and labels; narrow ones are filled up with ignored positions."""
@@ -140,11 +151,9 @@ class TokenBatches:
 
     def _check_length(self, column: TokenColumn, stream: str) -> None:
         if column.length is not None and column.length < self.window.width:
-            meaning = f"max_seq_len = training.seq_len = {column.length}" if column.length > 1 else "longer samples"
             raise ConfigError(
-                f"stream {stream!r}: its samples have {column.length} tokens, but training.seq_len"
-                f" {self.window.seq_len} takes {self.window.width}; set training.seq_len = {column.length - 1},"
-                f" or {meaning}"
+                f"stream {stream!r}: its samples have {column.length} tokens, but {self.window.setting}"
+                f" {self.window.seq_len} takes {self.window.width}; {self.window.advice(column.length)}"
             )
 
     def _check_vocabulary(self, ids_BW: NDArray[np.integer], sample_ids: NDArray[np.int64]) -> None:

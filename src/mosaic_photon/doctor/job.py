@@ -136,12 +136,9 @@ def _only_stream(loader: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
     """Its size, counted on a model without memory, and what its training state takes on disk."""
-    import torch
+    from mosaic_photon.model_args import build_on_meta
 
-    model_args = copy.deepcopy(spec.model_args[job.model.flavor])
-    model_args.update_from_config(job)
-    with torch.device("meta"):
-        model = spec.model_cls(model_args)
+    model = build_on_meta(job, spec)
     count = sum(parameter.numel() for parameter in model.parameters())
     return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {size(12 * count)} with two fp32 moments"
 

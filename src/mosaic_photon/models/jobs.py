@@ -18,7 +18,8 @@ def load_job_model(path: str) -> tuple[Any, Any]:
 
     from mosaic_photon.job_config import MosaicJobConfig
     from mosaic_photon.job_loading import check_tables, read_toml
-    from mosaic_photon.train_spec import apply_model_overrides, build_train_spec
+    from mosaic_photon.model_args import apply_model_overrides
+    from mosaic_photon.train_spec import build_train_spec
 
     check_tables(read_toml(path), MosaicJobConfig, path)
     job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])

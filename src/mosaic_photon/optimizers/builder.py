@@ -41,9 +41,7 @@ def build_optimizers(
     try:
         return GroupedOptimizers(model_parts, choice, groups)
     except ConfigError as error:
-        raise ConfigError(f"[optimizer] {error}") from None
-    except Exception as error:  # the constructor's own check of the user's values: llm-foundry's raise plain Exception
-        raise ConfigError(f"[optimizer] {choice.name} does not accept its arguments: {error}") from error
+        raise ConfigError(f"[optimizer] {error}") from error.__cause__
 
 
 def build_groups(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.errors import ConfigError, nearest, nearest_if_close
 from mosaic_photon.optimizers.qhadopt import ADOPT, QHADOPT
 
 if TYPE_CHECKING:
@@ -117,12 +117,6 @@ def accepted_arguments(cls: type) -> dict[str, Any]:
     """Constructor arguments besides the parameters, with their defaults."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def nearest_if_close(given: str, known: Any) -> str:
-    """' Did you mean X?' where a known name is close, else nothing: the list has been given."""
-    hint = nearest(given, known)
-    return hint if hint.startswith(" Did") else ""
 
 
 def check_range(where: str, key: str, value: Any) -> None:

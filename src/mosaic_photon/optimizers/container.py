@@ -11,6 +11,7 @@ import torch.nn as nn
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.tools.logging import logger
 
+from mosaic_photon.errors import ask_upstream
 from mosaic_photon.optimizers.catalog import Choice
 
 PREFIX = "param_groups."
@@ -27,9 +28,13 @@ class GroupedOptimizers(OptimizersContainer):
     """
 
     def __init__(self, model_parts: list[nn.Module], choice: Choice, groups: list[list[dict[str, Any]]]) -> None:
-        """groups: parameter groups of each model part, in order."""
+        """groups: parameter groups of each model part, in order. Raises ConfigError for what the class refuses."""
         self.model_parts = model_parts
-        self.optimizers = [choice.cls(part_groups, **choice.kwargs) for part_groups in groups]
+        said, kinds = (
+            f"{choice.name} does not accept its arguments",
+            (Exception,),
+        )  # llm-foundry's raise plain Exception
+        self.optimizers = [ask_upstream(said, kinds, choice.cls, part, **choice.kwargs) for part in groups]
         self._validate_length(len(model_parts))
         params = [p for part_groups in groups for group in part_groups for p in group["params"]]
         self._post_init(params, choice.kwargs)

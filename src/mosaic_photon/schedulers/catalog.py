@@ -7,9 +7,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
 from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
@@ -21,6 +22,8 @@ WSD_SHAPES: dict[str, Literal["linear", "sqrt"]] = {
     "constant_with_sqrt_cooldown_with_warmup": "sqrt",
     "constant_with_sqrt_cooldown_with_warmup_and_switch": "sqrt",
 }
+REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, AttributeError)
+"""How Composer's schedulers refuse their arguments; AttributeError: a part of State that is not there."""
 CHECKED_STEPS = 200
 """Steps over the whole run at which a schedule is tried before the first."""
 
@@ -34,7 +37,6 @@ def build_multiplier(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Mu
         ConfigError: no such schedule, wrong arguments, a unit that the run does not know, or a schedule that has no
             finite, non-negative value somewhere in the run.
     """
-    where = f"lr_scheduler.name = {name!r}"
     try:
         if name in WSD_SHAPES:
             multiplier = _warmup_stable_decay(name, kwargs, run)
@@ -42,10 +44,7 @@ def build_multiplier(name: str, kwargs: Mapping[str, Any], run: RunLength) -> Mu
             multiplier = _composer(_find(name), kwargs, run)
         _try_over_run(multiplier, run)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, AttributeError) as error:
-        # Composer's schedulers check their arguments with all of these, or ask for a part of State that is not there.
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"lr_scheduler.name = {name!r}: {error}") from None
     return multiplier
 
 
@@ -64,7 +63,7 @@ def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -
         )
     try:
         schedule = WarmupStableDecay(t_warmup, t_cooldown, t_max, WSD_SHAPES[name], arguments.get("switch_scale", 1.0))
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"{error} (in {unit})") from None
     return lambda step: schedule(step * per_step)
 
@@ -120,7 +119,9 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
     durations = [parse(text) for value in kwargs.values() for text in _times(value)]
     unit = common_unit(durations)
     arguments = {key: _in_unit(value, unit, run) for key, value in kwargs.items()}
-    scheduler = factory(**arguments) if isinstance(factory, type) else (lambda state: factory(state, **arguments))
+    said = "its arguments are refused"
+    is_class = isinstance(factory, type)
+    scheduler = ask_upstream(said, REFUSALS, factory, **arguments) if is_class else partial(factory, **arguments)
     epoch = run.epoch_batches
     state = ScheduleState(
         timestamp=Timestamp(),
@@ -136,7 +137,7 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
             token=step * (run.batch_tokens or 0),
             batch_in_epoch=step % epoch if epoch else step,
         )
-        return float(scheduler(state))
+        return float(ask_upstream(said, REFUSALS, scheduler, state))
 
     return multiplier
 
@@ -159,10 +160,8 @@ def _in_unit(value: Any, unit: str, run: RunLength) -> Any:
 def _check_names(given: Mapping[str, Any], accepted: set[str], required: set[str]) -> None:
     for key in given:
         if key not in accepted:
-            hint = nearest(key, accepted)
             raise ConfigError(
-                f"it does not take {key!r}.{hint if hint.startswith(' Did') else ''} "
-                f"It takes {', '.join(sorted(accepted))}"
+                f"it does not take {key!r}.{nearest_if_close(key, accepted)} It takes {', '.join(sorted(accepted))}"
             )
     missing = sorted(required - set(given))
     if missing:

@@ -58,7 +58,7 @@ class ConstantWithLinearCooldownWithWarmupScheduler(ComposerScheduler):
         _raise_if_max_duration_exceeds_t_max(t_max, state)
         try:
             schedule = WarmupStableDecay(t_warmup.value, t_cooldown.value, t_max.value, self.shape, self.switch_scale)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"{name}: {error} (in {t_max.unit.value})") from None
         return schedule(state.timestamp.get(t_max.unit).value)
 

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mosaic_photon.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
@@ -22,7 +24,7 @@ class WarmupStableDecay:
         0                                 t >= total, if there is a cooldown
 
     Raises:
-        ValueError: a time is negative, or warmup + cooldown > total.
+        ConfigError: a time is negative, scale is no finite number >= 0, or warmup + cooldown > total.
     """
 
     warmup: float
@@ -34,13 +36,14 @@ class WarmupStableDecay:
 
     def __post_init__(self) -> None:
         if min(self.warmup, self.cooldown, self.total) < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"times must not be negative: warmup {self.warmup}, cooldown {self.cooldown}, total {self.total}"
             )
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"switch_scale = {self.scale} must be a finite number >= 0")
+        is_number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not (is_number and 0 <= self.scale < math.inf):
+            raise ConfigError(f"switch_scale = {self.scale!r} must be a finite number >= 0")
         if self.warmup + self.cooldown > self.total:
-            raise ValueError(
+            raise ConfigError(
                 f"warmup {self.warmup} + cooldown {self.cooldown} = {self.warmup + self.cooldown} is longer than the "
                 f"schedule, {self.total}"
             )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon import parametrization as rules
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
-from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig
+from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.models.mpt_mup.hf import logit_scale
 
 
@@ -33,19 +33,18 @@ def check_config(folder: str | Path, args: MPTMuPModelArgs) -> None:
 
 def saved_config(path: Path) -> MPTMuPConfig:
     """The config that llm-foundry, transformers or this package wrote, as this package reads it."""
-    try:
-        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if saved.get("model_type") not in ("mpt", "mpt_mup"):
-            raise ConfigError(f"{path}: model_type is {saved.get('model_type')!r}, no MPT.")
-        saved["attn_config"] = {**(saved.get("attn_config") or {}), "attn_impl": "sdpa", "rope_impl": "hf"}
-        if "layer_norm_epsilon" in saved:
-            saved = native_as_foundry(saved)
-        with warnings.catch_warnings(action="ignore"):
-            return MPTMuPConfig(**saved)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{path}: is no config of an MPT: {error}") from None
+    refused = f"{path}: is no config of an MPT"
+    saved = ask_upstream(refused, (ValueError,), json.loads, path.read_bytes())
+    tables = (saved, saved.get("attn_config") or {}) if isinstance(saved, dict) else (saved,)
+    if not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{refused}: it and its attn_config must be tables.")
+    if saved.get("model_type") not in ("mpt", "mpt_mup"):
+        raise ConfigError(f"{path}: model_type is {saved.get('model_type')!r}, no MPT.")
+    saved["attn_config"] = {**(saved.get("attn_config") or {}), "attn_impl": "sdpa", "rope_impl": "hf"}
+    if "layer_norm_epsilon" in saved:
+        saved = native_as_foundry(saved)
+    with warnings.catch_warnings(action="ignore"):
+        return ask_upstream(refused, REFUSALS, MPTMuPConfig, **saved)
 
 
 def native_as_foundry(saved: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,16 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from mosaic_photon import parametrization as rules
-from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.errors import ConfigError, ask_upstream, nearest
 from mosaic_photon.models.mpt_mup.attention import sdpa_attention
 from mosaic_photon.parametrization import Parametrization, Role
 
 if "sdpa" not in attention_implementations.get_all():  # the package runs from a source tree without its entry points
     attention_implementations.register("sdpa", func=sdpa_attention)
+
+
+REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, AssertionError, ImportError)
+"""How llm-foundry refuses a config."""
 
 
 class ScaledOutput(nn.Module):
@@ -204,17 +209,13 @@ def check_model(args: Any) -> None:
     for field, (given, registry) in names.items():
         if given is not None and given not in registry.get_all():
             raise ConfigError(f"model args: {field} is {given!r}.{nearest(str(given), registry.get_all())}")
-    try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            config = MPTMuPConfig(init_device="meta", **args.foundry_config() | {"n_layers": 1})
-            MPTMuPForCausalLM(config)
-            init = param_init_fns.get(config.init_config["name"])
-            for module in (nn.Linear(2, 2), nn.Embedding(2, 2)):
-                init(module=module, n_layers=1, d_model=2, **config.init_config)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"model args: llm-foundry refuses them: {error}") from None
+    ask = partial(ask_upstream, "model args: llm-foundry refuses them", REFUSALS)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        config = ask(MPTMuPConfig, init_device="meta", **args.foundry_config() | {"n_layers": 1})
+        ask(MPTMuPForCausalLM, config)
+        init = param_init_fns.get(config.init_config["name"])
+        for module in (nn.Linear(2, 2), nn.Embedding(2, 2)):
+            ask(init, module=module, n_layers=1, d_model=2, **config.init_config)
 
 
 class ComposerMPTMuPCausalLM(ComposerMPTCausalLM):

@@ -1,0 +1,86 @@
+"""`[model.overrides]` on a flavor's model args, and what can be known of a model before it is built."""
+
+import copy
+import dataclasses
+import typing
+from typing import Any
+
+from mosaic_photon.compat.grouped_mm import without_grouped_mm
+
+import torch
+import torch.nn as nn
+from torchtitan.protocols.train_spec import TrainSpec
+
+from mosaic_photon.errors import ConfigError, ask_upstream, nearest
+from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job_loading import describe, fits
+
+SIZES = (
+    "dim", "inter_dim", "hidden_dim", "moe_inter_dim", "head_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size",
+    "max_seq_len", "multiple_of", "num_experts", "top_k", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "v_head_dim", "original_seq_len", "sliding_window_size",
+)  # fmt: skip
+"""Fields of TorchTitan's model args, and of the tables in them, that count something that there must be."""
+
+
+def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
+    """Write `[model.overrides]` into the job's flavor.
+
+    Raises:
+        ConfigError: no such flavor, or an override names no field of its model args, has another type or is no size.
+    """
+    name, flavor = job_config.model.name, job_config.model.flavor
+    if flavor not in spec.model_args:
+        raise ConfigError(f"model.flavor: {name} has no flavor {flavor!r}.{nearest(flavor, spec.model_args)}")
+    args = merged(spec.model_args[flavor], job_config.model.overrides, "model.overrides", f"the model args of {name}")
+    spec.model_args[flavor] = without_grouped_mm(args)
+
+
+def build_on_meta(job_config: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
+    """The job's model without memory; what its own code says of its sizes and of the job is said before the start.
+
+    Raises:
+        ConfigError: the model args or the job are refused by the model.
+    """
+    name, flavor = job_config.model.name, job_config.model.flavor
+    args = copy.deepcopy(spec.model_args[flavor])
+    kinds = (ValueError, TypeError, AssertionError, RuntimeError, ArithmeticError)  # RuntimeError: NotImplementedError
+    message = f"{name} {flavor} cannot be built as the job has it"
+    ask_upstream(message, kinds, args.update_from_config, job_config)
+    length, longest = job_config.validation.seq_len, getattr(args, "max_seq_len", None)
+    if job_config.validation.enable and longest is not None and length > longest:
+        raise ConfigError(f"validation.seq_len = {length}: the model's positions end at {longest}, set at most that.")
+    with torch.device("meta"):
+        return ask_upstream(message, kinds, spec.model_cls, args)
+
+
+def merged(args: Any, overrides: dict[str, Any], where: str, owner: str) -> Any:
+    """A copy of the dataclass `args` with fields replaced; into a field that is a dataclass itself, a table is merged.
+
+    Args:
+        args: a dataclass.
+        overrides: field -> value.
+        where: the table's name in messages.
+        owner: what has the fields, in messages.
+
+    Raises:
+        ConfigError: no such field, a value of another type, or a size below 1.
+    """
+    types = typing.get_type_hints(type(args))
+    for name in overrides:
+        if name not in types:
+            raise ConfigError(f"{where}.{name}: {owner} have no such field.{nearest(name, types)}")
+    return dataclasses.replace(
+        args, **{name: _value(args, name, value, types[name], where) for name, value in overrides.items()}
+    )
+
+
+def _value(args: Any, name: str, value: Any, expected: Any, where: str) -> Any:
+    where, current = f"{where}.{name}", getattr(args, name)
+    if dataclasses.is_dataclass(current) and isinstance(value, dict):
+        return merged(current, value, where, f"the fields of {name}")
+    if not fits(value, expected):
+        raise ConfigError(f"{where} = {value!r} should be {describe(expected)}.")
+    if name in SIZES and isinstance(value, int) and value < 1:
+        raise ConfigError(f"{where} = {value}: must be at least 1.")
+    return value
