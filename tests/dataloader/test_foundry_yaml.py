@@ -142,6 +142,28 @@ def test_finetuning_files_are_taken_or_say_what_differs(tmp_path: Path) -> None:
     assert load(tmp_path, FINETUNING.format(source=streams, more=decoder + "\n    packing_ratio: null"))
 
 
+@pytest.mark.parametrize("kind", ["text", "finetuning"])
+def test_they_train(kind: str, tmp_path: Path, prepared_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With nothing changed but paths and the length of a sequence."""
+    from streaming import MDSWriter
+
+    import jobs
+
+    (_, job, *_) = jobs.write_job(tmp_path, prepared_data)
+    if kind == "text":
+        text = TEXT.format(data=prepared_data)
+    else:
+        remote = tmp_path / "remote"
+        with MDSWriter(out=str(remote / "train"), columns={"prompt": "str", "response": "str"}) as writer:
+            for number in range(16):
+                writer.write({"prompt": f"{number} and {number}", "response": f"is {2 * number}"})
+        source = STREAMS.format(name="0", data=remote, cache=tmp_path / "cache")
+        text = FINETUNING.format(source=source, more="    decoder_only_format: true")
+    (tmp_path / "job.yaml").write_text(text)
+    code = jobs.run_here(["--config", job, "--mosaic-config", str(tmp_path / "job.yaml")], "--training.steps=2")
+    assert code == 0, "".join(capfd.readouterr())
+
+
 def test_merged_and_aliased_tables(tmp_path: Path) -> None:
     train = load(tmp_path, ALIASES.format(kind="remote: /data\n  local: /cache"))
     assert train["dataset"] == {"remote": "/data", "local": "/cache", "split": "train", "decoder_only_format": True}

@@ -75,7 +75,8 @@ def _by_path(name: str) -> Any:
         raise ConfigError(f"callbacks.{name!r}: cannot be imported as module.path:Class: {error}.") from error
     if not hasattr(found, attribute):
         raise ConfigError(
-            f"callbacks.{name!r}: {module} has no {attribute!r}.{nearest_if_close(attribute, dir(found))}"
+            f"callbacks.{name!r}: cannot be imported as module.path:Class: {module} has no {attribute!r}."
+            f"{nearest_if_close(attribute, dir(found))}"
         )
     return getattr(found, attribute)
 
