@@ -21,6 +21,8 @@ from mosaic_photon.layout_checks import (
     sequence_divisor,
 )
 from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.paths import check_path
 from mosaic_photon.value_checks import check_heads, check_values
 
 
@@ -166,6 +168,7 @@ def check_outputs(job: MosaicJobConfig) -> None:
             f"validation.enable = true, but {job.mosaic.config} has no eval loader; add a "
             "[mosaic_eval_dataloader] table."
         )
+    check_path("job.dump_folder", job.job.dump_folder)
     folder = os.path.abspath(job.job.dump_folder)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)

@@ -1,5 +1,6 @@
 """From a job config, a data config and command-line flags to one checked MosaicJobConfig."""
 
+import codecs
 import dataclasses
 import io
 import os
@@ -81,7 +82,12 @@ def read_toml(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            content = file.read()
+        if content.startswith(codecs.BOM_UTF8):
+            raise ConfigError(
+                f"{path}: begins with a byte order mark, which is not TOML: save it as UTF-8 without one."
+            )
+        return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the job config ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -129,6 +135,6 @@ def describe(expected: Any) -> str:
     """A field's type in words."""
     if typing.get_origin(expected) is typing.Literal:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(expected))
-    if dataclasses.is_dataclass(expected):
+    if dataclasses.is_dataclass(expected) or dict in (expected, typing.get_origin(expected)):
         return "a table"
     return expected.__name__ if isinstance(expected, type) else str(expected).replace(" | None", "")

@@ -23,6 +23,11 @@ AT_LEAST = {
 }
 ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
 """-1 stands for TorchTitan's own choice."""
+NOT_READ = {
+    "model.tokenizer_path": "model.hf_assets_path",
+    "experimental.custom_args_module": "job.custom_config_module",
+}
+"""Fields that TorchTitan's config still has."""
 
 
 def check_values(job: MosaicJobConfig) -> None:
@@ -37,6 +42,12 @@ def check_values(job: MosaicJobConfig) -> None:
         if value is not None and value < least and not (name in ALL_OR_AT_LEAST and value == -1):
             also = ", or -1" if name in ALL_OR_AT_LEAST else ""
             raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
+    for name, instead in NOT_READ.items():
+        table, field = name.split(".")
+        if value := getattr(getattr(job, table), field):
+            raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it any more; {instead} is right.")
+    if not job.training.max_norm > 0:
+        raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
     profiling = job.profiling
     if profiling.enable_profiling and profiling.profile_freq < profiling.profiler_warmup + profiling.profiler_active:
         raise ConfigError(

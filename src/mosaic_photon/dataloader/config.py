@@ -11,6 +11,7 @@ from typing import Any
 
 from mosaic_photon.dataloader.config_file import interpolated, read_tables
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.paths import check_path
 
 
 def _names(text: str) -> frozenset[str]:
@@ -235,6 +236,9 @@ def _check_streams(dataset: Mapping[str, Any], where: str) -> None:
     absolute = {"repeat", "choose"} & set(weights.values())
     if absolute and dataset.get("epoch_size"):
         raise ConfigError(f"{where}.epoch_size: does not go with {', '.join(sorted(absolute))}; use proportion")
+    for at, stream in [(where, dataset), *((f"{where}.streams.{name}", one) for name, one in (streams or {}).items())]:
+        for key in ("local", "remote"):
+            check_path(f"{at}.{key}", stream.get(key) or "", address=key == "remote")
     _check_distinct([(name, stream) for name, stream in streams_of(dataset).items()], where)
 
 

@@ -1,0 +1,25 @@
+"""Paths as people write them in a shell, where a config takes them as they stand."""
+
+import re
+
+from mosaic_photon.errors import ConfigError
+
+
+def check_path(where: str, path: str, address: bool = False) -> None:
+    """Refuse a path that a shell would have changed, or that is the address of an object store.
+
+    Args:
+        where: the setting, in the message.
+        path: its value.
+        address: addresses (s3://...) are right here.
+
+    Raises:
+        ConfigError: it is one of these, so that a folder of that name would be read or made.
+    """
+    if path.startswith("~") or re.search(r"^\$" if address else r"\$[\w{(]", path):
+        raise ConfigError(
+            f"{where} = {path!r}: '~' and '$' are a shell's; give the whole path (in a YAML data config, "
+            "${oc.env:NAME} is a variable of the environment)."
+        )
+    if "://" in path and not address:
+        raise ConfigError(f"{where} = {path!r}: must be a folder of a file system, not an address.")
