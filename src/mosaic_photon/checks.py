@@ -21,7 +21,6 @@ from mosaic_photon.layout_checks import (
     sequence_divisor,
 )
 from mosaic_photon.model_args import build_on_meta
-from mosaic_photon.model_args import build_on_meta
 from mosaic_photon.paths import check_path
 from mosaic_photon.value_checks import check_heads, check_values
 
