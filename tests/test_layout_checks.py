@@ -58,7 +58,7 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--training.max_norm=0": ([], "training.max_norm = 0.0: must be above 0"),
     "--training.max_norm=-1": ([], "training.max_norm = -1.0: must be above 0"),
     "--training.max_norm=nan": ([], "training.max_norm = nan: must be above 0"),
-    "--model.tokenizer_path=somewhere": ([], "model.hf_assets_path is right"),
+    "--experimental.custom_args_module=somewhere": ([], "job.custom_config_module is right"),
     "--job.dump_folder=~/out": ([], "job.dump_folder = '~/out': '~' and '$' are a shell's"),
     "--job.dump_folder=/data/$USER/out": ([], "job.dump_folder = '/data/$USER/out'"),
     "--job.dump_folder=s3://bucket/out": ([], "must be a folder of a file system"),

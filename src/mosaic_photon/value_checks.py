@@ -23,11 +23,8 @@ AT_LEAST = {
 }
 ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
 """-1 stands for TorchTitan's own choice."""
-NOT_READ = {
-    "model.tokenizer_path": "model.hf_assets_path",
-    "experimental.custom_args_module": "job.custom_config_module",
-}
-"""Fields that TorchTitan's config still has."""
+NOT_READ = {"experimental.custom_args_module": "job.custom_config_module"}
+"""Fields that TorchTitan's config has and nothing reads."""
 
 
 def check_values(job: MosaicJobConfig) -> None:
@@ -45,7 +42,7 @@ def check_values(job: MosaicJobConfig) -> None:
     for name, instead in NOT_READ.items():
         table, field = name.split(".")
         if value := getattr(getattr(job, table), field):
-            raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it any more; {instead} is right.")
+            raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it; {instead} is right.")
     if not job.training.max_norm > 0:
         raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
     profiling = job.profiling
