@@ -80,6 +80,7 @@ VALUES: dict[str, tuple[list[str], str]] = {
 OVERRIDES: dict[str, str] = {
     "n_layers = 'two'": "model.overrides.n_layers = 'two' should be int",
     "n_layers = -1": "model.overrides.n_layers = -1: must be at least 1",
+    "dim = 1048576": "its weights and gradients take",
     "n_kv_heads = 3": "n_heads = 4 must be a multiple of its n_kv_heads = 3",
 }
 ACCEPTED: dict[str, tuple[int, list[str]]] = {

@@ -6,7 +6,11 @@ from typing import Any
 
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 
+import psutil
+import torch
+import torch.nn as nn
 from tokenizers import Tokenizer
+from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.protocols.train_spec import TrainSpec
 
 from mosaic_photon.checkpoints.checks import check_checkpoint
@@ -21,6 +25,7 @@ from mosaic_photon.layout_checks import (
     sequence_divisor,
 )
 from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.names import size
 from mosaic_photon.paths import check_path
 from mosaic_photon.value_checks import check_heads, check_values
 
@@ -51,7 +56,7 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
     check_pipeline(job, model_args)
     check_activation_checkpoint(job)
     check_tokenizer(job, model_args)
-    build_on_meta(job, spec)
+    check_memory(job, build_on_meta(job, spec), world_size)
     check_checkpoint(job, spec, world_size)
     check_outputs(job)
     return data_parallel
@@ -135,6 +140,20 @@ def check_cpu(job: MosaicJobConfig, model_args: Any) -> None:
         raise ConfigError(
             f"{job.model.name} {job.model.flavor} has attn_type = 'varlen', which needs an accelerator; choose another "
             "flavor, or set [model.overrides] attn_type = 'flex'."
+        )
+
+
+def check_memory(job: MosaicJobConfig, model: nn.Module, world_size: int) -> None:
+    """Weights and their gradients, shared out as far as the layout can, must fit the device of a process."""
+    bytes_each = torch.finfo(TORCH_DTYPE_MAP[job.training.dtype]).bits // 8
+    weights = sum(parameter.numel() for parameter in model.parameters()) * bytes_each
+    share = 2 * weights * job.parallelism.data_parallel_replicate_degree / world_size
+    there = psutil.virtual_memory().total if ON_CPU else torch.cuda.get_device_properties(0).total_memory
+    if share > there:
+        raise ConfigError(
+            f"{job.model.name} {job.model.flavor}: its weights and gradients take {size(share)} on each of "
+            f"{world_size} process{'es' if world_size > 1 else ''}, more than the {size(there)} of a device here; take "
+            "a smaller model or more devices."
         )
 
 

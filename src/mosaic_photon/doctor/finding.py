@@ -24,12 +24,3 @@ def tried(subject: str, check: Callable[[], str]) -> Iterator[Finding]:
         yield Finding("fail", subject, str(error))
     else:
         yield Finding("ok", subject, text)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

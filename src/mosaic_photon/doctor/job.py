@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.doctor.finding import Finding, size, tried
+from mosaic_photon.doctor.finding import Finding, tried
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.names import size
 
 if TYPE_CHECKING:
     from torchtitan.protocols.train_spec import TrainSpec

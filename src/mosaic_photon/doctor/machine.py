@@ -11,7 +11,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from mosaic_photon.doctor.finding import Finding, size
+from mosaic_photon.doctor.finding import Finding
+from mosaic_photon.names import size
 
 OVERRIDDEN = {"torch", "torchvision", "mosaicml-streaming", "fsspec"}
 """Packages whose upper bounds in llm-foundry and Composer are overridden; pyproject.toml has the reasons."""
