@@ -14,6 +14,7 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.protocols.train_spec import TrainSpec
 
 from mosaic_photon.checkpoints.checks import check_checkpoint
+from mosaic_photon.dataloader.patience import patience_of
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.layout_checks import (
@@ -38,6 +39,7 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
     """
     world_size = int(os.environ["WORLD_SIZE"])
     check_values(job)
+    patience_of(job, world_size)
     data_parallel = check_layout(job, world_size)
     check_batch(job, data_parallel)
     if job.parallelism.pipeline_parallel_degree > 1 and spec.pipelining_fn is None:

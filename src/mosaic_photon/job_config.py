@@ -131,6 +131,10 @@ class Mosaic:
     """Folder on this node's disk for what can be made or fetched again: caches of streams without `local`, orders,
     indexes, unpacked shards. Empty: `mosaic-photon-UID` in the temporary directory."""
 
+    download_patience_seconds: float | None = None
+    """How long a rank waits for a remote that does not answer. None: 300, or where there are several ranks 0.8 of
+    comm.train_timeout_seconds, as the others then wait for this one, if that is less."""
+
     verify_cache: bool = False
     """At start, hash every shard file already in the cache instead of comparing sizes only."""
 

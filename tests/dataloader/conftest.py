@@ -17,6 +17,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from mds_data import ASSETS, write_mds
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
 from mosaic_photon.job_config import MosaicJobConfig
+from s3_proxy import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +99,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         patch.setenv("S3_ENDPOINT_URL", server.url)
         yield server
         stop(server.process)
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What boto3 and Streaming take for the server."""
+    proxy = Proxy(s3.url)
+    monkeypatch.setenv("S3_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3Server, mds: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The 203 samples, and the same compressed under packed/."""
+    packed = write_mds(tmp_path_factory.mktemp("packed") / "packed", 203, compression="zstd")
+    s3.upload(packed.parent, "packed")
+    return s3.upload(mds, "data")

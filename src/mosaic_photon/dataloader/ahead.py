@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.cache import ShardCache
+from mosaic_photon.dataloader.patience import LONGEST_PAUSE_S, Outage, say
 
 T = TypeVar("T")
 FETCHERS = 8
@@ -127,11 +128,28 @@ class FetchAhead:
                 self._changed.wait_for(lambda: self._stopped or self._may_fetch())
                 if self._stopped:
                     return
-                shard_id = self._wanted[self._next][1]
+                wanted, number = self._wanted, self._next
                 self._next += 1
             try:
-                if not self._cache.is_here(shard_id):
-                    self._cache.ensure(shard_id)
+                self._fetch(wanted, number)
             except BaseException as error:  # raised in the reading thread by advance()
                 self._error = error
                 return
+
+    def _fetch(self, wanted: list[tuple[int, int]], number: int) -> None:
+        """Fetch a shard of a plan; while its remote does not answer again and again, until the reader has come to it.
+
+        What is read by then needs none of it: only who waits for a shard loses patience.
+        """
+        shard_id, pause = wanted[number][1], 1.0
+        while not self._cache.is_here(shard_id):
+            try:
+                self._cache.prefetch(shard_id)
+                return
+            except Outage as outage:
+                say(self._cache.source_of[shard_id], f"{outage}; what is here already is read meanwhile", "ahead")
+            with self._changed:
+                due = lambda: self._stopped or self._wanted is not wanted or self._passed > number  # noqa: E731
+                if self._changed.wait_for(due, timeout=pause):
+                    return
+            pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -18,6 +18,7 @@ from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.layout import Layout
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.patience import patience_of
 from mosaic_photon.dataloader.settings import Settings, in_force
 from mosaic_photon.dataloader.tokenizer import pad_token_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
@@ -55,7 +56,8 @@ def build_mosaic_eval_dataloader(
 
 
 def _settings(job_config: MosaicJobConfig) -> Settings:
-    return Settings(node_folder=job_config.mosaic.node_folder)
+    patience = patience_of(job_config, int(os.environ.get("WORLD_SIZE", 1)))
+    return Settings(node_folder=job_config.mosaic.node_folder, patience=patience)
 
 
 def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:

@@ -19,6 +19,7 @@ import numpy as np
 from mosaic_photon.dataloader.fetch import Source, download, no_access, unpack
 from mosaic_photon.dataloader.files import best_hash, fault_of, locked, mtime_of, size_of
 from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile
+from mosaic_photon.dataloader.patience import Outage, patiently
 from mosaic_photon.dataloader.shards import Index, Shards
 
 logger = logging.getLogger(__name__)
@@ -42,27 +43,43 @@ class ShardCache:
         self._check_hashes_known()
 
     def open(self, shard_id: int) -> int:
-        """A descriptor of the whole raw file, fetched first where needed. Raises DataError if that can't be done."""
+        """A descriptor of the whole raw file, fetched first where needed: patiently, if its remote does not answer.
+
+        Raises DataError if that can't be done.
+        """
         fd = self._open_whole(shard_id)
-        if fd is not None:
-            return fd
+        if fd is None:
+            asked = time.monotonic()
+            fd = patiently(self.source_of[shard_id], lambda source: self._open_fetched(source, shard_id, asked))
+        return fd
+
+    def ensure(self, shard_id: int) -> None:
+        """Fetch the shard unless it is here."""
+        os.close(self.open(shard_id))
+
+    def prefetch(self, shard_id: int) -> None:
+        """Fetch the shard unless it is here or being fetched. Raises Outage as soon as its remote does not answer."""
         source, shard = self.source_of[shard_id], self.shards[shard_id]
-        asked = time.monotonic()
+        try:
+            with locked(_lock_path(source, shard), wait=False) as free:
+                if free and not self.is_here(shard_id):
+                    self._obtain(source, shard)
+        except OSError as error:
+            raise no_access(source, error) from error
+
+    def _open_fetched(self, source: Source, shard_id: int, asked: float) -> int:
+        shard = self.shards[shard_id]
         try:
             with locked(_lock_path(source, shard)):
                 fd = self._open_whole(shard_id)
                 if fd is None:
-                    self._obtain_unless_failed(shard_id, asked)
+                    self._obtain_unless_failed(source, shard_id, asked)
                     fd = self._open_whole(shard_id)
         except OSError as error:
             raise no_access(source, error) from error
         if fd is None:
             raise DataError(f"{source.folder / shard.raw.basename}: vanished right after it was fetched")
         return fd
-
-    def ensure(self, shard_id: int) -> None:
-        """Fetch the shard unless it is here."""
-        os.close(self.open(shard_id))
 
     def is_here(self, shard_id: int) -> bool:
         """Whether the raw file is on this node with its full size."""
@@ -147,7 +164,7 @@ class ShardCache:
         logger.warning(f"{path}: {fault}; it will be fetched again from {source.remote}")
         path.unlink(missing_ok=True)
 
-    def _obtain_unless_failed(self, shard_id: int, asked: float) -> None:
+    def _obtain_unless_failed(self, source: Source, shard_id: int, asked: float) -> None:
         """Obtain the shard, or raise the error of a thread that failed to since `asked`.
 
         Threads that want the same shard wait for its lock. With all attempts of the first in vain, more are no use.
@@ -156,7 +173,9 @@ class ShardCache:
         if failed > asked:
             raise DataError(reason)
         try:
-            self._obtain(self.source_of[shard_id], self.shards[shard_id])
+            self._obtain(source, self.shards[shard_id])
+        except Outage:  # each who waits has patience of its own
+            raise
         except DataError as error:
             self._failed[shard_id] = time.monotonic(), str(error)
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.compat import streaming_lazy_package
+from mosaic_photon.compat.streaming_s3_retries import asking_once
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from mosaic_photon.dataloader.fetch import Source, fetch_index
 from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.reader import ShardReader
+from mosaic_photon.dataloader.settings import settings
 from mosaic_photon.errors import ConfigError
 
 streaming_lazy_package.install()
@@ -197,7 +199,8 @@ def _source(stream: Stream, number: int) -> Source:
         remote=remote,
         attempts=1 + stream.download_retry,
         timeout=stream.download_timeout,
+        patience=settings().patience,
         validate_hash=stream.validate_hash,
         keep_zip=stream.safe_keep_zip or remote is None,  # without a remote the compressed file is the data
-        downloader=stream._downloader,
+        downloader=asking_once(stream._downloader),
     )

@@ -16,12 +16,13 @@ import numpy as np
 
 from mosaic_photon.dataloader.files import fault_of, locked
 from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile
+from mosaic_photon.dataloader.patience import Outage, patiently
 from mosaic_photon.dataloader.shards import Index, open_index, read_index
+from mosaic_photon.dataloader.store import Silence, get, is_final, is_outage
 
 logger = logging.getLogger(__name__)
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_FOR_US = {"403", "404", "AccessDenied", "NoSuchKey", "NoSuchBucket"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Source:
     attempts: int = 3
     timeout: float = 60.0
     """Seconds without data before a download fails."""
+    patience: float = 0.0
+    """Seconds for which whoever needs a file waits for a remote that does not answer."""
     validate_hash: str | None = None
     keep_zip: bool = False
     downloader: Any = None
@@ -45,6 +48,10 @@ def fetch_index(source: Source, allow_unsafe_types: bool = False) -> Index:
     path = source.folder / INDEX
     if source.remote is None:
         return read_index(source.folder, allow_unsafe_types)
+    return patiently(source, lambda source: _fetch_index(source, path, allow_unsafe_types))
+
+
+def _fetch_index(source: Source, path: Path, allow_unsafe_types: bool) -> Index:
     try:
         (source.folder / LOCKS).mkdir(parents=True, exist_ok=True)
         with locked(source.folder / LOCKS / INDEX):
@@ -65,11 +72,16 @@ def fetch_index(source: Source, allow_unsafe_types: bool = False) -> Index:
 
 
 def download(source: Source, basename: str, target: Path, expected: ShardFile | None = None) -> None:
-    """Download to `target`, retrying with exponential back-off what may pass. Raises DataError when it does not."""
+    """Download to `target`, retrying with exponential back-off what may pass.
+
+    Raises:
+        Outage: the remote does not answer; `patiently` is for whoever can wait.
+        DataError: what came is wrong, `download_retry` times over, or the file is missing or forbidden.
+    """
     remote = f"{str(source.remote).rstrip('/')}/{basename}"
     for attempt in range(1, source.attempts + 1):
         try:
-            source.downloader.download(remote, str(target), source.timeout)
+            get(source.downloader, remote, target, source.timeout)
             fault = expected and fault_of(target, expected, source.validate_hash)
             if not fault:
                 return
@@ -80,20 +92,16 @@ def download(source: Source, basename: str, target: Path, expected: ShardFile | 
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise error
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, DataError) else str(error)
-        if attempt == source.attempts or _is_final(error):
+        if is_outage(error):
+            heard = error.last if isinstance(error, Silence) else None
+            raise Outage(f"{remote}: stream {source.name!r}: no answer: {reason}", heard) from error
+        if attempt == source.attempts or is_final(error):
             raise DataError(
                 f"{remote}: stream {source.name!r}: download failed after {attempt} attempt(s): {reason}"
             ) from error
         pause = min(2.0 ** (attempt - 1), 30.0) * random.uniform(1.0, 1.5)
         logger.warning(f"{remote}: attempt {attempt} of {source.attempts} failed, again in {pause:.1f} s: {reason}")
         time.sleep(pause)
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt would fail in the same way."""
-    response = getattr(error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return isinstance(error, FileNotFoundError | PermissionError | ImportError) or code in NOT_FOR_US
 
 
 def unpack(shard: Shard, stored: Path, target: Path, source: Source) -> None:

@@ -18,7 +18,7 @@ from mosaic_photon.errors import ConfigError
 
 INDEX = "index.json"
 LOCKS = ".locks"
-RESERVED = {INDEX, LOCKS, "limit"}
+RESERVED = {INDEX, LOCKS, "limit", "waits", "ahead"}
 """Names that the cache gives to files of its own, or to their locks."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""

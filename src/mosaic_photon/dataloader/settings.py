@@ -15,6 +15,9 @@ class Settings:
     node_folder: str = ""
     """`[mosaic] node_folder`, for `node_folder.node_folder`."""
 
+    patience: float = 0.0
+    """Seconds to wait for a remote that does not answer."""
+
 
 _settings: ContextVar[Settings] = ContextVar("settings", default=Settings())  # noqa: B039  (it is frozen)
 

@@ -189,6 +189,7 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> str:
     from mosaic_photon.dataloader import DataSpecDataLoader
     from mosaic_photon.train_spec import open_data
 
+    job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding
     with _as_first_rank(world_size, 1), ExitStack() as cleanup:  # alone here: it looks at every shard
         loaders = open_data(spec, job, check_layout(job, world_size))
         for loader in loaders:

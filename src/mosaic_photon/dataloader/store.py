@@ -1,0 +1,149 @@
+"""Asking a stream's store, which may be silent, trickle or be gone: every request ends in bounded time.
+
+Each store's client has its own exceptions and its own idea of a time-out (several have none). So a request runs in a
+thread that is left behind once nothing has come for a while, and what went wrong is judged by the operating system's
+error or the HTTP status at the bottom of the client's exception.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SLOWEST = 1024
+"""Bytes a second; a download that stays below is as good as silent."""
+POLL_S = 0.25
+NO_ANSWER = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLEOFError)
+UNREACHABLE = {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESTALE}
+BUSY = {408, 429}
+FORBIDDEN_OR_MISSING = {401, 403, 404, 410}
+FINAL_CODES = {"AccessDenied", "NoSuchKey", "NoSuchBucket"}
+
+
+class Silence(TimeoutError):
+    """Nothing, or next to nothing, came for the time that was given."""
+
+    def __init__(self, seconds: float, last: float | None) -> None:
+        super().__init__(f"nothing has come for {seconds:.3g} s")
+        self.last = last
+        """When something last came, by the monotonic clock; None: never."""
+
+
+def within(timeout: float, request: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
+    """The answer to `request`, which runs in a thread of its own. Raises what it raises.
+
+    Args:
+        timeout: seconds after which `received` must have grown by as many KiB; else the thread is left to itself.
+        received: bytes that have come so far.
+
+    Raises:
+        Silence: it has not.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:  # raised in the thread that waits
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="mosaic-request", daemon=True).start()
+    size, last = 0, None
+    marked = time.monotonic()
+    while True:
+        try:
+            return answer.result(timeout=min(POLL_S, timeout))
+        except TimeoutError:
+            if answer.done():
+                return answer.result()  # the client's own time-out
+        now, grown = time.monotonic(), received()
+        if grown - size >= SLOWEST * timeout:
+            size, marked, last = grown, now, now
+        elif now - marked >= timeout:
+            raise Silence(timeout, last)
+
+
+def get(downloader: Any, remote: str, target: Path, timeout: float) -> None:
+    """Download `remote` to `target`, once.
+
+    Args:
+        downloader: Streaming's CloudDownloader.
+        timeout: as for `within`.
+
+    The caller holds the lock for `target`: what other downloads to it have left is removed.
+    """
+    prefix = f"{target.name}.try-"
+    for left in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))  # a thread left behind may still write into it
+    try:
+        part = folder / "file"
+        within(timeout, lambda: downloader.download(remote, str(part), timeout), lambda: _bytes_in(folder))
+        part.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether it is missing or forbidden: asking again would not help."""
+    if isinstance(error, FileNotFoundError | PermissionError | ImportError):
+        return True
+    return _code(error) in FINAL_CODES or _status(error) in FORBIDDEN_OR_MISSING
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the store refused, was silent or said that it can't answer now."""
+    for cause in _causes(error):
+        status = _status(cause)
+        if status is not None and (status in BUSY or status >= 500):
+            return True
+        if isinstance(cause, NO_ANSWER) or (isinstance(cause, OSError) and cause.errno in UNREACHABLE):
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it. boto3 hands the last of several failures on as `last_exception`."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = getattr(error, "last_exception", None) or error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that the client's exception carries: boto3, requests, google, azure and oci have it elsewhere."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        found = [getattr(response, "status_code", None)]
+    found += [getattr(error, name, None) for name in ("status_code", "status", "code")]
+    return next((int(status) for status in found if isinstance(status, int) and 100 <= status < 600), None)
+
+
+def _code(error: BaseException) -> str | None:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def _bytes_in(folder: Path) -> int:
+    """Clients write under names of their own before they rename."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:  # it has just been renamed
+            continue
+    return total
