@@ -1,5 +1,6 @@
 """MosaicTrainer: TorchTitan's Trainer with Composer's events, right gradients under pipelining, and a clean stop."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -20,13 +21,17 @@ from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.checkpoints.hf import fit_files
 from mosaic_photon.checkpoints.manager import Checkpointer
 from mosaic_photon.dataloader import DataSpecDataLoader
-from mosaic_photon.dataloader.progress import differences
+from mosaic_photon.dataloader.progress import Progress, differences
 from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.graceful_stop import GracefulStop
 from mosaic_photon.job_config import MosaicJobConfig
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class NoLabelsError(Exception):
+    """All labels of a global batch are ignored: its loss is 0 / 0. Raised on all ranks alike."""
 
 
 class MosaicTrainer(Trainer):
@@ -98,7 +103,9 @@ class MosaicTrainer(Trainer):
         """Where one rank reads all data, count labels here: the step's count would have to leave the device."""
         for input_dict, labels in batches:
             if not self.parallel_dims.dp_enabled:
-                self.dataloader.add_loss_tokens(int((labels != IGNORE_INDEX).sum()))
+                count = int((labels != IGNORE_INDEX).sum())
+                self.labels_of_step += count
+                self.dataloader.add_loss_tokens(count)
             yield input_dict, labels
 
     def should_continue_training(self) -> bool:
@@ -115,10 +122,27 @@ class MosaicTrainer(Trainer):
         """TorchTitan's step between Composer's `before_dataloader` and `batch_end`."""
         self.stop.begin_step()
         self.microbatches_left = self.gradient_accumulation_steps
+        self.labels_of_step = 0
+        begin = self.dataloader.progress
         self.fire("before_dataloader")
-        super().train_step(data_iterator)
+        try:
+            super().train_step(data_iterator)
+        except NoLabelsError:
+            self._pass_over(begin)
         self.fire("batch_end")
         self.stop.end_step()
+
+    def _pass_over(self, begin: Progress) -> None:
+        """End a step without labels: the schedule and the data go on, the weights and the optimizer stay."""
+        self.fire("after_train_batch")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.lr_schedulers.step()
+        if dist.get_rank() == 0:
+            logger.warning(
+                f"Step {self.step} makes no optimizer step: all labels of its batch are ignored, as in padding "
+                f"({self.dataloader.describe(begin)})."
+            )
 
     def post_dataloading_process(
         self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
@@ -145,11 +169,17 @@ class MosaicTrainer(Trainer):
 
         Returns:
             This rank's share of the global batch's mean loss, a scalar; -1 on pipeline stages without the loss.
+
+        Raises:
+            NoLabelsError: at the first micro-batch of a step without labels.
         """
         if self.microbatches_left == self.gradient_accumulation_steps:
             if self.parallel_dims.dp_enabled:
-                self.dataloader.add_loss_tokens(int(global_valid_tokens))
+                self.labels_of_step = int(global_valid_tokens)
+                self.dataloader.add_loss_tokens(self.labels_of_step)
             self.fire("batch_start", batch=input_dict | {"labels": labels})
+            if self.labels_of_step == 0:
+                raise NoLabelsError
         self.microbatches_left -= 1
         self.fire("before_forward", batch=input_dict | {"labels": labels})
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)

@@ -16,6 +16,7 @@ from torchtitan.components.validate import BaseValidator
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
+from torchtitan.tools.logging import logger
 
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.layout import Layout
@@ -80,8 +81,11 @@ class MosaicValidator(BaseValidator):
             labels = labels.to(device)
             totals += self._loss_sum_and_labels(model_parts, inputs, labels)
             self.fire("eval_batch_end")
-        loss = self._mean_over_ranks(totals)
-        self.metrics_processor.log_validation(loss=loss, step=step)
+        loss, labels_seen = self._mean_over_ranks(totals)
+        if labels_seen:
+            self.metrics_processor.log_validation(loss=loss, step=step)
+        elif dist.get_rank() == 0:
+            logger.warning(f"Validation at step {step} has no loss: all labels of its samples are ignored.")
         self.fire("eval_end", loss=loss)
         for model in model_parts:
             model.train()
@@ -110,12 +114,13 @@ class MosaicValidator(BaseValidator):
         loss_sum = torch.stack([_plain(loss) for loss in losses]).sum().to(labels.device)
         return torch.stack([loss_sum.double(), (labels != IGNORE_INDEX).sum().double()])
 
-    def _mean_over_ranks(self, totals: torch.Tensor) -> float:
+    def _mean_over_ranks(self, totals: torch.Tensor) -> tuple[float, int]:
+        """The mean loss of a label, nan without labels, and the number of labels."""
         for dimension in ("loss", "pp"):  # stages without the loss add nothing and learn the result
             mesh = self.parallel_dims.get_optional_mesh(dimension)
             if mesh is not None:
                 dist.all_reduce(totals, group=mesh.get_group())
-        return (totals[0] / totals[1]).item()
+        return (totals[0] / totals[1]).item(), int(totals[1])
 
 
 def _plain(loss: torch.Tensor) -> torch.Tensor:

@@ -43,8 +43,10 @@ if __name__ == "__main__":
     # isort: split
     import mosaic_photon.callbacks.job_state
     import mosaic_photon.checks
+    import mosaic_photon.dataloader.build
     import mosaic_photon.job_loading
     import mosaic_photon.summary
+    import mosaic_photon.train_spec
     import mosaic_photon.trainer  # noqa: F401
 
     for line in sys.stdin:

@@ -108,9 +108,12 @@ class OptimizerMonitor(Callback):
         """Before the optimizer's step: keep what the report needs and the step destroys."""
         del logger
         self._report, report_next = self.interval.due(state)
+        if all(parameter.grad is None for parameter in state.model.parameters()):
+            if not _without_labels(state.batch):
+                raise RuntimeError("no parameter has a gradient when the optimizer is to step: nothing can be measured")
+            self._report, self._previous = False, None  # no step, so nothing to measure or to compare with
+            return
         self._trained = self._trained or _trained(state)
-        if not self._trained:
-            raise RuntimeError("no parameter has a gradient when the optimizer is to step: there is nothing to measure")
         if self._report and self.log_optimizer_metrics:
             self._before = [local_shard(one.parameter).clone() for one in self._trained]
         if self.curvature:
@@ -219,6 +222,12 @@ class OptimizerMonitor(Callback):
                 metrics.update(zip([f"{CURVATURE}{measure}/{name}" for name in names], row, strict=True))
         metrics[f"{CURVATURE}local_lipschitz/global"] = curvature.global_lipschitz(sums)
         return metrics
+
+
+def _without_labels(batch: Any) -> bool:
+    """Whether a batch has labels of which all are ignored: a trainer may then pass over the step."""
+    labels = batch.get("labels") if isinstance(batch, dict) else None
+    return labels is not None and bool((labels == -100).all())
 
 
 def _trained(state: State) -> list[Trained]:

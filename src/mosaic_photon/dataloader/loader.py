@@ -94,6 +94,19 @@ class DataSpecDataLoader(BaseDataLoader):
         """Count `count` target positions, summed over all ranks, as seen by the loss. Call it alike on all ranks."""
         self.progress = dataclasses.replace(self.progress, loss_tokens=self.progress.loss_tokens + count)
 
+    def describe(self, begin: Progress, most: int = 8) -> str:
+        """The samples of the step that began at `begin`, as numbers within their streams, at most `most` a stream."""
+        dataset, first = self.data.dataset, begin.samples_in_epoch
+        ids = np.sort(self._order(begin.epoch)[first : first + self.layout.global_batch])
+        of = np.searchsorted(dataset.sample_offset_per_stream, ids, side="right") - 1
+        parts = []
+        for number in np.unique(of):
+            numbers = (ids[of == number] - dataset.sample_offset_per_stream[number]).tolist()
+            more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+            name = getattr(dataset.streams[number], "name", str(number))
+            parts.append(f"stream {name!r}, samples {', '.join(map(str, numbers[:most]))}{more}")
+        return "; ".join(parts)
+
     def state_dict(self) -> dict[str, str]:
         """What has been handed to the trainer so far, under one key."""
         return {STATE_KEY: dump_state(self.progress, self.marks)}

@@ -1,0 +1,139 @@
+"""A global batch whose labels are all ignored makes no optimizer step; everything else goes on."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from streaming import MDSWriter
+
+import jobs
+
+sys.path.insert(0, str(Path(__file__).parent / "callbacks"))
+import recording
+
+PAD = 2
+EMPTY = range(12, 16)
+"""Samples of step 4 that are padding but for their first token."""
+DATA = """
+[mosaic_dataloader]
+name = "text"
+[mosaic_dataloader.dataset]
+local = "{data}"
+split = "train"
+shuffle = false
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("padded")
+    random = np.random.default_rng(0)
+    with MDSWriter(out=str(folder / "train"), columns={"tokens": "ndarray:int32:65"}) as writer:
+        for number in range(32):
+            row = random.integers(10, 2000, 65).astype("int32")
+            if number in EMPTY:
+                row[1:] = PAD
+            writer.write({"tokens": row})
+    return folder
+
+
+def whole_state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of a checkpoint."""
+    state: dict = {}
+    dcp.state_dict_loader._load_state_dict(
+        state,
+        storage_reader=dcp.FileSystemReader(folder / f"out/checkpoint/step-{step}"),
+        no_dist=True,
+        planner=dcp.default_planner._EmptyStateDictLoadPlanner(),
+    )
+    flat = dcp._nested_dict.flatten_state_dict(state)[0]
+    skip = ("dataloader", "lr_scheduler", "train_state", "callbacks", "optimizer.param_groups")
+    return {name: value for name, value in flat.items() if not name.startswith(skip)}
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "QHADOPT"])
+def test_the_step_is_passed_over(optimizer: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    callbacks = "[callbacks.nan_monitor]\n[callbacks.optimizer_monitor]\ninterval = 1\ncurvature = true\n"
+    job = jobs.JOB.replace('"AdamW"', f'"{optimizer}"') + callbacks
+    arguments = jobs.write_job(tmp_path, data, job, DATA)
+    assert jobs.run_here(arguments, "--training.steps=6", "--checkpoint.enable=true", "--checkpoint.interval=1") == 0
+    losses = jobs.scalars(tmp_path)
+    assert list(losses) == [1, 2, 3, 5, 6]
+    assert list(jobs.scalars(tmp_path, "l2_norm/grad/global")) == [1, 2, 3, 5, 6]
+    said = [line for line in capfd.readouterr().out.splitlines() if "makes no optimizer step" in line]
+    assert len(said) == 1
+    assert "Step 4" in said[0] and "samples 12, 13, 14, 15" in said[0]
+
+    before, after, later = (whole_state(tmp_path, step) for step in (3, 4, 5))
+    assert all(torch.equal(after[name], value) for name, value in before.items() if torch.is_tensor(value))
+    assert not all(torch.equal(later[name], value) for name, value in after.items() if torch.is_tensor(value))
+    assert jobs.scalars(tmp_path, "n_tokens_seen") == {step: step * 256 for step in losses}
+    assert jobs.scalars(tmp_path, "n_loss_tokens_seen")[6] == 5 * 256
+
+
+def test_the_schedule_goes_on_and_a_resume_is_exact(data: Path, tmp_path: Path) -> None:
+    flags = (
+        "--training.steps=6",
+        "--checkpoint.enable=true",
+        "--checkpoint.interval=4",
+        "--lr_scheduler.total_steps=6",
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        arguments = jobs.write_job(folder, data, dataloader=DATA)
+        if folder == parts:
+            (parts / "out/checkpoint").mkdir(parents=True)
+            (whole / "out/checkpoint/step-4").rename(parts / "out/checkpoint/step-4")
+        assert jobs.run_here(arguments, *flags) == 0
+    assert jobs.scalars(parts) == {step: loss for step, loss in jobs.scalars(whole).items() if step > 4}
+    assert jobs.scalars(whole, "lr")[5] == pytest.approx(3e-3 / 2)  # half of the four steps of decay
+
+
+def test_composer_s_events_stay_in_pairs(data: Path, tmp_path: Path) -> None:
+    recording.Recorder.events.clear()
+    job = jobs.JOB + '[callbacks."recording:Recorder"]\n'
+    assert jobs.run_here(jobs.write_job(tmp_path, data, job, DATA), "--training.steps=5") == 0
+    of_step = [event[0] for event in recording.Recorder.events if event[2] == 3]  # batches before it
+    begin = of_step.index("before_dataloader")
+    assert of_step[begin:] == [
+        "before_dataloader",
+        "after_dataloader",
+        "batch_start",
+        "before_train_batch",
+        "after_train_batch",
+    ]
+    ends = [event[2] for event in recording.Recorder.events if event[0] == "batch_end"]
+    assert ends == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, ("--parallelism.data_parallel_replicate_degree=2", "--parallelism.data_parallel_shard_degree=1")),
+        (2, ("--parallelism.data_parallel_shard_degree=2",)),
+        (2, ("--parallelism.tensor_parallel_degree=2", "--training.local_batch_size=4")),
+        (2, ("--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=4")),
+    ],
+    ids=["DDP", "FSDP2", "TP", "PP"],
+)
+def test_all_ranks_of_a_layout_agree(ranks: int, layout: tuple[str, ...], data: Path, tmp_path: Path) -> None:
+    printed = jobs.launch(jobs.write_job(tmp_path, data, dataloader=DATA), "--training.steps=6", *layout, ranks=ranks)
+    losses = jobs.scalars(tmp_path)
+    assert list(losses) == [1, 2, 3, 5, 6]
+    assert all(np.isfinite(list(losses.values())))
+    assert printed.count("makes no optimizer step") == 1
+
+
+def test_validation_without_labels_logs_no_loss(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """The eval set is the padding alone."""
+    with MDSWriter(out=str(data / "val"), columns={"tokens": "ndarray:int32:65"}) as writer:
+        for _ in range(4):
+            writer.write({"tokens": np.array([5] + [PAD] * 64, dtype="int32")})
+    evaluation = DATA.replace("mosaic_dataloader", "mosaic_eval_dataloader").replace("train", "val")
+    arguments = jobs.write_job(tmp_path, data, dataloader=DATA + evaluation)
+    assert jobs.run_here(arguments, "--training.steps=2", "--validation.enable=true") == 0
+    assert jobs.scalars(tmp_path, "validation_metrics/loss") == {}
+    assert "has no loss: all labels of its samples are ignored" in capfd.readouterr().out
