@@ -67,6 +67,9 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--validation.local_batch_size=0": ([], "validation.local_batch_size = 0"),
     "--metrics.log_freq=0": ([], "metrics.log_freq = 0"),
     "--checkpoint.interval=0": ([], "checkpoint.interval = 0"),
+    "--checkpoint.keep_latest_k=-1": ([], "keep_latest_k = -1: must be at least 0"),
+    "--profiling.profiler_active=0": ([], "profiler_active = 0: must be at least 1"),
+    "--comm.train_timeout_seconds=0": ([], "train_timeout_seconds = 0: must be at least 1"),
     "--checkpoint.load_step=7": (["--checkpoint.enable"], "there is no such checkpoint in"),
     "--checkpoint.initial_load_path=/none": (["--checkpoint.enable"], "'/none': there is no such folder"),
     "--checkpoint.last_save_in_hf": (

@@ -27,7 +27,7 @@ from mosaic_photon.layout_checks import (
 )
 from mosaic_photon.model_args import build_on_meta
 from mosaic_photon.names import size
-from mosaic_photon.paths import check_path
+from mosaic_photon.paths import check_path, check_writable
 from mosaic_photon.value_checks import check_heads, check_values
 
 
@@ -58,9 +58,10 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
     check_pipeline(job, model_args)
     check_activation_checkpoint(job)
     check_tokenizer(job, model_args)
-    check_memory(job, build_on_meta(job, spec), world_size)
-    check_checkpoint(job, spec, world_size)
+    model = build_on_meta(job, spec)
+    check_memory(job, model, world_size)
     check_outputs(job)
+    check_checkpoint(job, spec, model, world_size)
     return data_parallel
 
 
@@ -189,10 +190,14 @@ def check_outputs(job: MosaicJobConfig) -> None:
             "[mosaic_eval_dataloader] table."
         )
     check_path("job.dump_folder", job.job.dump_folder)
-    folder = os.path.abspath(job.job.dump_folder)
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"job.dump_folder = {job.job.dump_folder!r}: {folder} is not a folder that can be written to."
-        )
+    check_writable("job.dump_folder", job.job.dump_folder)
+    written = {
+        "checkpoint.folder": job.checkpoint.enable and not job.checkpoint.load_only,
+        "metrics.save_tb_folder": job.metrics.enable_tensorboard,
+        "profiling.save_traces_folder": job.profiling.enable_profiling,
+        "profiling.save_memory_snapshot_folder": job.profiling.enable_memory_snapshot,
+    }
+    for name, used in written.items():
+        table, field = name.split(".")
+        if used:
+            check_writable(name, os.path.join(job.job.dump_folder, getattr(getattr(job, table), field)))

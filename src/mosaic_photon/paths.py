@@ -1,5 +1,6 @@
 """Paths as people write them in a shell, where a config takes them as they stand."""
 
+import os
 import re
 
 from mosaic_photon.errors import ConfigError
@@ -23,3 +24,22 @@ def check_path(where: str, path: str, address: bool = False) -> None:
         )
     if "://" in path and not address:
         raise ConfigError(f"{where} = {path!r}: must be a folder of a file system, not an address.")
+
+
+def existing(path: str) -> str:
+    """The path, or the nearest above it that there is."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def check_writable(where: str, path: str) -> None:
+    """Refuse a folder that cannot be made or written into; nothing is made.
+
+    Raises:
+        ConfigError: the nearest there is above it is a file, or may not be written to.
+    """
+    folder = existing(path)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where} = {path!r}: {folder} is not a folder that can be written to.")

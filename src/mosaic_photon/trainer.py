@@ -97,6 +97,8 @@ class MosaicTrainer(Trainer):
         self.stop.activate()
         self.loaded_step = self.step
         self.fire("fit_start")
+        if self.checkpointer.enable:
+            self.callbacks.state_dict()  # a callback whose state cannot be saved fails now, not in the first save
         return self._counted(super().batch_generator(data_iterable))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:

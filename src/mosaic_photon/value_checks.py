@@ -18,6 +18,11 @@ AT_LEAST = {
     "validation.seq_len": 1,
     "metrics.log_freq": 1,
     "checkpoint.interval": 1,
+    "checkpoint.keep_latest_k": 0,
+    "profiling.profiler_active": 1,
+    "profiling.profiler_warmup": 0,
+    "comm.init_timeout_seconds": 1,
+    "comm.train_timeout_seconds": 1,
     "parallelism.pipeline_parallel_microbatch_size": 1,
     "parallelism.pipeline_parallel_layers_per_stage": 1,
 }

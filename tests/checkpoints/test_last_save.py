@@ -12,6 +12,7 @@ from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.checkpoints.hf import files_for
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_loading import load_job
+from mosaic_photon.model_args import build_on_meta
 from mosaic_photon.train_spec import register_for_job
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.last_save_model_only=true", "--checkpoint.last_save_in_hf=true")
@@ -71,7 +72,8 @@ def check(tmp_path: Path, tokenizer: Path, *flags: str, model: str = "llama3_mos
         text = text.replace("dim = 64\nn_layers = 2\nn_heads = 4\n", "")
     _, config, _, data = jobs.write_job(tmp_path, tmp_path, text)
     loaded = load_job(config, data, list(flags))
-    check_checkpoint(loaded, register_for_job(loaded), 1)
+    spec = register_for_job(loaded)
+    check_checkpoint(loaded, spec, build_on_meta(loaded, spec), 1)
 
 
 def test_what_titan_would_leave_out_is_refused(tmp_path: Path) -> None:

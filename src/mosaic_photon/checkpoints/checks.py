@@ -1,23 +1,31 @@
 """What is to be loaded must be there and fit the job; what is to be saved must be possible."""
 
 import os
+import shutil
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
+import torch.nn as nn
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import missing_files
-from mosaic_photon.checkpoints.find import METADATA, Start, complete_steps, find_start
+from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
 from mosaic_photon.checkpoints.hf import check_index, check_last_save
-from mosaic_photon.checkpoints.identity import STATES, differences, meta_model, only_model
+from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, differences, only_model
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.names import size
+from mosaic_photon.paths import existing
 
 
-def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> None:
-    """What is to be loaded must be there, and what is to be saved must be possible."""
+def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module, world_size: int) -> None:
+    """What is to be loaded must be there, and what is to be saved must be possible.
+
+    Args:
+        model: the job's, on the meta device.
+    """
     checkpoint = job.checkpoint
     if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
         raise ConfigError(
@@ -38,12 +46,25 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> 
     if checkpoint.create_seed_checkpoint and checkpoint.last_save_in_hf:
         raise ConfigError("checkpoint.create_seed_checkpoint: a job cannot begin from one in Hugging Face's format.")
     if checkpoint.last_save_in_hf:
-        check_last_save(job, spec, meta_model(job, spec))
+        check_last_save(job, spec, model)
     check_excluded(checkpoint)
-    check_start(job, spec)
+    check_start(job, spec, model)
+    if not checkpoint.load_only and os.environ.get("RANK", "0") == "0":
+        check_room(job, model)
 
 
-def check_start(job: MosaicJobConfig, spec: TrainSpec) -> None:
+def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
+    """The first checkpoint must fit on the disk."""
+    folder, needed = existing(checkpoint_folder(job)), bytes_of_checkpoint(job, model)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"checkpoint.folder: a checkpoint takes {size(needed)}, and {folder} has {size(free)} free; make room, or "
+            "set job.dump_folder to another disk."
+        )
+
+
+def check_start(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
     """What the job begins from must be whole and fit the job."""
     start = find_start(job)
     if start.path is None or is_finished(job):
@@ -58,12 +79,12 @@ def check_start(job: MosaicJobConfig, spec: TrainSpec) -> None:
         )
     if not start.hf and os.environ.get("RANK", "0") == "0" and (faults := missing_files(start.path)):
         raise ConfigError(f"{start.path} is damaged: {'; '.join(faults[:3])}. Name another one, or move it away.")
-    check_fits(start, job, spec)
+    check_fits(start, job, spec, model)
 
 
-def check_fits(start: Start, job: MosaicJobConfig, spec: TrainSpec) -> None:
+def check_fits(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
     """The checkpoint must be one of this job, or what does not fit is said and left out."""
-    lines = differences(start, job, spec)
+    lines = differences(start, job, spec, model)
     if not lines:
         return
     text = "\n".join(f"  {line}" for line in lines)

@@ -6,22 +6,25 @@ of two elements a dimension.
 
 from __future__ import annotations
 
-import copy
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+from mosaic_photon.compat.cpu_device_type import ON_CPU
 
 import torch
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.tools.utils import device_type
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
 from mosaic_photon.checkpoints.hf import in_hf_format
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.optimizers.catalog import choose
 from mosaic_photon.optimizers.container import make_state
 from mosaic_photon.optimizers.groups import trainable
@@ -45,27 +48,21 @@ def only_model(path: str) -> bool:
     return not any(name.startswith(NOT_THE_MODEL) for name in read_shapes(path))
 
 
-def meta_model(job: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
-    """The job's model without memory."""
-    model_args = copy.deepcopy(spec.model_args[job.model.flavor])
-    model_args.update_from_config(job)
-    with torch.device("meta"):
-        return spec.model_cls(model_args)
-
-
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
     """Name -> shape of a state dict's tensors."""
     return {name: tuple(value.shape) if torch.is_tensor(value) else None for name, value in state.items()}
 
 
-def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec) -> list[str]:
+def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> list[str]:
     """A line for each way in which the checkpoint that the job begins from is not one of this job; none if it is.
+
+    Args:
+        model: the job's, on the meta device.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or nothing in it is of this job's model.
     """
     assert start.path is not None
-    model = meta_model(job, spec)
     if start.hf:
         named, lost = in_hf_format(job, spec, model)
         theirs = {name: shape for name, shape in hf_shapes(start.path).items() if not name.endswith("inv_freq")}
@@ -105,8 +102,8 @@ def compare_optimizers(shapes: Shapes, job: MosaicJobConfig, model: nn.Module) -
     """What the job's optimizer keeps for each parameter beside what the checkpoint has of it."""
     kept = kept_by_optimizer(job)
     named = trainable(model)
-    wanted = {f"{STATE}{name}.{key}" for name, p in named for key in kept(p.dim())[0]}
-    options = {f"{OPTIONS}{name}.{key}" for name, p in named for key in kept(p.dim())[1]}
+    wanted = {f"{STATE}{name}.{key}" for name, p in named for key in kept(p.dim()).states}
+    options = {f"{OPTIONS}{name}.{key}" for name, p in named for key in kept(p.dim()).options}
     theirs = {key for key in shapes if key.startswith(STATE)}
     here = tuple(f"{STATE}{name}." for name, _ in named)
     lines = []
@@ -119,22 +116,47 @@ def compare_optimizers(shapes: Shapes, job: MosaicJobConfig, model: nn.Module) -
     return lines
 
 
-def kept_by_optimizer(job: MosaicJobConfig) -> Callable[[int], tuple[set[str], set[str]]]:
-    """From a parameter's dimensions to the names of its states and of its group's options."""
-    choice = choose(job.optimizer)
-    known: dict[int, tuple[set[str], set[str]]] = {}
+@dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps for a parameter."""
 
-    def kept(dimensions: int) -> tuple[set[str], set[str]]:
-        if dimensions not in known:
-            parameter = nn.Parameter(torch.zeros((2,) * dimensions))
-            kwargs = {key: value for key, value in choice.kwargs.items() if key != "capturable"}  # not on a CPU
-            optimizer = choice.cls([{"params": [parameter]}], **kwargs)
-            make_state(optimizer)
-            options = {*optimizer.param_groups[0], "initial_lr"} - {"params"}
-            known[dimensions] = set(optimizer.state[parameter]), options
-        return known[dimensions]
+    states: set[str]
+    options: set[str]
+    """Of the parameter's group."""
+    copies: int
+    """States of the parameter's own shape."""
+
+
+def kept_by_optimizer(job: MosaicJobConfig) -> Callable[[int], Kept]:
+    """What the job's optimizer keeps, by a parameter's dimensions.
+
+    Raises:
+        ConfigError: it does not accept its arguments.
+    """
+    choice = choose(job.optimizer)
+    device = "cpu" if ON_CPU else torch.device(device_type, int(os.environ.get("LOCAL_RANK", "0")))
+
+    @functools.cache
+    def kept(dimensions: int) -> Kept:
+        parameter = nn.Parameter(torch.zeros((2,) * dimensions, device=device))
+        refused = f"[optimizer] {choice.name} does not accept its arguments"
+        optimizer = ask_upstream(refused, (Exception,), choice.cls, [{"params": [parameter]}], **choice.kwargs)
+        make_state(optimizer)
+        state = optimizer.state[parameter]
+        copies = sum(torch.is_tensor(value) and value.shape == parameter.shape for value in state.values())
+        options = {*optimizer.param_groups[0], "initial_lr"} - {"params"}
+        return Kept(set(state), options, copies)
 
     return kept
+
+
+def bytes_of_checkpoint(job: MosaicJobConfig, model: nn.Module) -> int:
+    """What a whole checkpoint takes: weights, and the optimizer's states of their shapes."""
+    kept = kept_by_optimizer(job)
+    bytes_each = TORCH_DTYPE_MAP[job.training.dtype].itemsize
+    named = trainable(model)
+    states = sum(p.numel() * kept(p.dim()).copies for _, p in named)
+    return bytes_each * (states + sum(tensor.numel() for tensor in model.state_dict().values()))
 
 
 def compare_positions(shapes: Shapes, excluded: Iterable[str]) -> list[str]:
