@@ -55,6 +55,8 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--training.steps=0": ([], "training.steps = 0: must be at least 1"),
     "--training.global_batch_size=0": ([], "at least 1, or -1"),
     "--training.gc_freq=0": ([], "training.gc_freq = 0"),
+    "--training.local_batch_size=100000000": (["--training.global_batch_size=-1"], "more than a micro-batch can hold"),
+    "--validation.local_batch_size=100000000": (["--validation.enable"], "validation.local_batch_size = 100000000"),
     "--training.max_norm=0": ([], "training.max_norm = 0.0: must be above 0"),
     "--training.max_norm=-1": ([], "training.max_norm = -1.0: must be above 0"),
     "--training.max_norm=nan": ([], "training.max_norm = nan: must be above 0"),

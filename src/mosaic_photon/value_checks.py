@@ -28,6 +28,8 @@ AT_LEAST = {
 }
 ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
 """-1 stands for TorchTitan's own choice."""
+MOST_POSITIONS = 1 << 31
+"""Of a micro-batch: beyond it no device holds what a layer makes of them."""
 NOT_READ = {"experimental.custom_args_module": "job.custom_config_module"}
 """Fields that TorchTitan's config has and nothing reads."""
 
@@ -38,18 +40,11 @@ def check_values(job: MosaicJobConfig) -> None:
     Raises:
         ConfigError: the first that is not.
     """
-    for name, least in {**AT_LEAST, **ALL_OR_AT_LEAST}.items():
-        table, field = name.split(".")
-        value = getattr(getattr(job, table), field)
-        if value is not None and value < least and not (name in ALL_OR_AT_LEAST and value == -1):
-            also = ", or -1" if name in ALL_OR_AT_LEAST else ""
-            raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
+    check_ranges(job)
+    check_micro_batches(job)
     for name, instead in NOT_READ.items():
-        table, field = name.split(".")
-        if value := getattr(getattr(job, table), field):
+        if value := field_of(job, name):
             raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it; {instead} is right.")
-    if not job.training.max_norm > 0:
-        raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
     profiling = job.profiling
     if profiling.enable_profiling and profiling.profile_freq < profiling.profiler_warmup + profiling.profiler_active:
         raise ConfigError(
@@ -62,6 +57,34 @@ def check_values(job: MosaicJobConfig) -> None:
         check_importable("experimental.custom_import", job.experimental.custom_import)
     if job.compile.enable:
         check_compile_backend(job.compile.backend)
+
+
+def field_of(job: MosaicJobConfig, name: str) -> Any:
+    """The value of a field by its name, "table.field"."""
+    table, field = name.split(".")
+    return getattr(getattr(job, table), field)
+
+
+def check_ranges(job: MosaicJobConfig) -> None:
+    """Numbers that have a least value, and the clipping norm."""
+    for name, least in {**AT_LEAST, **ALL_OR_AT_LEAST}.items():
+        value = field_of(job, name)
+        if value is not None and value < least and not (name in ALL_OR_AT_LEAST and value == -1):
+            also = ", or -1" if name in ALL_OR_AT_LEAST else ""
+            raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
+    if not job.training.max_norm > 0:
+        raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
+
+
+def check_micro_batches(job: MosaicJobConfig) -> None:
+    """A micro-batch must be of a size that some device can hold."""
+    for table in ("training", "validation"):
+        batch, length = getattr(job, table).local_batch_size, getattr(job, table).seq_len
+        if batch * length > MOST_POSITIONS:
+            raise ConfigError(
+                f"{table}.local_batch_size = {batch} sequences of seq_len = {length} are more than a micro-batch can "
+                f"hold: at most {MOST_POSITIONS:,} positions."
+            )
 
 
 def check_importable(name: str, module: str) -> None:

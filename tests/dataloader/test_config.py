@@ -109,6 +109,8 @@ def test_streams_inherit_the_datasets_settings() -> None:
         ('split = "train"', 'epoch_size = "-5"', "epoch_size: expected a number above 0"),
         ('split = "train"', "epoch_size = 0", "epoch_size: expected a number above 0"),
         ('split = "train"', 'cache_limit = "1.2.3gb"', "cache_limit: expected a number above 0 or text like '100gb'"),
+        ('split = "train"', "num_canonical_nodes = 2_000_000", "num_canonical_nodes: must be at most 1,048,576"),
+        ('split = "train"', "shuffle_block_size = 1e30", "shuffle_block_size: must be at most"),
         ('split = "train"', "download_timeout = inf", "download_timeout: expected a finite number, found inf"),
         (
             'local = "data"',

@@ -62,6 +62,8 @@ TYPES: dict[str, tuple[type, ...]] = {
 AT_LEAST = {"num_workers": 0, "download_retry": 0, "shuffle_seed": 0, "proportion": 0, "repeat": 0, "choose": 0} | {
     key: 1 for key in _names("max_seq_len num_canonical_nodes sampling_granularity shuffle_block_size predownload")
 }
+AT_MOST = {"num_canonical_nodes": 1 << 20, "shuffle_block_size": 1 << 40}
+"""Beyond these Streaming's arithmetic takes all memory or overflows."""
 SIZES = {  # in text: the pattern, an example
     "epoch_size": (r"\d+|\d*\.?\d+ *[kmbt]", "10k"),
     "cache_limit": (r"\d+b?|\d*\.?\d+ *[kmgtpezy]b", "100gb"),
@@ -184,6 +186,8 @@ def _check_value(value: Any, key: str, where: str) -> None:
         raise ConfigError(f"{where}.{key}: expected a finite number, found {value!r}")
     if key in AT_LEAST and value < AT_LEAST[key]:
         raise ConfigError(f"{where}.{key}: must be at least {AT_LEAST[key]}, found {value!r}")
+    if key in AT_MOST and value > AT_MOST[key]:
+        raise ConfigError(f"{where}.{key}: must be at most {AT_MOST[key]:,}, found {value!r}")
     if key in CHOICES and value not in CHOICES[key]:
         raise ConfigError(f"{where}.{key}: {value!r} is not one of its values.{nearest(value, CHOICES[key])}")
 
