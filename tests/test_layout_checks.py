@@ -57,6 +57,12 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--training.gc_freq=0": ([], "training.gc_freq = 0"),
     "--training.local_batch_size=100000000": (["--training.global_batch_size=-1"], "more than a micro-batch can hold"),
     "--validation.local_batch_size=100000000": (["--validation.enable"], "validation.local_batch_size = 100000000"),
+    "--debug.seed=99999999999999999999": ([], "must be a number of 64 bits"),
+    "--comm.init_timeout_seconds=0": ([], "comm.init_timeout_seconds = 0: must be at least 1"),
+    "--activation_checkpoint.determinism_check=some": (
+        ["--activation_checkpoint.mode=full"],
+        "must be 'default' or 'none'",
+    ),
     "--training.max_norm=0": ([], "training.max_norm = 0.0: must be above 0"),
     "--training.max_norm=-1": ([], "training.max_norm = -1.0: must be above 0"),
     "--training.max_norm=nan": ([], "training.max_norm = nan: must be above 0"),
@@ -86,6 +92,10 @@ OVERRIDES: dict[str, str] = {
     "n_layers = 'two'": "model.overrides.n_layers = 'two' should be int",
     "n_layers = -1": "model.overrides.n_layers = -1: must be at least 1",
     "dim = 1048576": "its weights and gradients take",
+    "dim = 66": "dim = 66 must be a multiple of its n_heads = 4",
+    "dim = 68": "dim / n_heads = 17 must be even",
+    "norm_eps = nan": "model.overrides.norm_eps = nan: must be a finite number",
+    "attn_type = 'bogus'": "cannot be built as the job has it: Unknown attention type: bogus.",
     "n_kv_heads = 3": "n_heads = 4 must be a multiple of its n_kv_heads = 3",
 }
 ACCEPTED: dict[str, tuple[int, list[str]]] = {

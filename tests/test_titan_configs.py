@@ -229,6 +229,31 @@ def test_nested_overrides_are_checked_as_the_others(
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("top_k = 5", "moe_args.top_k = 5: there are 4 experts"),
+        ("num_expert_groups = 3, num_limited_groups = 1", "num_expert_groups = 3 must divide its num_experts = 4"),
+        ("num_expert_groups = 4, num_limited_groups = 1", "into groups of at least 2"),
+        ("num_expert_groups = 2", "num_limited_groups = None must be one of 1 to 2"),
+        ("num_expert_groups = 2, num_limited_groups = 1, top_k = 3", "1 of 2 groups have 2 experts"),
+        ("load_balance_coeff = -1.0", "cannot be built as the job has it"),
+    ],
+)
+def test_experts_that_cannot_be_chosen(
+    overrides: str, said: str, tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    sizes = "n_layers = 2\nn_kv_heads = 8\nvocab_size = 2048\n"
+    table = f"[model.overrides]\n{sizes}moe_args = {{ num_experts = 4, top_k = 2, {overrides} }}"
+    table = table.replace("top_k = 2, ", "") if "top_k" in overrides else table
+    _, job, _, data = write(tmp_path, prepared_data, "qwen3 moe_debug", overrides=table, **FOR_CPU)
+    loaded = load_job(job, data, [])
+    with pytest.raises(ConfigError) as raised:
+        check_job(loaded, register_for_job(loaded))
+    assert said in str(raised.value)
+
+
 def test_plain_tables_of_model_args_are_replaced(tmp_path: Path, prepared_data: Path) -> None:
     """As docs/mpt.md says of attn_config: an MPT's tables are dicts, and llm-foundry fills in what is not given."""
     values = {"name": "mpt_mup_mosaic", "flavor": "debugmodel"}

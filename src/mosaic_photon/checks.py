@@ -25,10 +25,10 @@ from mosaic_photon.layout_checks import (
     check_tensor_parallel,
     sequence_divisor,
 )
-from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.model_args import build_on_meta, check_sizes
 from mosaic_photon.names import size
 from mosaic_photon.paths import check_path, check_writable
-from mosaic_photon.value_checks import check_heads, check_values
+from mosaic_photon.value_checks import check_values
 
 
 def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
@@ -52,7 +52,7 @@ def check_job(job: MosaicJobConfig, spec: TrainSpec) -> int:
         check_cpu(job, model_args)
     else:
         check_devices()
-    check_heads(model_args)
+    check_sizes(model_args)
     check_tensor_parallel(job, model_args)
     check_experts(job, model_args, world_size)
     check_pipeline(job, model_args)

@@ -166,6 +166,10 @@ def check_activation_checkpoint(job: MosaicJobConfig) -> None:
             "compile.components."
         )
     option = table.selective_ac_option
+    if table.mode != "none" and table.determinism_check not in ("default", "none"):
+        raise ConfigError(
+            f"activation_checkpoint.determinism_check = {table.determinism_check!r} must be 'default' or 'none'."
+        )
     if table.mode == "selective" and option != "op" and not (option.isdigit() and int(option) > 0):
         raise ConfigError(
             f"activation_checkpoint.selective_ac_option = {option!r} must be 'op' or a positive number, as a string: "

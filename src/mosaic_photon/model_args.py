@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -9,7 +10,7 @@ from mosaic_photon.compat.grouped_mm import without_grouped_mm
 
 import torch
 import torch.nn as nn
-from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.protocols.train_spec import BaseModelArgs, TrainSpec
 
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest
 from mosaic_photon.job_config import MosaicJobConfig
@@ -54,6 +55,51 @@ def build_on_meta(job_config: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
         return ask_upstream(message, kinds, spec.model_cls, args)
 
 
+def check_sizes(model_args: Any) -> None:
+    """What TorchTitan's models ask of their sizes only when they compute.
+
+    Raises:
+        ConfigError: heads that do not share key and value heads in equal groups, do not divide the model's width, or
+            have an odd size, which no rotation has; or experts of which more are chosen than there are.
+    """
+    heads, kv_heads = getattr(model_args, "n_heads", None), getattr(model_args, "n_kv_heads", None)
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise ConfigError(f"the model's n_heads = {heads} must be a multiple of its n_kv_heads = {kv_heads}.")
+    if not isinstance(model_args, BaseModelArgs) or not hasattr(model_args, "dim"):
+        return  # an MPT, which llm-foundry judges
+    rotated = getattr(model_args, "qk_rope_head_dim", None) or getattr(model_args, "head_dim", None)
+    if rotated is None and model_args.dim % heads:
+        raise ConfigError(f"the model's dim = {model_args.dim} must be a multiple of its n_heads = {heads}.")
+    if (rotated or model_args.dim // heads) % 2:
+        name = "head_dim" if rotated else "dim / n_heads"
+        raise ConfigError(f"the model's {name} = {rotated or model_args.dim // heads} must be even, to be rotated.")
+    if getattr(model_args, "moe_enabled", True) and hasattr(model_args, "moe_args"):
+        check_experts(model_args.moe_args)
+
+
+def check_experts(moe_args: Any) -> None:
+    """TorchTitan's rules for choosing experts, by groups of them or all."""
+    experts, groups, limited = moe_args.num_experts, moe_args.num_expert_groups, moe_args.num_limited_groups
+    if moe_args.top_k > experts:
+        raise ConfigError(f"the model's moe_args.top_k = {moe_args.top_k}: there are {experts} experts (num_experts).")
+    if groups is None:
+        return
+    if groups < 1 or experts % groups or experts // groups < 2:
+        raise ConfigError(
+            f"the model's moe_args.num_expert_groups = {groups} must divide its num_experts = {experts} into groups of "
+            "at least 2."
+        )
+    if limited is None or not 1 <= limited <= groups:
+        raise ConfigError(
+            f"the model's moe_args.num_limited_groups = {limited} must be one of 1 to {groups}, its groups."
+        )
+    if moe_args.top_k > limited * experts // groups:
+        raise ConfigError(
+            f"the model's moe_args.top_k = {moe_args.top_k}: {limited} of {groups} groups have "
+            f"{limited * experts // groups} experts."
+        )
+
+
 def merged(args: Any, overrides: dict[str, Any], where: str, owner: str) -> Any:
     """A copy of the dataclass `args` with fields replaced; into a field that is a dataclass itself, a table is merged.
 
@@ -81,6 +127,8 @@ def _value(args: Any, name: str, value: Any, expected: Any, where: str) -> Any:
         return merged(current, value, where, f"the fields of {name}")
     if not fits(value, expected):
         raise ConfigError(f"{where} = {value!r} should be {describe(expected)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value}: must be a finite number.")
     if name in SIZES and isinstance(value, int) and value < 1:
         raise ConfigError(f"{where} = {value}: must be at least 1.")
     return value

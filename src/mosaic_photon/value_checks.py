@@ -74,6 +74,9 @@ def check_ranges(job: MosaicJobConfig) -> None:
             raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
     if not job.training.max_norm > 0:
         raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
+    seed = job.debug.seed
+    if seed is not None and not -(1 << 63) <= seed < 1 << 63:
+        raise ConfigError(f"debug.seed = {seed}: must be a number of 64 bits.")
 
 
 def check_micro_batches(job: MosaicJobConfig) -> None:
@@ -106,10 +109,3 @@ def check_compile_backend(backend: str) -> None:
     known = list_backends(exclude_tags=())
     if backend not in known:
         raise ConfigError(f"compile.backend = {backend!r}.{nearest(backend, known)}")
-
-
-def check_heads(model_args: Any) -> None:
-    """Query heads share key and value heads in equal groups."""
-    heads, kv_heads = getattr(model_args, "n_heads", None), getattr(model_args, "n_kv_heads", None)
-    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise ConfigError(f"the model's n_heads = {heads} must be a multiple of its n_kv_heads = {kv_heads}.")
