@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS, _fill_in_folders
+from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS
 from mosaic_photon.dataloader.cache import files_here
 from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.files import best_hash, fault_of
+from mosaic_photon.dataloader.folders import settle_folders
 from mosaic_photon.dataloader.reader import token_column
 from mosaic_photon.dataloader.shards import Index
 
@@ -58,7 +59,7 @@ class LoaderReport:
 def open_dataset(loader: dict[str, Any]) -> ShardedDataset:
     """The loader's shards, indexes fetched, nothing else read. Raises ConfigError, DataError as a job would."""
     config = copy.deepcopy(loader["dataset"])
-    _fill_in_folders(config)
+    settle_folders(config)
     arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
     return ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
 
@@ -81,10 +82,12 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
     for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True):
         stream = by_name[source.name]
         files = files_here(source, shard)
-        if not files and not source.remote:
-            stream.damaged[str(source.folder / shard.stored.basename)] = "missing, and the stream has no remote"
-        for file in files:
-            path, algorithm = source.folder / file.basename, best_hash(file)
+        if not files and (source.data or not source.remote):
+            stream.damaged[str((source.data or source.folder) / shard.stored.basename)] = (
+                "missing, and the stream has no remote"
+            )
+        for path, file in files:
+            algorithm = best_hash(file)
             if fault := fault_of(path, file, algorithm):
                 stream.damaged[str(path)] = fault
             stream.files_verified = (stream.files_verified or 0) + 1
@@ -97,7 +100,7 @@ def bytes_here(dataset: ShardedDataset) -> int:
     return sum(
         file.bytes
         for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True)
-        for file in files_here(source, shard)
+        for _, file in files_here(source, shard)
     )
 
 
@@ -118,8 +121,8 @@ def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamRep
     tokens, exact = _tokens(index, bytes_dtype, f"stream {source.name!r}")
     return StreamReport(
         name=source.name,
-        remote=source.remote,
-        local=str(source.folder),
+        remote=None if source.data else source.remote,
+        local=str(source.data or source.folder),
         shards=len(index),
         shards_here=sum(dataset.cache.is_here(shard_id) for shard_id in range(begin, begin + len(index))),
         samples=int(dataset.samples_per_stream[number]),

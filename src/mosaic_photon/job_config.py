@@ -127,6 +127,9 @@ class Mosaic:
     allow_partial_load: bool = False
     """Load of a checkpoint what fits the job; what it lacks stays as it was drawn, what the job lacks is left out."""
 
+    adopt_cache: bool = False
+    """Caches that Streaming or another program filled become this project's: what is in them may be removed."""
+
     node_folder: str = ""
     """Folder on this node's disk for what can be made or fetched again: caches of streams without `local`, orders,
     indexes, unpacked shards. Empty: `mosaic-photon-UID` in the temporary directory."""

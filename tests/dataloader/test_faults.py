@@ -14,6 +14,7 @@ import pytest
 from streaming import MDSWriter
 
 from mds_data import job, numbers, wait_until, write_mds
+from mosaic_photon.dataloader.claim import PARTS
 from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.errors import ConfigError
 
@@ -24,8 +25,8 @@ def copy(mds: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mds, tmp_path / "data"))
 
 
-def remote_job(remote: Path, cache: Path, **dataset: Any) -> Any:
-    return job({"remote": str(remote), "local": str(cache), "download_retry": 0, **dataset})
+def remote_job(remote: Path, cache: Path, adopt_cache: bool = False, **dataset: Any) -> Any:
+    return job({"remote": str(remote), "local": str(cache), "download_retry": 0, **dataset}, adopt_cache=adopt_cache)
 
 
 def edit_index(folder: Path, change: Any) -> None:
@@ -86,7 +87,7 @@ def test_a_shard_truncated_between_the_check_and_its_use_is_fetched_again(
     for path in copy.iterdir():
         cache.mkdir(exist_ok=True)
         shutil.copy(path, cache)
-    loader = build(remote_job(copy, cache))
+    loader = build(remote_job(copy, cache, adopt_cache=True))
     os.truncate(cache / "shard.00000.mds", 50)
     assert numbers(next(iter(loader))) == [0, 1]
 
@@ -121,7 +122,7 @@ def test_a_download_with_a_wrong_hash_is_not_used(tmp_path: Path, build: Any, co
         for _batch, _ in zip(loader, range(20), strict=False):
             pass
     loader.close()
-    wait_until(lambda: not list(cache.glob("*.part")))  # fetches under way end
+    wait_until(lambda: not list((cache / PARTS).iterdir()))  # fetches under way end
     assert not (cache / "shard.00001.mds").exists()
 
 
@@ -207,6 +208,7 @@ def test_compressed_local_data_keeps_its_files_whatever_the_remote_is_called(tmp
 
 
 def test_a_damaged_index_in_the_cache_is_fetched_again(mds: Path, tmp_path: Path, build: Any) -> None:
+    build(remote_job(mds, tmp_path))
     (tmp_path / "index.json").write_text("{")
     assert numbers(next(iter(build(remote_job(mds, tmp_path))))) == [0, 1]
 
@@ -286,7 +288,7 @@ def test_a_full_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path, build
         with pytest.raises(DataError, match=r"cannot write stream 'data': File too large.*free some space"):
             next(iter(loader))
         loader.close()
-        wait_until(lambda: not list(cache.glob("*.part")))  # fetches under way must not find room again
+        wait_until(lambda: not list((cache / PARTS).iterdir()))  # fetches under way must not find room again
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in cache.iterdir() if path.name != ".locks"] == ["index.json"]
+    assert [path.name for path in cache.iterdir() if not path.name.startswith(".")] == ["index.json"]

@@ -80,7 +80,7 @@ def test_killed_and_neighbouring_jobs_do_not_meet(mds: Path, tmp_path: Path, bui
     other.communicate(timeout=240)
     assert len(results(tmp_path / "b")[0]["result"]) == 60
     build(job(spec["data"]))
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert not list((tmp_path / "cache").glob(".mosaic_photon.parts/*"))
 
 
 def _made(root: Path, *names: str) -> list[str]:

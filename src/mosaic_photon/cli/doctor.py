@@ -63,6 +63,7 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
 
 def _check_configs(job_path: str, data_path: str | None, nodes: int, processes_here: int) -> Iterator[Finding]:
     from mosaic_photon.dataloader.config import load_data_config
+    from mosaic_photon.dataloader.settings import Settings, in_force
     from mosaic_photon.doctor import Finding
     from mosaic_photon.doctor.job import check_data, check_job
     from mosaic_photon.job_loading import load_job
@@ -77,14 +78,17 @@ def _check_configs(job_path: str, data_path: str | None, nodes: int, processes_h
         yield Finding("fail", "data config", str(error))
         return
     yield Finding("ok", "data config", data_path)
-    yield from check_data(data)
-    if not job_path:
-        return
     try:
-        job = load_job(job_path, data_path, [])
+        job = load_job(job_path, data_path, []) if job_path else None
     except ConfigError as error:
+        yield from check_data(data)
         yield Finding("fail", "job config", str(error))
         return
+    if job is None:
+        yield from check_data(data)
+        return
+    with in_force(Settings.of(job.mosaic)):
+        yield from check_data(data)
     yield Finding("ok", "job config", job_path)
     yield from check_job(job, nodes, processes_here)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import dataclasses
 import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from mosaic_photon.dataloader.config import STREAMING_KEYS, check_loader, streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.files import known_hashes
+from mosaic_photon.dataloader.folders import settle_folders
 from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.layout import Layout
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
@@ -57,7 +56,7 @@ def build_mosaic_eval_dataloader(
 
 def _settings(job_config: MosaicJobConfig) -> Settings:
     patience = patience_of(job_config, int(os.environ.get("WORLD_SIZE", 1)))
-    return Settings(node_folder=job_config.mosaic.node_folder, patience=patience)
+    return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience)
 
 
 def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:
@@ -68,7 +67,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     setting = "training.seq_len" if which == "dataloader" else "validation.seq_len"
     window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
-    _fill_in_folders(config)
+    settle_folders(config)
     dataset = _token_dataset(config, where) if loader["name"] == "text" else None
     if dataset is None:
         from mosaic_photon.dataloader.foundry import foundry_data
@@ -99,14 +98,6 @@ def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:
                 f"{where}: stream {stream!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
             )
     return dataset
-
-
-def _fill_in_folders(config: dict[str, Any]) -> None:
-    """Give streams without `local` a folder of the node's temporary directory, the same in every run."""
-    for stream in [config, *(config.get("streams") or {}).values()]:
-        if stream.get("remote") and not stream.get("local"):
-            digest = hashlib.blake2s(stream["remote"].encode(), digest_size=8).hexdigest()
-            stream["local"] = str(Path(tempfile.gettempdir(), "mosaic-photon", digest))
 
 
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.dataloader.config_file import interpolated, read_tables
+from mosaic_photon.dataloader.folders import check_apart, place_of
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.paths import check_path
 
@@ -104,6 +105,10 @@ def load_data_config(path: str | Path) -> DataConfig:
     if config.eval:
         check_loader(config.eval, f"{path}: {eval_key}")
         _check_caches_differ(config, eval_key)
+    loaders = [loader for loader in (config.train, config.eval) if loader]
+    streams = [stream for loader in loaders for stream in streams_of(loader["dataset"]).items()]
+    places = [place_of(name, *map(stream.get, ("local", "remote", "split"))) for name, stream in streams]
+    check_apart(places, f"{path}: ")
     return config
 
 

@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.cache import ShardCache
-from mosaic_photon.dataloader.fetch import Source, fetch_index
+from mosaic_photon.dataloader.cache_folder import open_source
+from mosaic_photon.dataloader.fetch import Source
 from mosaic_photon.dataloader.files import known_hashes
+from mosaic_photon.dataloader.folders import check_apart, place_of
 from mosaic_photon.dataloader.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.dataloader.settings import settings
@@ -71,8 +73,11 @@ class ShardedDataset(StreamingDataset):
 
     def _load_shards(self, cache_limit: int | str | None) -> None:
         sources = [_source(stream, number) for number, stream in enumerate(self.streams)]
-        indexes = [fetch_index(source, self.allow_unsafe_types) for source in sources]
-        for source, index in zip(sources, indexes, strict=True):
+        named = enumerate(self.streams)
+        check_apart([place_of(_name_of(stream, n), stream.local, stream.remote, stream.split) for n, stream in named])
+        opened = [open_source(source, self.allow_unsafe_types) for source in sources]
+        sources, indexes = [source for source, _ in opened], [index for _, index in opened]
+        for source, index in opened:
             for kind in index.kinds:
                 _check_known(kind, source)
         limit = bytes_to_int(cache_limit) if cache_limit else None
@@ -188,19 +193,21 @@ def _streams(arguments: dict[str, Any]) -> list[Stream]:
     return streams
 
 
+def _name_of(stream: Stream, number: int) -> str:
+    return getattr(stream, "name", str(number))
+
+
 def _source(stream: Stream, number: int) -> Source:
-    folder = Path(stream.local, stream.split)
-    remote = os.path.join(stream.remote, stream.split).rstrip("/") if stream.remote else None
-    if remote is not None and Path(remote).absolute() == folder.absolute():
-        remote = None
+    place = place_of(_name_of(stream, number), stream.local, stream.remote, stream.split)
+    remote = os.path.join(stream.remote, stream.split).rstrip("/") if place.cache else None
     return Source(
-        name=getattr(stream, "name", str(number)),
-        folder=folder,
+        name=place.stream,
+        folder=Path(place.cache or place.data or ""),
         remote=remote,
         attempts=1 + stream.download_retry,
         timeout=stream.download_timeout,
         patience=settings().patience,
         validate_hash=stream.validate_hash,
-        keep_zip=stream.safe_keep_zip or remote is None,  # without a remote the compressed file is the data
+        keep_zip=stream.safe_keep_zip,
         downloader=asking_once(stream._downloader),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import random
 import shutil
 import time
@@ -14,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.dataloader.files import fault_of, locked
-from mosaic_photon.dataloader.index import INDEX, LOCKS, DataError, Shard, ShardFile
-from mosaic_photon.dataloader.patience import Outage, patiently
-from mosaic_photon.dataloader.shards import Index, open_index, read_index
+from mosaic_photon.dataloader.files import fault_of
+from mosaic_photon.dataloader.index import DataError, Shard, ShardFile
+from mosaic_photon.dataloader.patience import Outage
 from mosaic_photon.dataloader.store import Silence, get, is_final, is_outage
 
 logger = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Source:
-    """One stream: the folder of its files on this node, and the remote they come from (None: only the folder)."""
+    """One stream: the folder of its files on this node, and the remote they come from; without one it is the data."""
 
     name: str
     folder: Path
@@ -41,34 +39,13 @@ class Source:
     keep_zip: bool = False
     downloader: Any = None
     """Streaming's CloudDownloader for the remote."""
+    data: Path | None = None
+    """The user's own folder that is the remote, where `folder` only takes what is unpacked of it. Never written to."""
 
-
-def fetch_index(source: Source, allow_unsafe_types: bool = False) -> Index:
-    """The shards that the source's index lists, the index fetched first where it is not here or can't be parsed."""
-    path = source.folder / INDEX
-    if source.remote is None:
-        return read_index(source.folder, allow_unsafe_types)
-    return patiently(source, lambda source: _fetch_index(source, path, allow_unsafe_types))
-
-
-def _fetch_index(source: Source, path: Path, allow_unsafe_types: bool) -> Index:
-    try:
-        (source.folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        with locked(source.folder / LOCKS / INDEX):
-            if path.exists():
-                try:
-                    return read_index(source.folder, allow_unsafe_types)
-                except DataError as error:  # the remote's may be good
-                    logger.warning(f"{error}; fetching it again from {source.remote}")
-                    path.unlink()
-            part = path.with_name(INDEX + ".part")
-            part.unlink(missing_ok=True)
-            download(source, INDEX, part)
-            index = open_index(part, f"{source.remote}/{INDEX}", allow_unsafe_types)
-            os.replace(part, path)
-            return index
-    except OSError as error:
-        raise no_access(source, error) from error
+    @property
+    def cache(self) -> Path | None:
+        """The folder in which files may be added; None where the data itself is read."""
+        return self.folder if self.remote else None
 
 
 def download(source: Source, basename: str, target: Path, expected: ShardFile | None = None) -> None:

@@ -7,10 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mosaic_photon.dataloader.index import ShardFile
+from mosaic_photon.dataloader.index import OWN, ShardFile
 
 
 @contextmanager
@@ -33,6 +31,17 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(fd, fcntl.LOCK_UN)  # not only close: a process forked meanwhile holds a copy of fd
     finally:
         os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that others see whole or not at all. The folder is there, or is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{OWN}{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def fault_of(path: Path, file: ShardFile, algorithm: str | None) -> str:

@@ -20,6 +20,8 @@ INDEX = "index.json"
 LOCKS = ".locks"
 RESERVED = {INDEX, LOCKS, "limit", "waits", "ahead"}
 """Names that the cache gives to files of its own, or to their locks."""
+OWN = ".mosaic_photon."
+"""What the names of the cache's other files begin with."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
 PACKED_VERSION = 1
@@ -207,7 +209,8 @@ class _Rows:
                 f"{self.where}: shard file {basename!r} lies outside the dataset's folder; the index is not to be"
                 " trusted"
             )
-        if path.parts[0] in RESERVED or basename.endswith(".part"):
+        own = path.parts[0] in RESERVED or path.parts[0].startswith(OWN)
+        if own or basename.endswith(".part"):
             raise DataError(
                 f"{self.where}: shard file {basename!r} has a name that the cache uses itself; rename the shard"
             )

@@ -182,7 +182,7 @@ class DataSpecDataLoader(BaseDataLoader):
 
     def _fetch_ahead(self, batches: NDArray[np.int64]) -> FetchAhead | None:
         cache = self.data.dataset.cache
-        if all(cache.is_here(shard_id) for shard_id in range(len(cache.shards))):
+        if cache.complete:
             return None
         if self._fetch is None:
             self._fetch = FetchAhead(cache)
@@ -227,7 +227,7 @@ class EvalLoader(BaseDataLoader):
     def __iter__(self) -> Iterator[Batch]:
         """From the first sample on."""
         cache = self.data.dataset.cache
-        if self._fetch is None and not all(cache.is_here(shard_id) for shard_id in range(len(cache.shards))):
+        if self._fetch is None and not cache.complete:
             self._fetch = FetchAhead(cache)
         if self._fetch is not None:
             ids = self._batches[self._batches >= 0]

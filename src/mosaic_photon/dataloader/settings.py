@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mosaic_photon.job_config import Mosaic
 
 
 @dataclass(frozen=True)
@@ -14,17 +18,26 @@ class Settings:
 
     node_folder: str = ""
     """`[mosaic] node_folder`, for `node_folder.node_folder`."""
+    adopt_cache: bool = False
+    """`[mosaic] adopt_cache`: caches that another program filled become ours."""
+    answers: dict[str, Any] = field(default_factory=dict)
+    """What was found out of each cache already: a remote is asked once, though its dataset may be opened twice."""
+
+    @classmethod
+    def of(cls, mosaic: Mosaic) -> Settings:
+        """A job's."""
+        return cls(mosaic.node_folder, mosaic.adopt_cache)
 
     patience: float = 0.0
     """Seconds to wait for a remote that does not answer."""
 
 
-_settings: ContextVar[Settings] = ContextVar("settings", default=Settings())  # noqa: B039  (it is frozen)
+_settings: ContextVar[Settings | None] = ContextVar("settings", default=None)
 
 
 def settings() -> Settings:
     """Those in force."""
-    return _settings.get()
+    return _settings.get() or Settings()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import hashlib
 import json
 import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -73,6 +73,14 @@ class Index(Sequence[Shard]):
             packed = ShardFile(zip_name, int(self.zip_bytes[number]), zip_hashes)
         return Shard(int(self.samples[number]), kind.columns, kind.compression, raw, packed)
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Of each shard's raw and compressed file, "" where it has none of the latter."""
+        begin, text = 0, self.packed[self._text_begin :]
+        for end in self._text_ends.tolist():
+            raw, zipped, *_ = text[begin:end].split(b"\0", 2)
+            yield raw.decode(), zipped.decode()
+            begin = end
+
     @property
     def stored_bytes(self) -> NDArray[np.int64]:
         """Of the files that a remote holds."""
@@ -124,9 +132,17 @@ class Shards(Sequence[Shard]):
     def __getitem__(self, shard_id: int | slice) -> Shard | list[Shard]:
         if isinstance(shard_id, slice):
             return [self[n] for n in range(len(self))[shard_id]]
-        shard_id = range(len(self))[shard_id]
+        stream, row = self.place(range(len(self))[shard_id])
+        return self.indexes[stream][row]
+
+    def place(self, shard_id: int) -> tuple[int, int]:
+        """The shard's stream, and its place in that stream's index."""
         stream = bisect_right(self._begins, shard_id) - 1
-        return self.indexes[stream][shard_id - self._begins[stream]]
+        return stream, shard_id - self._begins[stream]
+
+    def shard_id(self, stream: int, row: int) -> int:
+        """The inverse of `place`."""
+        return self._begins[stream] + row
 
 
 def read_index(folder: Path, allow_unsafe_types: bool = False) -> Index:
