@@ -27,25 +27,34 @@ local = "{cache}"
 split = "train"
 shuffle = true
 shuffle_seed = 5
-num_canonical_nodes = 4
+num_canonical_nodes = {nodes}
 validate_hash = "xxh64"
 """
 FLAGS = ("--checkpoint.enable", "--checkpoint.interval=1", "--checkpoint.keep_latest_k=0")
 
 
-def data_config(folder: Path, remote: str, machine: str) -> list[str]:
+def data_config(folder: Path, remote: str, machine: str, nodes: int = 4) -> list[str]:
     """This machine's command line: the shared job config, and a data config with the machine's own cache."""
     path = folder / f"data-{machine}.toml"
-    path.write_text(DATA.format(remote=remote, cache=folder / f"cache-{machine}"))
+    path.write_text(DATA.format(remote=remote, cache=folder / f"cache-{machine}", nodes=nodes))
     return ["--config", str(folder / "job.toml"), "--mosaic-config", str(path)]
 
 
-def agent(arguments: list[str], *flags: str, port: int, host: bool, log: Path | None = None) -> subprocess.Popen[str]:
-    """torchrun on one of two machines, one process each; `host` keeps the rendezvous' store. Prints to a pipe or `log`.
+def agent(
+    arguments: list[str], *flags: str, port: int, host: bool, log: Path | None = None, ranks: int = 1
+) -> subprocess.Popen[str]:
+    """torchrun on one of two machines, `ranks` processes each; `host` keeps the rendezvous' store. Prints to `log`.
 
     Left to themselves the agents race for the store, and with the one that has it the other would be lost as well.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=job"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        f"--nproc_per_node={ranks}",
+        "--rdzv_id=job",
+    ]
     command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
     command += [f"--rdzv_conf=is_host={str(host).lower()}"]
     command += ["-m", "examples.mosaic_photon.train_with_mosaic", *arguments, "--", *flags]
@@ -105,3 +114,21 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
         found, expected = jobs.scalars(together, tag), jobs.scalars(alone, tag)
         assert set(range(stopped_at + 1, last + 1)) <= set(found)  # the killed rank may have taken some with it
         assert found == pytest.approx({step: expected[step] for step in found}, rel=tolerance), tag
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_of_two_machines_fetches_half_of_the_shards(tmp_path: Path, s3: Any) -> None:  # noqa: F811
+    """One epoch of a job of two ranks on each, which are told apart once the process group is there."""
+    source = write_mds(tmp_path / "source" / "train", 324)
+    remote, folder, port = s3.upload(source.parent, "two-by-two"), tmp_path / "job", free_port()
+    jobs.write_job(folder, tmp_path, JOB, "")
+    flags = ("--training.steps=40", "--parallelism.data_parallel_shard_degree=4")
+    agents = [
+        agent(data_config(folder, remote, machine, 2), *flags, port=port, host=machine == "a", ranks=2)
+        for machine in ("a", "b")
+    ]
+    printed = [process.communicate(timeout=600)[0] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], printed
+    for cache in ("cache-a", "cache-b"):
+        assert abs(len(shards(folder / cache)) - len(shards(source.parent)) / 2) <= 1

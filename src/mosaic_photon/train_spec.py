@@ -33,6 +33,7 @@ from torchtitan.protocols import train_spec as titan_specs
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.build import seats_of_job
 from mosaic_photon.dataloader.loader import Data, EvalLoader
 from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError, nearest
@@ -106,7 +107,8 @@ def open_data(
 
     def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:
         assert dp_world_size == loader.layout.dp_world_size
-        loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
+        seats = seats_of_job(dp_world_size, dp_rank)
+        loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank, seats=seats)
         return loader
 
     spec.build_dataloader_fn = build_dataloader_fn
@@ -115,7 +117,7 @@ def open_data(
         return [loader]
     eval_loader = build_mosaic_eval_dataloader(dp_world_size, 0, tokenizer, job_config)
     read_some(eval_loader.data)
-    spec.build_validator_fn = partial(build_validator, data=eval_loader.data)
+    spec.build_validator_fn = partial(build_validator, loader=eval_loader)
     return [loader, eval_loader]
 
 

@@ -1,5 +1,6 @@
 """Validation on the data config's eval loader: the exact mean loss over its tokens, on TorchTitan's schedule."""
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -19,8 +20,7 @@ from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
-from mosaic_photon.dataloader.layout import Layout
-from mosaic_photon.dataloader.loader import Data, EvalLoader
+from mosaic_photon.dataloader.loader import EvalLoader
 
 
 class MosaicValidator(BaseValidator):
@@ -43,17 +43,16 @@ class MosaicValidator(BaseValidator):
         pp_schedule: Any = None,
         pp_has_first_stage: bool | None = None,
         pp_has_last_stage: bool | None = None,
-        data: Data | None = None,
+        loader: EvalLoader | None = None,
     ) -> None:
-        """TorchTitan's arguments, and the eval data where it is already open."""
+        """TorchTitan's arguments, and the loader of the eval data, of any rank, where it is already open."""
         super().__init__(job_config)
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
-        self.validation_dataloader = (
-            build_mosaic_eval_dataloader(dp_world_size, dp_rank, tokenizer, job_config)
-            if data is None
-            else EvalLoader(data, Layout.of(dp_world_size, dp_rank, job_config.validation.local_batch_size, -1))
-        )
+        if loader is None:
+            loader = build_mosaic_eval_dataloader(dp_world_size, dp_rank, tokenizer, job_config)
+        loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
+        self.validation_dataloader = loader
         self.validation_context = validation_context
         self.maybe_enable_amp = maybe_enable_amp
         self.metrics_processor = metrics_processor

@@ -136,7 +136,7 @@ def test_prefetched_shards_are_not_evicted_before_they_are_read(
 
     monkeypatch.setattr(cache_module, "download", download)
     fetcher, passed = FetchAhead(cache, threads=1), 0
-    fetcher.plan(np.arange(len(index)), samples_ahead=10_000)  # one sample a shard
+    fetcher.plan([np.arange(len(index))], samples_ahead=10_000)  # one sample a shard
     for _ in range(4):
         arrived.acquire()
     time.sleep(0.2)  # in which a fifth must not come

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mds_data import job, numbers, wait_until
+from mds_data import job, numbers, wait_until, write_mds
 
 SCRIPT = Path(__file__).parent / "ranks_job.py"
 
@@ -53,19 +53,40 @@ def test_one_two_four_one_ranks_with_tensor_and_pipeline_parallelism(mds: Path, 
     assert "this rank fails" in lines[-1]["result"] and lines[-1]["seconds"] < 120  # the others did not wait for it
 
 
-def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: Any) -> None:
+def two_nodes(tmp_path: Path, spec: dict[str, Any]) -> list[list[list[int]]]:
+    """Run one launch by two agents, each a node with a cache of its own; the samples of each step, by each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         endpoint = f"localhost:{free.getsockname()[1]}"
-    spec = {"world": 2, "nodes": 2, "steps": 12, "batch": 8, "local": 2, "endpoint": endpoint}
-    spec |= {"data": {"remote": str(mds), "shuffle": True}, "cache": f"{tmp_path}/node{{node}}"}
+    spec |= {"nodes": 2, "endpoint": endpoint, "cache": f"{tmp_path}/node{{node}}"}
     agents = [start(tmp_path, [spec | {"is_host": name == "one"}], name) for name in ("one", "two")]
-    errors = [agent.communicate(timeout=120)[1] for agent in agents]
-    steps = [results(tmp_path, name)[0]["result"] for name in ("one", "two")]
+    errors = [agent.communicate(timeout=240)[1] for agent in agents]
+    found = [results(tmp_path, name)[0]["result"] for name in ("one", "two")]
+    assert all(isinstance(result, list) for result in found), (found, errors)
+    return found
+
+
+def shards_of_nodes(tmp_path: Path) -> list[int]:
+    return [len(list((tmp_path / f"node{node}").glob("shard.*.mds"))) for node in (0, 1)]
+
+
+def test_two_nodes_have_caches_of_their_own(mds: Path, tmp_path: Path, build: Any) -> None:
+    data = {"remote": str(mds), "shuffle": True}
+    steps = two_nodes(tmp_path, {"world": 2, "steps": 12, "batch": 8, "local": 2, "data": data})
     whole = build(job({"local": str(mds), "shuffle": True}, local=8, batch=8))
-    assert steps[0] == steps[1] == [sorted(samples) for samples in _samples(whole, 12)], errors
-    shards = [len(list((tmp_path / f"node{node}").glob("shard.*.mds"))) for node in (0, 1)]
-    assert min(shards) > 5
+    assert steps[0] == steps[1] == [sorted(samples) for samples in _samples(whole, 12)]
+    assert min(shards_of_nodes(tmp_path)) > 5
+
+
+def test_two_nodes_of_two_ranks_fetch_half_of_the_shards_each(tmp_path: Path, build: Any, s3: Any) -> None:
+    """All of an epoch, from an S3 server: with two canonical nodes each node's ranks share one of them."""
+    source = write_mds(tmp_path / "source", 648)
+    shards, options = len(list(source.glob("shard.*.mds"))), {"shuffle": True, "num_canonical_nodes": 2}
+    data = {"remote": s3.upload(source, "two-nodes"), **options}
+    steps = two_nodes(tmp_path, {"world": 4, "steps": 81, "batch": 8, "local": 1, "data": data})
+    whole = build(job({"local": str(source), **options}, local=8, batch=8))
+    assert steps[0] == steps[1] == [sorted(samples) for samples in _samples(whole, 81)]
+    assert [abs(count - shards / 2) <= 1 for count in shards_of_nodes(tmp_path)] == [True, True]
 
 
 @pytest.mark.timeout(600)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -65,7 +66,8 @@ class FetchAhead:
 
     def __init__(self, cache: ShardCache, threads: int = FETCHERS) -> None:
         self._cache = cache
-        self._wanted: list[tuple[int, int]] = []  # (position of the first sample that needs it, shard)
+        self._coming: Iterator[tuple[int, int]] = iter(())
+        self._wanted: list[tuple[int, int]] = []  # what was drawn of it: (position of the first sample, shard)
         self._next, self._position, self._passed = 0, 0, 0
         self._samples_ahead: int | None = None
         self._shards_ahead = SHARDS_AHEAD
@@ -78,19 +80,19 @@ class FetchAhead:
         for thread in self._threads:
             thread.start()
 
-    def plan(self, shard_ids: NDArray[np.int64], samples_ahead: int | None) -> None:
-        """Set out what is needed: `shard_ids` of the coming samples, in order; position 0 is the first.
+    def plan(self, shard_ids: Iterable[NDArray[np.int64]], samples_ahead: int | None) -> None:
+        """Set out what is needed: the shards of the coming samples, in order, in blocks; position 0 is the first.
 
-        Shards are fetched up to `samples_ahead` samples ahead of the position; None: 32 shards ahead. Under a cache
-        limit never more than fill half of it: others would have to go before they are read.
+        Blocks are drawn only as far as shards may be fetched: `samples_ahead` samples ahead of the position; None:
+        32 shards ahead. Under a cache limit never more than fill half of it: others would have to go
+        before they are read.
         """
-        shards, first = np.unique(shard_ids, return_index=True)
-        order = np.argsort(first)
-        ahead = SHARDS_AHEAD if samples_ahead is None else len(shards)
+        ahead = SHARDS_AHEAD if samples_ahead is None else len(self._cache.shards)
         if self._cache.limit is not None:
             ahead = max(1, min(ahead, self._cache.limit // (2 * self._cache.shards.largest)))
         with self._changed:
-            self._wanted = list(zip(first[order].tolist(), shards[order].tolist(), strict=True))
+            self._coming = _first_needs(shard_ids, len(self._cache.shards))
+            self._wanted = []
             self._next, self._position, self._passed = 0, 0, 0
             self._samples_ahead, self._shards_ahead = samples_ahead, ahead
             self._changed.notify_all()
@@ -99,11 +101,11 @@ class FetchAhead:
         """Samples before `position` have been read. Raises what a fetching thread raised."""
         if self._error is not None:
             raise self._error
-        self._position = position
-        while self._passed < len(self._wanted) and self._wanted[self._passed][0] < position:
-            self._passed += 1
-        if self._may_fetch():
-            with self._changed:
+        with self._changed:
+            self._position = position
+            while self._passed < len(self._wanted) and self._wanted[self._passed][0] < position:
+                self._passed += 1
+            if self._may_fetch():
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -116,21 +118,23 @@ class FetchAhead:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _may_fetch(self) -> bool:
-        if self._next >= len(self._wanted):
+        if self._next >= self._passed + self._shards_ahead:
             return False
-        if self._samples_ahead is not None and self._wanted[self._next][0] > self._position + self._samples_ahead:
+        if self._next == len(self._wanted):
+            self._wanted.extend(islice(self._coming, 1))
+        if self._next == len(self._wanted):
             return False
-        return self._next < self._passed + self._shards_ahead
+        return self._samples_ahead is None or self._wanted[self._next][0] <= self._position + self._samples_ahead
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._may_fetch())
-                if self._stopped:
-                    return
-                wanted, number = self._wanted, self._next
-                self._next += 1
             try:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or self._may_fetch())
+                    if self._stopped:
+                        return
+                    wanted, number = self._wanted, self._next
+                    self._next += 1
                 self._fetch(wanted, number)
             except BaseException as error:  # raised in the reading thread by advance()
                 self._error = error
@@ -153,3 +157,14 @@ class FetchAhead:
                 if self._changed.wait_for(due, timeout=pause):
                     return
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _first_needs(blocks: Iterable[NDArray[np.int64]], shards: int) -> Iterator[tuple[int, int]]:
+    """Each shard once, with the position of the first sample that needs it, ascending."""
+    seen, position = np.zeros(shards, bool), 0
+    for shard_ids in blocks:
+        found, first = np.unique(shard_ids, return_index=True)
+        is_new = ~seen[found]
+        seen[found] = True
+        yield from sorted(zip((position + first[is_new]).tolist(), found[is_new].tolist(), strict=True))
+        position += len(shard_ids)

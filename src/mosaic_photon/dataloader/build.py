@@ -6,18 +6,23 @@ import copy
 import dataclasses
 import logging
 import os
+import socket
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from mosaic_photon.checkpoints.contents import saved_data_state
+from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.dataloader.config import STREAMING_KEYS, check_loader, streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.folders import settle_folders
 from mosaic_photon.dataloader.index import DataError
-from mosaic_photon.dataloader.layout import Layout
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.order import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.patience import patience_of
+from mosaic_photon.dataloader.progress import Known, load_state
 from mosaic_photon.dataloader.settings import Settings, in_force
 from mosaic_photon.dataloader.tokenizer import pad_token_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
@@ -31,12 +36,37 @@ logger = logging.getLogger(__name__)
 def build_mosaic_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
 ) -> DataSpecDataLoader:
-    """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on."""
-    training = job_config.training
+    """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on.
+
+    A job that will go on from a checkpoint gets the data that it knew, and is refused here if they are gone.
+    """
+    training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
-    with in_force(_settings(job_config)):
+    layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
+    state = saved_data_state(find_start(job_config), job_config)
+    known = Known.of(state) if state is not None else None
+    if known is not None and allow_change:
+        known = dataclasses.replace(known, streams=())
+    with in_force(_settings(job_config, known)):
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
-    return DataSpecDataLoader(data, layout, training.seq_len, job_config.mosaic.allow_data_change)
+    loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
+    progress = load_state(state, loader.marks, allow_change)[0] if state is not None else loader.progress
+    loader.orders.prepare(progress.epoch)  # while the model is built
+    return loader
+
+
+def seats_of_job(dp_world_size: int, dp_rank: int) -> tuple[int, ...]:
+    """The turn of each data-parallel rank in the deal, from the nodes that all processes say they run on.
+
+    Collective over the job. Without a process group: (), one node.
+    """
+    if not dist.is_initialized():
+        return ()
+    node = os.environ.get("GROUP_RANK") or socket.gethostname()  # torchrun's number of its agent
+    places: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(places, (dp_rank, node))
+    nodes = nodes_of_ranks(places)
+    return seats(nodes) if len(nodes) == dp_world_size else ()
 
 
 def build_mosaic_eval_dataloader(
@@ -54,9 +84,9 @@ def build_mosaic_eval_dataloader(
     return EvalLoader(data, layout)
 
 
-def _settings(job_config: MosaicJobConfig) -> Settings:
+def _settings(job_config: MosaicJobConfig, known: Known | None = None) -> Settings:
     patience = patience_of(job_config, int(os.environ.get("WORLD_SIZE", 1)))
-    return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience)
+    return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience, known=known)
 
 
 def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:
@@ -81,7 +111,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
         pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
         data = Data(dataset, make_batch, pin_memory=pin_memory)
     _check_cache(data.dataset, job_config.mosaic.verify_cache)
-    return data
+    return dataclasses.replace(data, node_folder=job_config.mosaic.node_folder)
 
 
 def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:

@@ -138,7 +138,7 @@ class ShardCache:
         source, index, ledger = self.sources[number], self.shards.indexes[number], self._room.ledger(number)
         if source.cache:
             _sweep(source.cache)
-        listings = [ledger.survey() if ledger else list_folder(source.folder, index)]
+        listings = [ledger.survey().first(len(index)) if ledger else list_folder(source.folder, index)]
         if source.data:
             listings.append(list_folder(source.data, index))
         for here in listings:

@@ -8,6 +8,7 @@ keeps Streaming's sampling, shuffling and partitioning, and replaces the rest.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +22,19 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.cache import ShardCache
 from mosaic_photon.dataloader.cache_folder import open_source
+from mosaic_photon.dataloader.epoch import EpochOrder, StreamPart
 from mosaic_photon.dataloader.fetch import Source
 from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.folders import check_apart, place_of
 from mosaic_photon.dataloader.index import INDEX, DataError, Kind
+from mosaic_photon.dataloader.progress import KnownStream
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.dataloader.settings import settings
+from mosaic_photon.dataloader.shards import Index
 from mosaic_photon.errors import ConfigError
 
 streaming_lazy_package.install()
 
-from streaming.base.batching import generate_work  # noqa: E402
 from streaming.base.compression import is_compression  # noqa: E402
 from streaming.base.dataset import StreamingDataset  # noqa: E402
 from streaming.base.format.mds.encodings import get_mds_encoded_size, mds_decode  # noqa: E402
@@ -41,6 +44,10 @@ from streaming.base.world import World  # noqa: E402
 
 ONE_RANK = World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0)
 SIGNATURE = inspect.signature(StreamingDataset.__init__)
+MANY_SHARDS = 512
+"""With this many in each stream, 64 canonical nodes cost nothing, and let up to 64 nodes read a part each."""
+
+logger = logging.getLogger(__name__)
 
 
 class ShardedDataset(StreamingDataset):
@@ -63,9 +70,7 @@ class ShardedDataset(StreamingDataset):
         self.num_streams = len(self.streams)
         self._load_shards(arguments["cache_limit"])
         self._weigh_streams(arguments["epoch_size"])
-        # Streaming's rule for one node, as the order must not depend on the number of nodes.
-        nodes = 64 if self.shuffle_algo in ("py1s", "py2s") else 1
-        self.num_canonical_nodes = arguments["num_canonical_nodes"] or nodes
+        self.num_canonical_nodes = arguments["num_canonical_nodes"] or self._default_canonical_nodes()
         if arguments["shuffle_block_size"] is None:
             self._set_shuffle_block_size(ONE_RANK)
         else:
@@ -76,8 +81,9 @@ class ShardedDataset(StreamingDataset):
         named = enumerate(self.streams)
         check_apart([place_of(_name_of(stream, n), stream.local, stream.remote, stream.split) for n, stream in named])
         opened = [open_source(source, self.allow_unsafe_types) for source in sources]
-        sources, indexes = [source for source, _ in opened], [index for _, index in opened]
-        for source, index in opened:
+        sources = [source for source, _ in opened]
+        indexes = _as_known(sources, [index for _, index in opened])
+        for source, index in zip(sources, indexes, strict=True):
             for kind in index.kinds:
                 _check_known(kind, source)
         limit = bytes_to_int(cache_limit) if cache_limit else None
@@ -95,6 +101,14 @@ class ShardedDataset(StreamingDataset):
         self.sample_offset_per_stream = self.samples_per_stream.cumsum() - self.samples_per_stream
         self.num_samples = int(self.samples_per_stream.sum())
         self.reader = ShardReader(self.cache)
+
+    def _default_canonical_nodes(self) -> int:
+        """The checkpoint's number; at the begin one that depends on the data alone, not on the number of nodes."""
+        known = settings().known
+        if known is not None:
+            return known.num_canonical_nodes
+        many = self.shuffle and int(self.shards_per_stream.min()) >= MANY_SHARDS
+        return 64 if many or self.shuffle_algo in ("py1s", "py2s") else 1  # Streaming's rule for one node
 
     def _weigh_streams(self, epoch_size: int | str | None) -> None:
         size = number_abbrev_to_int(epoch_size) if epoch_size else None
@@ -115,18 +129,31 @@ class ShardedDataset(StreamingDataset):
         data = self.reader.sample(shard_id, int(sample_id - self.sample_offset_per_shard[shard_id]))
         return decode_sample(self.shards[shard_id].columns, data)
 
-    def epoch_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
-        """The sample ids of an epoch, in the order in which one rank with this batch size gets them from Streaming.
-
-        Where Streaming fills up a last batch with -1, those are left out.
-        """
-        self.batch_size = batch_size
-        try:
-            work = generate_work(self.batching_method, self, ONE_RANK, epoch, 0)
-        except ValueError as error:
-            raise ConfigError(f"the data config does not make an epoch of batches of {batch_size}: {error}") from error
-        ids = work.reshape(-1)
-        return ids[ids >= 0]
+    def order(self, batch_size: int) -> EpochOrder:
+        """The order in which one rank with this batch size gets the samples of each epoch from Streaming."""
+        streams = tuple(
+            StreamPart(
+                getattr(stream, "name", str(number)),
+                self.samples_per_shard[begin : begin + count],
+                int(self.sample_offset_per_stream[number]),
+                int(stream.choose),
+                float(stream.proportion),
+            )
+            for number, (stream, begin, count) in enumerate(
+                zip(self.streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True)
+            )
+        )
+        return EpochOrder(
+            streams=streams,
+            batching_method=self.batching_method,
+            batch=batch_size,
+            canonical_nodes=self.num_canonical_nodes,
+            balanced=self.sampling_method == "balanced",
+            granularity=self.sampling_granularity,
+            shuffle=self.shuffle_algo if self.shuffle else None,
+            seed=self.shuffle_seed,
+            block=self.shuffle_block_size,
+        )
 
     def __del__(self) -> None:
         """Nothing to release: StreamingDataset's destructor is for shared memory."""
@@ -195,6 +222,27 @@ def _streams(arguments: dict[str, Any]) -> list[Stream]:
 
 def _name_of(stream: Stream, number: int) -> str:
     return getattr(stream, "name", str(number))
+
+
+def _as_known(sources: list[Source], indexes: list[Index]) -> list[Index]:
+    """The shards that the checkpoint knew, where others have been appended; all of a stream that was rewritten."""
+    known = settings().known
+    if known is None or len(known.streams) != len(indexes):
+        return indexes
+    parts = zip(sources, indexes, known.streams, strict=True)
+    return [_known_part(source, index, stream) for source, index, stream in parts]
+
+
+def _known_part(source: Source, index: Index, known: KnownStream) -> Index:
+    part = index.part_with(known.content, known.shards)
+    if part is None or len(part) == len(index):
+        return index
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            f"stream {source.name!r}: {len(index) - len(part)} shards have been appended since the checkpoint; the job"
+            f" goes on with the {len(part)} that it knew (--mosaic.allow_data_change takes in the new ones)"
+        )
+    return part
 
 
 def _source(stream: Stream, number: int) -> Source:

@@ -40,6 +40,10 @@ class Listing:
         """Of each shard's files together."""
         return self.raw.clip(0) + self.zipped.clip(0)
 
+    def first(self, count: int) -> Listing:
+        """Of the first shards alone."""
+        return Listing(self.raw[:count], self.zipped[:count], self.times[:count])
+
 
 def list_folder(folder: Path, index: Index) -> Listing:
     """Which of the index's files the folder holds. Costs what is there, and a dict of the index's names."""
@@ -67,13 +71,16 @@ class Ledger:
     """The ledger of one cache folder for one index."""
 
     def __init__(self, folder: Path, claim: Claim, index: Index) -> None:
-        """Made of what the folder holds where there is none yet. Raises OSError."""
-        self.folder, self.claim, self.index = folder, claim, index
+        """Made of what the folder holds where there is none yet. Raises OSError.
+
+        Jobs that read only the first shards of the index share the ledger with those that read all.
+        """
+        self.folder, self.claim, self.index = folder, claim, index.whole
         self._path = folder / f"{LEDGER}{claim.index}"
         with locked(lock_path(folder, "limit")):
             new = not self._path.exists()
             if new:  # its room is taken now, not when a row is entered
-                write_whole(self._path, np.zeros((3, len(index)), np.int64).tobytes())
+                write_whole(self._path, np.zeros((3, len(self.index)), np.int64).tobytes())
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             if new:
                 self._enter([])

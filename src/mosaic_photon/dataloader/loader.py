@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before any import of TorchTitan)
@@ -17,7 +18,9 @@ from torchtitan.tools.logging import logger
 
 from mosaic_photon.dataloader.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.layout import Layout, padded_rank_batches, rank_batches, usable_samples
+from mosaic_photon.dataloader.node_folder import node_folder
+from mosaic_photon.dataloader.order import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
+from mosaic_photon.dataloader.orders import Orders
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint, load_state
 from mosaic_photon.dataloader.tokens import Batch
 from mosaic_photon.errors import ConfigError
@@ -38,6 +41,16 @@ class Data:
     workers: Workers | None = None
     """From an iterator of sample ids to one of micro-batches, through worker processes. None: no workers."""
     pin_memory: bool = False
+    node_folder: str = ""
+    """`[mosaic] node_folder`, where orders are kept that are too large for each rank to make."""
+
+    def orders(self, batch: int) -> Orders:
+        """The orders of epochs in batches of so many samples. Raises ConfigError if the settings make no epoch."""
+        return Orders(self.dataset.order(batch), lambda: node_folder(self.node_folder))
+
+    def shards_of(self, blocks: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+        """The shard of each sample of each block; rows that fill up a batch, with ids below 0, are left out."""
+        return (self.dataset.locate(ids[ids >= 0])[0] for ids in blocks)
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,6 @@ class Summary:
     """What the table at the start of a job shows of the data."""
 
     streams: tuple[StreamSummary, ...]
-    samples_per_epoch: int
-    tokens_per_epoch: int
     steps_per_epoch: int
 
 
@@ -71,14 +82,16 @@ class DataSpecDataLoader(BaseDataLoader):
 
     def __init__(self, data: Data, layout: Layout, seq_len: int, allow_data_change: bool = False) -> None:
         """Raises ConfigError if an epoch does not fill one global batch."""
-        unit = layout.local_batch if data.dataset.batching_method == "device_per_stream" else 1
+        by_device = data.dataset.batching_method == "device_per_stream"
+        unit = layout.local_batch if by_device else 1
+        # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
+        self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
         self.progress = Progress()
         self._allow_data_change = allow_data_change
         self.marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
         self._running: Iterator[tuple[Batch, int]] | None = None
         self._fetch: FetchAhead | None = None
-        self._order_of: tuple[int, NDArray[np.int64]] | None = None
         self.summary = self._summarize()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -97,7 +110,7 @@ class DataSpecDataLoader(BaseDataLoader):
     def describe(self, begin: Progress, most: int = 8) -> str:
         """The samples of the step that began at `begin`, as numbers within their streams, at most `most` a stream."""
         dataset, first = self.data.dataset, begin.samples_in_epoch
-        ids = np.sort(self._order(begin.epoch)[first : first + self.layout.global_batch])
+        ids = np.sort(self.orders.get(begin.epoch)[first : first + self.layout.global_batch])
         of = np.searchsorted(dataset.sample_offset_per_stream, ids, side="right") - 1
         parts = []
         for number in np.unique(of):
@@ -120,8 +133,7 @@ class DataSpecDataLoader(BaseDataLoader):
         self.progress, difference = load_state(state_dict[STATE_KEY], self.marks, self._allow_data_change)
         self._stop_reading()
         if difference:
-            order = self._order(self.progress.epoch)
-            if not usable_samples(len(order), self.progress.samples_in_epoch, self.layout):
+            if not usable_samples(self.orders.length, self.progress.samples_in_epoch, self.layout):
                 self.progress = dataclasses.replace(self.progress, epoch=self.progress.epoch + 1, samples_in_epoch=0)
             logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{difference}")
 
@@ -131,6 +143,7 @@ class DataSpecDataLoader(BaseDataLoader):
         if self._fetch is not None:
             self._fetch.close()
             self._fetch = None
+        self.orders.close()
         self.data.dataset.reader.close()
         self.data.dataset.cache.close()
 
@@ -156,38 +169,26 @@ class DataSpecDataLoader(BaseDataLoader):
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""
         epoch, start = self.progress.epoch, self.progress.samples_in_epoch
         while True:
-            order = self._order(epoch)
-            usable = usable_samples(len(order), start, self.layout)
-            batches = rank_batches(order, start, self.layout)
-            fetch = self._fetch_ahead(batches)
-            for number, ids in enumerate(batches):
+            order = self.orders.get(epoch)
+            usable, position = usable_samples(len(order), start, self.layout), 0
+            fetch, asked = self._fetch_ahead(order, start), False
+            for ids in chain.from_iterable(blocks_of_batches(order, start, self.layout)):
                 if fetch is not None:
-                    fetch.advance(number * self.layout.local_batch)
+                    fetch.advance(position)
                 yield ids, start + usable
+                position += len(ids)
+                if not asked and 2 * (start + position * self.layout.dp_world_size) > len(order):
+                    self.orders.prepare(epoch + 1)
+                    asked = True
             epoch, start = epoch + 1, 0
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order_of is None or self._order_of[0] != epoch:
-            # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
-            dataset, layout = self.data.dataset, self.layout
-            batch = layout.local_batch if dataset.batching_method == "device_per_stream" else layout.global_batch
-            self._order_of = epoch, dataset.epoch_order(epoch, batch)
-        order = self._order_of[1]
-        if len(order) < self.layout.global_batch:
-            raise ConfigError(
-                f"an epoch has {len(order)} samples, fewer than one global batch of {self.layout.global_batch};"
-                " lower training.global_batch_size, or raise epoch_size"
-            )
-        return order
-
-    def _fetch_ahead(self, batches: NDArray[np.int64]) -> FetchAhead | None:
-        cache = self.data.dataset.cache
-        if cache.complete:
+    def _fetch_ahead(self, order: NDArray[np.integer], start: int) -> FetchAhead | None:
+        if self.data.dataset.cache.complete:
             return None
         if self._fetch is None:
-            self._fetch = FetchAhead(cache)
-        shard_ids, _ = self.data.dataset.locate(batches.reshape(-1))
-        self._fetch.plan(shard_ids, self.data.dataset.predownload)
+            self._fetch = FetchAhead(self.data.dataset.cache)
+        needed = self.data.shards_of(blocks_of_batches(order, start, self.layout))
+        self._fetch.plan(needed, self.data.dataset.predownload)
         return self._fetch
 
     def _stop_reading(self) -> None:
@@ -206,8 +207,13 @@ class DataSpecDataLoader(BaseDataLoader):
             )
             for number, stream in enumerate(dataset.streams)
         )
-        steps = len(self._order(0)) // self.layout.global_batch
-        return Summary(streams, dataset.epoch_size, dataset.epoch_size * self.seq_len, steps)
+        samples, batch = self.orders.length, self.layout.global_batch
+        if samples < batch:
+            raise ConfigError(
+                f"an epoch has {samples} samples, fewer than one global batch of {batch};"
+                " lower training.global_batch_size, or raise epoch_size"
+            )
+        return Summary(streams, samples // batch)
 
 
 class EvalLoader(BaseDataLoader):
@@ -221,25 +227,27 @@ class EvalLoader(BaseDataLoader):
         self.data, self.layout = data, layout
         data.dataset.num_canonical_nodes = 1  # more would repeat samples to even out the nodes' parts
         data.dataset.batching_method = "random"  # stratified has no way to share out a batch of one
-        self._batches = padded_rank_batches(data.dataset.epoch_order(0, 1), layout)
+        self.orders = data.orders(1)
         self._fetch: FetchAhead | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """From the first sample on."""
+        order, position = self.orders.get(0), 0
         cache = self.data.dataset.cache
         if self._fetch is None and not cache.complete:
             self._fetch = FetchAhead(cache)
         if self._fetch is not None:
-            ids = self._batches[self._batches >= 0]
-            self._fetch.plan(self.data.dataset.locate(ids)[0], self.data.dataset.predownload)
-        for number, ids in enumerate(self._batches):
+            needed = self.data.shards_of(blocks_of_padded_batches(order, self.layout))
+            self._fetch.plan(needed, self.data.dataset.predownload)
+        for ids in chain.from_iterable(blocks_of_padded_batches(order, self.layout)):
             if self._fetch is not None:
-                self._fetch.advance(number * self.layout.local_batch)
+                self._fetch.advance(position)
             yield self.data.make_batch(ids)
+            position += len(ids)
 
     def __len__(self) -> int:
         """Micro-batches of a pass."""
-        return len(self._batches)
+        return -(-self.orders.length // (self.layout.local_batch * self.layout.dp_world_size))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every pass is the same."""

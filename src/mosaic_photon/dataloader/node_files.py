@@ -17,8 +17,7 @@ from pathlib import Path
 from mosaic_photon.dataloader.files import locked
 
 KEEP_S = 24 * 3600.0
-_LOCK = "lock"
-_PART = ".part"
+_LOCKS, _PART = "locks", ".part"
 
 
 def map_made(path: Path, make: Callable[[Path], None]) -> mmap.mmap:
@@ -29,11 +28,11 @@ def map_made(path: Path, make: Callable[[Path], None]) -> mmap.mmap:
     mapped = _map(path)
     if mapped is not None:
         return mapped
-    with locked(path.parent / _LOCK):
+    remove_unused(path.parent)
+    with locked(path.parent / _LOCKS / path.name):
         mapped = _map(path)
         if mapped is None:
-            _remove_unused(path.parent)
-            part = path.with_name(path.name + _PART)
+            part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
             make(part)
             _write_out(part)
             os.replace(part, path)
@@ -41,6 +40,30 @@ def map_made(path: Path, make: Callable[[Path], None]) -> mmap.mmap:
     if mapped is None:
         raise FileNotFoundError(2, "removed right after it was made", str(path))
     return mapped
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove files here that nobody holds and nobody opened for a day, and parts that a killed process left."""
+    paths = [path for of in (folder, folder / _LOCKS) if of.is_dir() for path in of.iterdir() if path.is_file()]
+    for path in paths:
+        with suppress(FileNotFoundError):  # another process of the node removes them, too
+            if path.suffix == _PART:
+                _remove_if_free(path, folder / _LOCKS / path.with_suffix("").stem)
+            elif time.time() - path.stat().st_mtime > KEEP_S:
+                _remove_if_free(path, path)
+
+
+def remove_unheld(path: Path) -> None:
+    """Remove a file that was made, unless somebody has mapped it or it is not there."""
+    if path.exists():
+        with suppress(FileNotFoundError):
+            _remove_if_free(path, path)
+
+
+def _remove_if_free(path: Path, lock: Path) -> None:
+    with locked(lock, wait=False) as free:
+        if free:
+            os.unlink(path)
 
 
 def _map(path: Path) -> mmap.mmap | None:
@@ -65,14 +88,3 @@ def _write_out(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Files here that nobody holds and nobody opened for a day, and parts that a killed process left."""
-    for entry in os.scandir(folder):
-        old = time.time() - entry.stat().st_mtime > KEEP_S
-        if entry.name == _LOCK or not (old or entry.name.endswith(_PART)):
-            continue
-        with locked(Path(entry.path), wait=False) as free:
-            if free:
-                os.unlink(entry.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from mosaic_photon.errors import ConfigError
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.dataset import ShardedDataset
 
-VERSION = 1
+VERSION = 2
 ORDER_SETTINGS = (
     "batching_method",
     "sampling_method",
@@ -49,11 +50,37 @@ class Progress:
         )
 
 
-def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
-    """All that fixes which samples an optimizer step gets: settings, and a digest of what the streams hold.
+@dataclass(frozen=True)
+class KnownStream:
+    """What a checkpoint knows of one stream."""
 
-    Not the folders and remotes (data may move), nor anything of the parallel layout. The local batch is part of it only
-    where batches of a device are drawn from one stream.
+    shards: int | None
+    """How many it had; None in version 1, which did not count them."""
+    content: str
+    """The digest of their index."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a checkpoint knows of the data and no config may say: found before the data is opened."""
+
+    num_canonical_nodes: int
+    streams: tuple[KnownStream, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Known:
+        """From a checkpoint's data state. Raises ConfigError for a version that this release does not read."""
+        marks = _parse(text)["fingerprint"]
+        numbers = sorted(int(key.split(".")[1]) for key in marks if key.endswith(".content"))
+        streams = (KnownStream(marks.get(f"streams.{n}.shards"), marks[f"streams.{n}.content"]) for n in numbers)
+        return cls(marks["num_canonical_nodes"], tuple(streams))
+
+
+def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
+    """All that fixes which samples an optimizer step gets: settings, and how many shards the streams hold and which.
+
+    Streams are known by their place and content, not by names, folders or remotes: data may move. Nothing of the
+    parallel layout is in it. The local batch is part of it only where batches of a device are drawn from one stream.
     """
     settings = {name: getattr(dataset, name) for name in ORDER_SETTINGS}
     shuffling = ("shuffle_algo", "shuffle_block_size") if dataset.shuffle else ()
@@ -62,9 +89,9 @@ def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) ->
     if dataset.batching_method == "device_per_stream":
         settings["local_batch_size"] = local_batch
     for number, (stream, index) in enumerate(zip(dataset.streams, dataset.shards.indexes, strict=True)):
-        name = getattr(stream, "name", str(number))
-        settings[f"streams.{number}.{name}.choose"] = int(stream.choose)
-        settings[f"streams.{number}.{name}.content"] = index.digest
+        settings[f"streams.{number}.choose"] = int(stream.choose)
+        settings[f"streams.{number}.shards"] = len(index)
+        settings[f"streams.{number}.content"] = index.digest
     return {key: value if isinstance(value, str | bool) else int(value) for key, value in settings.items()}
 
 
@@ -85,13 +112,12 @@ def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Pr
 
     Raises ConfigError where it differs and `allow_change` is false, and for a state of another version.
     """
-    state = json.loads(text)
-    if state.get("version") != VERSION:
-        raise ConfigError(
-            f"the checkpoint's data state has version {state.get('version')!r}; this release reads version {VERSION}"
-        )
+    state = _parse(text)
     saved = state["fingerprint"]
-    difference = differences(saved, marks)
+    comparable = {
+        key: value for key, value in marks.items() if key in saved or state["version"] > 1 or not _counts(key)
+    }
+    difference = differences(saved, comparable)
     if difference and not allow_change:
         batch = "global_batch_size"  # unless it is set, it grows with the number of ranks
         hint = f" (set training.{batch} = {saved[batch]})" if saved.get(batch) != marks.get(batch) else ""
@@ -101,3 +127,23 @@ def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Pr
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
     return Progress(**{name: value for name, value in state.items() if name in fields}), difference
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """A state of version 1 or 2; the keys of version 1 held the streams' names, which are left out."""
+    state: dict[str, Any] = json.loads(text)
+    if state.get("version") not in (1, VERSION):
+        raise ConfigError(
+            f"the checkpoint's data state has version {state.get('version')!r}; this release reads versions 1 and"
+            f" {VERSION}"
+        )
+    if state["version"] == 1:
+        without_name = re.compile(r"streams\.(\d+)\..*\.(choose|content)", re.DOTALL)
+        marks = state["fingerprint"].items()
+        state["fingerprint"] = {without_name.sub(r"streams.\1.\2", key): value for key, value in marks}
+    return state
+
+
+def _counts(key: str) -> bool:
+    """Whether the mark is one of those that version 1 lacks."""
+    return key.startswith("streams.") and key.endswith(".shards")

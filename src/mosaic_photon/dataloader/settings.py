@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mosaic_photon.dataloader.progress import Known
     from mosaic_photon.job_config import Mosaic
 
 
@@ -22,14 +23,15 @@ class Settings:
     """`[mosaic] adopt_cache`: caches that another program filled become ours."""
     answers: dict[str, Any] = field(default_factory=dict)
     """What was found out of each cache already: a remote is asked once, though its dataset may be opened twice."""
+    patience: float = 0.0
+    """Seconds to wait for a remote that does not answer."""
+    known: Known | None = None
+    """What the checkpoint knows that the job goes on from; of its streams only the shards that it knew are read."""
 
     @classmethod
     def of(cls, mosaic: Mosaic) -> Settings:
         """A job's."""
         return cls(mosaic.node_folder, mosaic.adopt_cache)
-
-    patience: float = 0.0
-    """Seconds to wait for a remote that does not answer."""
 
 
 _settings: ContextVar[Settings | None] = ContextVar("settings", default=None)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -38,17 +39,17 @@ SMALL_BYTES = 1 << 20
 class Index(Sequence[Shard]):
     """The shards of one stream, by columns: int64 arrays of shape (shards,)."""
 
-    def __init__(self, packed: bytes | mmap.mmap) -> None:
-        """Of what `pack_index` made, in memory or in a mapped file."""
+    def __init__(self, packed: bytes | mmap.mmap, count: int | None = None) -> None:
+        """Of what `pack_index` made, in memory or in a mapped file; with `count` of its first shards only."""
         header_end = packed.find(b"\n") + 1
         header = json.loads(packed[:header_end])
         shards = header["shards"]
         columns = np.frombuffer(packed, np.int64, PACKED_COLUMNS * shards, header_end).reshape(PACKED_COLUMNS, shards)
-        self.samples, self.raw_bytes, self.zip_bytes, self.kind, self._text_ends = columns
+        self.samples, self.raw_bytes, self.zip_bytes, self.kind, self._text_ends = columns[:, :count]
         self.kinds = tuple(Kind.of(**kind) for kind in header["kinds"])
-        self.digest: str = header["digest"]
-        """Of the shards' sizes and hashes, so that data re-written under the same names is noticed."""
         self.packed, self._text_begin = packed, header_end + columns.nbytes
+        self.digest: str = header["digest"] if len(self) == shards else deque(_digests(self), 1)[0][1]
+        """Of the shards' sizes and hashes, so that data re-written under the same names is noticed."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,8 +93,25 @@ class Index(Sequence[Shard]):
         """On disk while a raw file is unpacked from the compressed one."""
         return self.raw_bytes + self.zip_bytes
 
-    def __reduce__(self) -> tuple[type[Index], tuple[bytes]]:
-        return Index, (self.packed[:],)  # of a mapped file the bytes: it may be gone where they are wanted
+    @property
+    def whole(self) -> Index:
+        """The index that this one is the first part of."""
+        whole = Index(self.packed)
+        return self if len(whole) == len(self) else whole
+
+    def part_with(self, digest: str, count: int | None) -> Index | None:
+        """The index of the first shards that have this digest, None if no first ones have.
+
+        `count` is their number; None: it is not known, and each is tried.
+        """
+        if digest == self.digest:
+            return self
+        counts = range(1, len(self) + 1) if count is None else [count]
+        found = next((n for n, of_first in _digests(self) if of_first == digest and n in counts), None)
+        return None if found is None else Index(self.packed, found)
+
+    def __reduce__(self) -> tuple[type[Index], tuple[bytes, int]]:
+        return Index, (self.packed[:], len(self))  # of a mapped file the bytes: it may be gone where they are wanted
 
     def refuse_unsafe(self, where: str) -> None:
         """Raises DataError if a column is pickled."""
@@ -190,6 +208,17 @@ def _open_large(path: Path, where: str) -> Index:
             f"{error.filename or made}: cannot keep the index of {where} on this node: {error.strerror}; free some"
             " space, or set mosaic.node_folder"
         ) from error
+
+
+def _digests(shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
+    """For each number of first shards their digest, as `pack_index` makes it."""
+    running = hashlib.blake2s(b"[", digest_size=8)
+    for count, shard in enumerate(shards, 1):
+        facts = [shard.samples, shard.raw.bytes, sorted(shard.raw.hashes.items())]
+        running.update(b", " * (count > 1) + json.dumps(facts).encode())
+        whole = running.copy()
+        whole.update(b"]")
+        yield count, whole.hexdigest()
 
 
 def _is_pickled(column: Column) -> bool:
