@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint format install lock clean
+.PHONY: train test test-all lint format install lock clean gpu-bundle
 
 train: install data/stdlib/prepare.json
 	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic \
@@ -37,6 +37,11 @@ install: .venv/installed
 
 data/stdlib/prepare.json: | .venv/installed
 	$(BIN)/mosaic-photon prepare --out data/stdlib --tokenizer tests/assets/tokenizer --seq-len 256
+
+# What a bare GPU machine needs to run benchmarks/gpu_suite.py; its Python is GPU_PYTHON.
+GPU_PYTHON ?= 3.12
+gpu-bundle: install
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.bundle --python $(GPU_PYTHON)
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
