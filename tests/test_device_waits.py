@@ -5,7 +5,7 @@ between host and device without `non_blocking`, are seen where they are asked fo
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from composer.core import Time
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mosaic_photon.callbacks import OptimizerMonitor
 from mosaic_photon.documents import document_counter
@@ -31,28 +32,34 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "documents": {"attn_uses_sequence_id": True},
     "window, soft cap": {"sliding_window_size": 8, "attn_logit_softcapping": 20.0},
 }
+CUDA = "cuda:0"  # with its number: torch would ask the driver for the current device's
 READ_BACK = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal")
 
 
 class Waits(TorchDispatchMode):
-    """Collects the operations for which the host waits: values read back, and blocking copies over the bus."""
+    """Runs what is asked of "cuda" on fake tensors, all else as it is, and collects what the host would wait for."""
+
+    supports_higher_order_operators = True  # flex attention is one
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.device = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
-        on_device = any(isinstance(a, torch.Tensor) and a.device.type == "cuda" for a in args)
-        if name in READ_BACK and on_device:
+        name = str(getattr(func, "overloadpacket", func))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        ends = {tensor.device.type for tensor in tensors}
+        if kwargs.get("device") is not None:
+            ends.add(torch.device(kwargs["device"]).type)
+        if name in READ_BACK and "cuda" in ends:
             self.found.append(name)
-        if name in ("aten._to_copy", "aten.copy_") and not (kwargs.get("non_blocking") or True in args[2:]):
-            ends = {tensor.device.type for tensor in args if isinstance(tensor, torch.Tensor)}
-            ends |= {torch.device(kwargs["device"]).type} if kwargs.get("device") is not None else set()
-            if len(ends) == 2:
-                self.found.append(name)
-        return func(*args, **kwargs)
+        blocking = not (kwargs.get("non_blocking") or any(argument is True for argument in args))
+        if name in ("aten._to_copy", "aten.copy_") and blocking and {"cpu", "cuda"} <= ends:
+            self.found.append(name)
+        with self.device if "cuda" in ends else nullcontext():
+            return func(*args, **kwargs)
 
 
 @contextmanager
@@ -62,8 +69,13 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(attention, "_flex_kernels", lambda device: (flex_attention, create_block_mask))
-    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
-        yield waits
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a real parameter's data cannot become fake
+    try:
+        with Waits() as waits:
+            yield waits
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
 def model_on(device: str, attn: dict[str, Any]) -> TitanComposerMPTMuP:
@@ -75,8 +87,8 @@ def model_on(device: str, attn: dict[str, Any]) -> TitanComposerMPTMuP:
 def test_waits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector detects."""
     with fake_cuda(monkeypatch) as waits:
-        there = torch.zeros(3).to("cuda")
-        torch.zeros(3).to("cuda", non_blocking=True)
+        there = torch.zeros(3).to(CUDA)
+        torch.zeros(3).to(CUDA, non_blocking=True)
         with pytest.raises(Exception, match=r"_local_scalar_dense|item"):
             there.sum().item()
     assert waits.found == ["aten._to_copy", "aten._local_scalar_dense"]
@@ -86,8 +98,8 @@ def test_waits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_forward_pass_does_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attn = ATTENTIONS[name]
     with fake_cuda(monkeypatch) as waits, torch.no_grad():
-        model = model_on("cuda", attn)
-        tokens = torch.zeros(2, 32, dtype=torch.long, device="cuda")
+        model = model_on(CUDA, attn)
+        tokens = torch.zeros(2, 32, dtype=torch.long, device=CUDA)
         count = document_counter(model.model_args, {"eos_token_id": 2})
         more = {} if count is None else {"sequence_id": count(tokens)}
         model(tokens, **more)
@@ -100,7 +112,7 @@ def test_a_forward_pass_does_not_wait(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"capturable": True}])
 def test_the_optimizer_s_step_does_not_wait(flags: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch) as waits:
-        parameters = [torch.nn.Parameter(torch.zeros(8, 4, device="cuda")) for _ in range(3)]
+        parameters = [torch.nn.Parameter(torch.zeros(8, 4, device=CUDA)) for _ in range(3)]
         optimizer = QHADOPT(parameters, lr=0.1, weight_decay=0.1, decouple=True, **flags)
         for _ in range(3):
             for parameter in parameters:
@@ -114,20 +126,19 @@ def test_the_scalars_of_the_fused_step_do_not_wait(monkeypatch: pytest.MonkeyPat
 
     hyper = update.Hyper(0.1, 0.0, 0.0, 0.9, 0.99, 0.7, 1e-8, 1.0, False)
     with fake_cuda(monkeypatch) as waits:
-        assert update.scalars_of(hyper, torch.zeros(3, device="cuda")).device.type == "cuda"
+        assert update.scalars_of(hyper, torch.zeros(3, device=CUDA)).device.type == "cuda"
     assert waits.found == []
 
 
 def test_the_monitor_does_not_wait_before_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch) as waits:
-        model = model_on("cuda", {})
+        model = model_on(CUDA, {})
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
         clock = SimpleNamespace(batch=Time.from_batch(3), get=lambda unit: Time(3, unit))
         state: Any = SimpleNamespace(model=model, optimizers=[optimizer], timestamp=clock)
         monitor, logger = OptimizerMonitor(interval=1), SimpleNamespace()
-        monitor.fit_start(state, logger)  # type: ignore[arg-type]
         monitor._report = True
         monitor.interval.due = lambda state: (True, True)  # type: ignore[method-assign]
         monitor.after_train_batch(state, logger)  # type: ignore[arg-type]
@@ -135,3 +146,32 @@ def test_the_monitor_does_not_wait_before_its_report(monkeypatch: pytest.MonkeyP
         numbers = monitor._measure()
     assert waits.found == []
     assert all(value.device.type == "cuda" for value in numbers.sums.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's sync debug mode needs a GPU")
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("flags", [{"foreach": True}, {"fused": True}])
+def test_forward_backward_clipping_and_step_on_a_gpu_do_not_wait(name: str, flags: dict[str, bool]) -> None:
+    attn = ATTENTIONS[name]
+    model = model_on("cuda", attn)
+    model.init_weights()
+    optimizer = QHADOPT(model.parameters(), lr=0.1, **flags)
+    tokens = torch.zeros(2, 32, dtype=torch.long, device="cuda")
+    count = document_counter(model.model_args, {"eos_token_id": 2})
+    step(model, optimizer, tokens, count)
+    step(model, optimizer, tokens, count)  # call 0 of ADOPT is another kernel than those that follow
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(model, optimizer, tokens, count)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def step(model: TitanComposerMPTMuP, optimizer: QHADOPT, tokens: torch.Tensor, count: Any) -> None:
+    """What TorchTitan's step does with a batch that is on the device."""
+    optimizer.zero_grad()
+    with torch.autocast("cuda", torch.bfloat16):
+        logits = model(tokens, **({} if count is None else {"sequence_id": count(tokens)}))
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+    optimizer.step()

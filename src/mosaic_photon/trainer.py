@@ -224,7 +224,7 @@ class MosaicTrainer(Trainer):
         loss = torch.stack(losses).sum().to(self.device) if losses else torch.zeros((), device=self.device)
         for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
             self.fire(event, loss=loss.detach())  # the schedule has interleaved them
-        return loss if self.pp_has_last_stage else torch.tensor(-1.0, device=self.device)
+        return loss if self.pp_has_last_stage else torch.full((), -1.0, device=self.device)
 
     def _finish_gradients(self) -> None:
         """After a backward pass: make the step's gradients ready to be clipped, if it was the last one."""

@@ -149,8 +149,7 @@ class TitanComposerMPTMuP(ModelProtocol):
             )
         rope = None
         if attn["rope"]:
-            rotary = self._rotary.to(device)  # once: from the CPU each forward pass would wait for the device
-            tables = rotary(torch.empty(0, device=device), positions)
+            tables = self._rotary(torch.empty(0, device=device), positions)
             rope = {"impl": "hf", "rotary_emb": given_tables, "offset_info": tables, "seq_len": n_tokens}
         # Flex attention has no dropout, and llm-foundry's own implementations take a tensor.
         flex = device.type == "cuda" and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"]
