@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint format install lock clean gpu-bundle
+.PHONY: train test test-all test-launch slurm lint format install lock clean gpu-bundle
 
 train: install data/stdlib/prepare.json
 	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic \
@@ -10,10 +10,23 @@ train: install data/stdlib/prepare.json
 		--mosaic-config examples/mosaic_photon/configs/mosaic_dataloader.toml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not launch"
 
-test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test-all: lint test-launch
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not launch"
+
+# The launch recipes of docs/launch.md on a real Slurm cluster and under torchrun's restarts; as root, on Debian.
+test-launch: install slurm build/manifests/installed
+	$(BIN)/python -m pytest -m launch
+
+slurm:
+	@command -v slurmctld >/dev/null || PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || { apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+
+build/manifests/installed: | .venv/installed
+	$(BIN)/uv venv --quiet --clear build/manifests
+	$(BIN)/uv pip install --quiet --python build/manifests/bin/python kubernetes-validate==1.37.0 skypilot==0.14.1
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

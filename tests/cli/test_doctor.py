@@ -238,6 +238,13 @@ def test_segments_that_nobody_uses(tmp_path):
     assert "2 segment(s)" in machine.check_left_overs(tmp_path).text
 
 
+def test_segments_that_vanish_while_they_are_looked_at(tmp_path, monkeypatch):
+    names = [tmp_path / "left", tmp_path / "vanished"]
+    names[0].write_bytes(b"x")
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda folder: iter(names))
+    assert "1 segment(s), 1 B" in machine.check_left_overs(tmp_path).text
+
+
 def test_thresholds(tmp_path, monkeypatch):
     """What is too little is said with the way out. The limits are moved, not the machine."""
     assert machine.check_shm(tmp_path).level == "ok"
@@ -291,7 +298,7 @@ SLURM = {
 }
 SIGNALLED = """trap 'exit 143' TERM
 echo $$ > ranks
-kill -TERM $PPID  # as --signal=B:TERM does to the script
+kill -USR1 $PPID  # as --signal=B:USR1 does to the script
 while :; do sleep 0.1; done"""
 
 

@@ -8,7 +8,9 @@ import platform
 import resource
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mosaic_photon.doctor.finding import Finding
@@ -159,11 +161,11 @@ def check_shm(folder: Path) -> Finding:
 
 def check_left_overs(folder: Path) -> Finding:
     """Segments of this user that no process of this user has open or mapped: left by jobs that were killed."""
-    mine = {path for path in folder.iterdir() if path.is_file() and path.stat().st_uid == os.getuid()}
-    left = sorted(mine - _used_files(folder))
+    sizes = _sizes_of_own_files(folder)
+    left = sorted(sizes.keys() - _used_files(folder))
     if not left:
         return Finding("ok", "left-overs", f"none in {folder}")
-    total = sum(path.stat().st_size for path in left)
+    total = sum(sizes[path] for path in left)
     names = " ".join(map(str, left[:4])) + (" ..." if len(left) > 4 else "")
     text = f"{len(left)} segment(s), {size(total)}, that no process of yours uses: rm {names}"
     return Finding("warn", "left-overs", text)
@@ -176,6 +178,17 @@ def check_open_files() -> Finding:
         text = f"at most {limit} per process: run `ulimit -n {min(highest, 65536)}` first"
         return Finding("warn", "open files", text)
     return Finding("ok", "open files", f"at most {limit:,} per process")
+
+
+def _sizes_of_own_files(folder: Path) -> dict[Path, int]:
+    """Bytes of each of this user's files in a folder where files come and go."""
+    sizes = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # gone meanwhile
+            found = path.stat()
+            if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():
+                sizes[path] = found.st_size
+    return sizes
 
 
 def _used_files(folder: Path) -> set[Path]:
