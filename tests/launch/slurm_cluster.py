@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -118,14 +119,15 @@ class SlurmCluster:
     def _steps(self, *nodes: str) -> list[psutil.Process]:
         """This cluster's live step daemons; each has inherited the environment of the slurmd that forked it."""
         found = []
+        marks = [{f"SLURM_CONF={self.conf}".encode(), f"TEST_NODE={node}".encode()} for node in nodes or NODES]
         for process in psutil.process_iter(["name"]):
-            try:
-                environment = process.environ() if process.info["name"] == "slurmstepd" else {}
-            except psutil.Error:
+            if process.info["name"] != "slurmstepd":
                 continue
-            ours = environment.get("SLURM_CONF") == str(self.conf)
-            if ours and environment["TEST_NODE"] in (nodes or NODES):
-                found.append(process)
+            with suppress(OSError):  # gone meanwhile
+                # Its title overwrites the first bytes of its environment, where psutil would stop reading.
+                environment = set(Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"))
+                if any(mark <= environment for mark in marks):
+                    found.append(process)
         return found
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
