@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--training.gc_freq=0": ([], "training.gc_freq = 0"),
     "--training.local_batch_size=100000000": (["--training.global_batch_size=-1"], "more than a micro-batch can hold"),
     "--validation.local_batch_size=100000000": (["--validation.enable"], "validation.local_batch_size = 100000000"),
+    "--job.save_config_file=../": ([], "is a folder, not a file"),
     "--debug.seed=99999999999999999999": ([], "must be a number of 64 bits"),
     "--comm.init_timeout_seconds=0": ([], "comm.init_timeout_seconds = 0: must be at least 1"),
     "--activation_checkpoint.determinism_check=some": (

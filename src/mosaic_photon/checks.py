@@ -191,6 +191,11 @@ def check_outputs(job: MosaicJobConfig) -> None:
         )
     check_path("job.dump_folder", job.job.dump_folder)
     check_writable("job.dump_folder", job.job.dump_folder)
+    if job.job.save_config_file is not None:
+        file = os.path.join(job.job.dump_folder, job.job.save_config_file)
+        if os.path.isdir(file) or not os.path.basename(file):
+            raise ConfigError(f"job.save_config_file = {job.job.save_config_file!r}: {file} is a folder, not a file.")
+        check_writable("job.save_config_file", os.path.dirname(file))
     written = {
         "checkpoint.folder": job.checkpoint.enable and not job.checkpoint.load_only,
         "metrics.save_tb_folder": job.metrics.enable_tensorboard,

@@ -171,6 +171,10 @@ def test_merged_and_aliased_tables(tmp_path: Path) -> None:
     assert "hf_name" in said or "hf_kwargs" in said
 
 
+def test_a_misspelt_loader_is_known_in_both_spellings(tmp_path: Path) -> None:
+    assert "Did you mean 'train_loader'?" in refusal(tmp_path, "train_loder: {name: text}")
+
+
 def test_masked_language_models_are_refused(tmp_path: Path) -> None:
     text = TEXT.format(data="/data").replace("    split: train", "    split: train\n    mlm_probability: 0.15")
     assert "is for masked language models" in refusal(tmp_path, text)

@@ -70,6 +70,7 @@ SIZES = {  # in text: the pattern, an example
     "cache_limit": (r"\d+b?|\d*\.?\d+ *[kmgtpezy]b", "100gb"),
 }
 TRAIN, EVAL = "mosaic_dataloader", "mosaic_eval_dataloader"
+LOADERS = (TRAIN, EVAL, "train_loader", "eval_loader")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def load_data_config(path: str | Path) -> DataConfig:
     whole_foundry_yaml = path.suffix.lower() != ".toml" and "train_loader" in raw
     if not whole_foundry_yaml:
         for key in raw:
-            if key not in {TRAIN, EVAL, "train_loader", "eval_loader"}:
-                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), [TRAIN, EVAL])}")
+            if key not in LOADERS:
+                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), LOADERS)}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")
     raw = interpolated(raw, [train_key, eval_key], path)
