@@ -144,6 +144,9 @@ def test_a_node_needs_its_part_of_the_shards(
         ids = np.concatenate([rank_batches(order, 0, Layout(dp, rank, 4, dp * 4, 1, turns)) for rank in ranks])
         streams = 1 if method == "random" else 2
         needed = len(shards_of(many_shards, ids))
+        foreseen = set(many_shards.order(dp * 4).shards_of_nodes(0, nodes)[node].tolist())
+        assert shards_of(many_shards, ids) <= foreseen
+        assert method == "stratified" or needed > 0.9 * len(foreseen) - 2
         assert needed <= (204 if method == "stratified" else 204 / nodes + streams * 2 * 32 / nodes)
 
 

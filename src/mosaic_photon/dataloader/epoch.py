@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.sampling import Ints, sample_streams
+from mosaic_photon.dataloader.sampling import Ints, Units, sample_streams
 from mosaic_photon.dataloader.shuffles import Shuffle
 from mosaic_photon.errors import ConfigError
 
@@ -102,6 +103,25 @@ class EpochOrder:
         self.fill(epoch, out)
         return out
 
+    def shards_of_nodes(self, epoch: int, nodes: int) -> list[NDArray[np.int64]]:
+        """The shards that each of `nodes` nodes needs in an epoch, ascending, without making the order.
+
+        Exact but for an epoch's tail, and for `stratified` batches that not all nodes get the same share of: there, and
+        with `device_per_stream` batches, it is all shards.
+        """
+        apart = math.gcd(self.canonical_nodes, nodes)
+        needed: list[list[NDArray[np.int64]]] = [[] for _ in range(apart)]
+        for streams in [self.streams] if self.batching_method == "random" else [(stream,) for stream in self.streams]:
+            units = self._units(epoch, streams)
+            shuffle = Shuffle(self.shuffle, self.canonical_nodes, self.seed, epoch, self.block)
+            for node, passes in enumerate(shuffle.passes_of_nodes(units)):
+                needed[node % apart].append(units.begins[passes])
+        if self.batching_method == "device_per_stream" or any(width % apart for width in self._widths()):
+            needed = [[begins for part in needed for begins in part]] * apart
+        ends = np.cumsum(np.concatenate([stream.samples_per_shard for stream in self.streams]))
+        shards = [np.unique(np.searchsorted(ends, np.concatenate(part), side="right")) for part in needed]
+        return [shards[node % apart] for node in range(nodes)]
+
     def _fill(
         self,
         epoch: int,
@@ -112,8 +132,7 @@ class EpochOrder:
         width: int,
     ) -> None:
         """Put a stream's samples (or all streams') where its batches of `width` samples begin in the order."""
-        chosen = [(stream.samples_per_shard, stream.first_sample, stream.choose) for stream in streams]
-        units = sample_streams(chosen, self.granularity, self.seed, epoch, self.balanced, self.shuffle is not None)
+        units = self._units(epoch, streams)
         total, nodes = units.samples, self.canonical_nodes
         samples = Shuffle(self.shuffle, nodes, self.seed, epoch, block).samples(units, self.dtype)
         if total < nodes:  # Streaming then repeats them, a sample for each canonical node
@@ -130,6 +149,10 @@ class EpochOrder:
             place = np.arange(node, used, nodes)  # of its samples in the stream
             batch, within = np.divmod(place, width)
             out[begins[batch] + within] = padded[: len(place)]
+
+    def _units(self, epoch: int, streams: tuple[StreamPart, ...]) -> Units:
+        chosen = [(stream.samples_per_shard, stream.first_sample, stream.choose) for stream in streams]
+        return sample_streams(chosen, self.granularity, self.seed, epoch, self.balanced, self.shuffle is not None)
 
     def _dealt(self, samples: int) -> int:
         """With canonical nodes made equally long."""

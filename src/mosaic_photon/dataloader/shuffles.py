@@ -34,6 +34,16 @@ class Shuffle:
         """The sample ids of each canonical node, in the order in which it reads them."""
         return _SHUFFLES[self.algorithm](units, self, dtype)
 
+    def passes_of_nodes(self, units: Units) -> list[NDArray[np.int64]]:
+        """The passes over shards that each canonical node has a part of: the same in every epoch of the same passes."""
+        passes = np.arange(len(units.sizes))
+        if self.algorithm == "naive":
+            return [passes] * self.nodes
+        if self.algorithm is not None:
+            np.random.default_rng(self.seed).shuffle(passes)
+        pieces = _Pieces.of(units, self.nodes, passes)
+        return [pieces.passes[pieces.of_node(node)] for node in range(self.nodes)]
+
 
 @dataclass(frozen=True)
 class _Pieces:
