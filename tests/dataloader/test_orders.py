@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,15 @@ def test_a_full_disk_is_said_with_what_is_needed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ConfigError, match=rf"{tmp_path}/orders/.*No space left.*mosaic\.node_folder"):
         Orders(one_stream(SHARDS), lambda: tmp_path).get(0)
+
+
+def test_a_disk_without_room_is_found_when_the_data_is_opened(
+    tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = job({"local": str(write_mds(tmp_path / "data", 203))}, node_folder=str(tmp_path / "node"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 900, 100))
+    with pytest.raises(ConfigError, match=r"node/orders: cannot keep.*0\.00 GB are free; free some space"):
+        build(config)
 
 
 def test_the_next_one_is_made_by_another_process(tmp_path: Path, made: list[int]) -> None:

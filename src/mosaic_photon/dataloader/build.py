@@ -51,6 +51,7 @@ def build_mosaic_dataloader(
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     progress = load_state(state, loader.marks, allow_change)[0] if state is not None else loader.progress
+    loader.orders.check_room(progress.epoch)
     loader.orders.prepare(progress.epoch)  # while the model is built
     return loader
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -59,6 +62,14 @@ class Orders:
                 self._last = epoch, order
             return self._last[1]
 
+    def check_room(self, epoch: int) -> None:
+        """Raise ConfigError if the order of an epoch is not here and does not fit the node folder's disk."""
+        if self._folder is None or self._path(epoch, self._folder).exists():
+            return
+        free = shutil.disk_usage(self._folder.parent).free
+        if free < self.bytes:
+            raise self._no_room(self._folder, f"{free / 1e9:.2f} GB are free")
+
     def prepare(self, epoch: int) -> None:
         """Begin to make the order of an epoch in a process of its own, in one rank of the node."""
         if self._folder is None or not self._is_first_of_node:
@@ -80,13 +91,16 @@ class Orders:
         try:
             mapped = map_made(path, lambda part: write(self.order, epoch, part))
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot keep the order of an epoch, {self.bytes / 1e9:.2f} GB, on this node: {error.strerror};"
-                " free some space, or set mosaic.node_folder"
-            ) from error
+            raise self._no_room(path, str(error.strerror)) from error
         if epoch > 1 and self._is_first_of_node:
             remove_unheld(self._path(epoch - 2, folder))  # a roll-back goes to the epoch before at most
         return np.frombuffer(mapped, self.order.dtype)
+
+    def _no_room(self, path: Path, why: str) -> ConfigError:
+        return ConfigError(
+            f"{path}: cannot keep the order of an epoch, {self.bytes / 1e9:.2f} GB, on this node: {why}; free some"
+            " space, or set mosaic.node_folder"
+        )
 
     def _path(self, epoch: int, folder: Path) -> Path:
         return folder / self.order.name(epoch)
@@ -113,11 +127,9 @@ class Maker:
         """Its memory is its own, and it takes no turns from the trainer's interpreter."""
         process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
         assert process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it could not start: the rank that needs the order makes it
             pickle.dump((order, epoch, path), process.stdin)
             process.stdin.flush()  # it stays open: its end tells the maker that this process is gone
-        except BrokenPipeError:
-            pass  # the rank that needs the order makes it
         return cls(path, process)
 
     def stop(self) -> None:
@@ -132,8 +144,10 @@ def main(stdin: IO[bytes]) -> None:
     """Make the order that the process at the other end of the pipe asks for."""
     order, epoch, path = pickle.load(stdin)
     threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which then closes the pipe
     os.nice(10)
-    map_made(path, lambda part: write(order, epoch, part))
+    with suppress(OSError):  # said by the rank that needs the order
+        map_made(path, lambda part: write(order, epoch, part))
 
 
 def _end_with_parent(stdin: IO[bytes]) -> None:
