@@ -34,6 +34,7 @@ REFUSED: dict[str, tuple[int, list[str], str]] = {
     "odd sequence": (1, ["--training.seq_len=63"], "seq_len = 63 must be a multiple of 2"),
     "validation's sequence": (1, [VALIDATE, "--validation.seq_len=66"], "the model's positions end at 64"),
     "validation's shards": (2, [f"{TP}2", VALIDATE, "--validation.seq_len=63"], "must be a multiple of 2"),
+    "experts' shards": (1, [f"{P}expert_tensor_parallel_degree=2"], "must be 1 or tensor_parallel_degree, 1"),
     "no experts": (2, [f"{EP}2"], "llama3_mosaic debugmodel has no experts"),
     "schedule": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule=1F2B"], "Did you mean '1F1B'?"),
     "micro-batches": (2, [f"{PP}2", f"{P}pipeline_parallel_microbatch_size=4"], "must be a multiple of"),

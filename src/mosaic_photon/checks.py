@@ -147,7 +147,9 @@ def check_cpu(job: MosaicJobConfig, model_args: Any) -> None:
 
 
 def check_memory(job: MosaicJobConfig, model: nn.Module, world_size: int) -> None:
-    """Weights and their gradients, shared out as far as the layout can, must fit the device of a process."""
+    """Weights and their gradients, shared out as far as the layout can, must fit the device that is to keep them."""
+    if job.training.enable_cpu_offload:
+        return
     bytes_each = torch.finfo(TORCH_DTYPE_MAP[job.training.dtype]).bits // 8
     weights = sum(parameter.numel() for parameter in model.parameters()) * bytes_each
     share = 2 * weights * job.parallelism.data_parallel_replicate_degree / world_size

@@ -50,6 +50,10 @@ def check_experts(job: MosaicJobConfig, model_args: Any, world_size: int) -> Non
         layout.expert_tensor_parallel_degree,
         layout.tensor_parallel_degree,
     )
+    if expert_tp not in (1, tp):
+        raise ConfigError(
+            f"parallelism.expert_tensor_parallel_degree = {expert_tp} must be 1 or tensor_parallel_degree, {tp}."
+        )
     if experts == 1:
         return
     if experts < 1:
@@ -58,10 +62,6 @@ def check_experts(job: MosaicJobConfig, model_args: Any, world_size: int) -> Non
         raise ConfigError(
             f"parallelism.expert_parallel_degree = {experts}: {job.model.name} {job.model.flavor} has no experts; "
             "it must be 1."
-        )
-    if expert_tp not in (1, tp):
-        raise ConfigError(
-            f"parallelism.expert_tensor_parallel_degree = {expert_tp} must be 1 or tensor_parallel_degree, {tp}."
         )
     ranks = world_size // layout.pipeline_parallel_degree // layout.data_parallel_replicate_degree
     if ranks % (experts * expert_tp):
