@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -335,3 +336,30 @@ def test_caches_without_local_lie_in_the_node_folder_of_each_user(
     assert Path(config["local"]).parent == tmp_path / f"mosaic-photon-{os.getuid()}" / "caches"
     assert [place.parent for place in places] == [tmp_path / user / "caches" for user in ("3001", "3002")]
     assert {place.name for place in places} == {Path(config["local"]).name}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two other users")
+def test_two_users_of_a_machine_have_caches_of_their_own(
+    sources: dict[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams without `local`, in a temporary directory that everybody can write to."""
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    data = shutil.copytree(sources["zstd", True], tmp_path / "data")
+    for folder in (tmp_path, *tmp_path.parents):
+        folder.chmod(folder.stat().st_mode | 0o005)
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    for user in (3001, 3002):
+        child = multiprocessing.get_context("fork").Process(target=_read_as, args=(user, data))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert (shared / f"mosaic-photon-{user}").stat().st_mode & 0o777 == 0o700
+
+
+def _read_as(user: int, data: Path) -> None:
+    os.setgid(user)
+    os.setuid(user)
+    for stream in ({"remote": str(data)}, {"local": str(data)}):
+        assert read_all(open_dataset("", {"a": stream})) == tokens()

@@ -80,6 +80,7 @@ def test_shards_are_what_the_index_lists() -> None:
             assert (file and {"basename": file.basename, "bytes": file.bytes, "hashes": file.hashes}) == said
     assert index.stored_bytes.tolist() == [shard.stored.bytes for shard in index]
     assert index.max_bytes.tolist() == [shard.max_bytes for shard in index]
+    assert list(index.names()) == [(shard.raw.basename, shard.zip.basename if shard.zip else "") for shard in index]
     assert [shard.samples for shard in index[5:9]] == [5, 6, 0, 1] and index[-1] == index[39]
     with pytest.raises(IndexError):
         index[40]

@@ -109,9 +109,10 @@ def unpack(shard: Shard, stored: Path, target: Path, source: Source) -> None:
 def no_access(source: Source, error: OSError) -> DataError:
     if error.errno in NO_ROOM:
         free = shutil.disk_usage(source.folder).free if source.folder.exists() else 0
+        elsewhere = "set mosaic.node_folder to a folder on" if source.data else "move local to"
         return DataError(
             f"{source.folder}: cannot write stream {source.name!r}: {error.strerror} ({free / 1e9:.1f} GB free);"
-            " free some space, set cache_limit, or move local to another disk"
+            f" free some space, set cache_limit, or {elsewhere} another disk"
         )
     return DataError(
         f"{error.filename or source.folder}: cannot use as cache of stream {source.name!r}: {error.strerror}"

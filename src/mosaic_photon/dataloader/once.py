@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from mosaic_photon.dataloader.files import locked, write_whole
 from mosaic_photon.dataloader.node_folder import node_folder
 from mosaic_photon.dataloader.settings import settings
 
+APART_S = 30.0
+"""By how much a rank may be behind the first; one that is further behind asks for itself."""
+_BEGUN = time.time()
 _calls: Counter[str] = Counter()
 
 
@@ -40,24 +44,26 @@ def once_a_run(key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def run_name() -> str:
     """The same text in all processes of this run on this node, another one in every other run."""
-    launcher = os.getppid() if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 else os.getpid()
     launch = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
-    return " ".join([_started(launcher), *(os.environ.get(name, "") for name in launch)])
+    try:
+        launcher = os.getppid() if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 else os.getpid()
+        return " ".join([_started(launcher), *(os.environ.get(name, "") for name in launch)])
+    except OSError:  # not Linux, or the launcher is outside the container: nobody to share answers with
+        return f"{os.getpid()} {_BEGUN}"
 
 
 def _answers(path: Path, run: str) -> list[dict[str, Any]]:
+    """Those of this run. What a launcher that starts several has left of an earlier one is too old."""
     try:
         record = json.loads(path.read_bytes())
+        fresh = path.stat().st_mtime > _BEGUN - APART_S
     except (FileNotFoundError, ValueError):
         return []
-    return record["answers"] if record["run"] == run else []
+    return record["answers"] if record["run"] == run and fresh else []
 
 
 def _started(process: int) -> str:
     """The process's number and when it started, as numbers come again."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:  # not on Linux
-        return str(process)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{boot} {process} {ticks}"

@@ -106,11 +106,14 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     missing = [shard for number, shard in enumerate(dataset.shards) if not cache.is_here(number)]
     stored = sum(int(index.stored_bytes.sum()) for index in dataset.shards.indexes)
     text = f"{dataset.num_shards:,} shards, {dataset.num_samples:,} samples, {size(stored)}"
-    if source.remote is None:
+    if source.data or source.remote is None:
         cache.check()
-        yield Finding("ok", subject, f"{source.folder}: {text}")
+        yield Finding("ok", subject, f"{source.data or source.folder}: {text}")
+    if source.remote is None:
         return
-    yield Finding("ok", subject, f"{source.remote}: index in {seconds:.2f} s; {text}, {len(missing):,} shards to fetch")
+    if not source.data:
+        text = f"index in {seconds:.2f} s; {text}, {len(missing):,} shards to fetch"
+        yield Finding("ok", subject, f"{source.remote}: {text}")
     yield check_room(f"{subject} cache", source.folder, sum(shard.max_bytes for shard in missing), cache.limit)
     disks.setdefault(source.folder.stat().st_dev, source.folder)
     cache.close()
