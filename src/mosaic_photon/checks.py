@@ -15,6 +15,8 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.dataloader.patience import patience_of
+from mosaic_photon.dataloader.tokenizer import special_id
+from mosaic_photon.documents import masks_by_end_token
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.layout_checks import (
@@ -182,6 +184,18 @@ def check_tokenizer(job: MosaicJobConfig, model_args: Any) -> None:
             f"the {vocab_size:,} of {job.model.name} {job.model.flavor}. Choose another tokenizer or flavor, or set "
             f"[model.overrides] vocab_size = {size}."
         )
+    if masks_by_end_token(model_args) and not _has_end_token(job, tokenizer):
+        causal = 'attn_mask_type = "causal"' + (' and attn_type = "sdpa"' if model_args.attn_type == "varlen" else "")
+        raise ConfigError(
+            f"{job.model.name} {job.model.flavor} keeps documents apart by the tokenizer's end token, and the one in "
+            f"{job.model.hf_assets_path!r} has none. Name it as eos_token in its tokenizer_config.json, or let "
+            f"attention cross documents: [model.overrides] {causal}."
+        )
+
+
+def _has_end_token(job: MosaicJobConfig, tokenizer: Tokenizer) -> bool:
+    between = job.mosaic.dataloader.get("dataset", {}).get("eos_token_id")
+    return between is not None or special_id(job.model.hf_assets_path, "eos", tokenizer) is not None
 
 
 def check_outputs(job: MosaicJobConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,27 @@ import numpy as np
 from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS
 from mosaic_photon.dataloader.cache import files_here
 from mosaic_photon.dataloader.config import streams_of
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams, decode_value, sample_parts
 from mosaic_photon.dataloader.files import best_hash, fault_of
 from mosaic_photon.dataloader.folders import settle_folders
+from mosaic_photon.dataloader.index import Column, DataError
 from mosaic_photon.dataloader.reader import token_column
 from mosaic_photon.dataloader.shards import Index
+from mosaic_photon.dataloader.tokens import fault_of_bytes
 
 Decode = Callable[[list[int]], str]
+ANY_VOCABULARY = 1 << 24
+"""Token ids are below this, whatever the tokenizer."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is known of the tokens that samples hold."""
+
+    bytes_dtype: str
+    """Type of tokens stored as plain bytes."""
+    size: int = ANY_VOCABULARY
+    decode: Decode | None = None
 
 
 @dataclass
@@ -44,6 +58,7 @@ class StreamReport:
     files_verified: int | None = None  # None: not asked for
     files_hashed: int | None = None  # of those verified; the others have no hash in the index, only a size
     damaged: dict[str, str] = field(default_factory=dict)  # file -> what is wrong with it
+    problem: str = ""  # why a job can't train on its samples
 
 
 @dataclass
@@ -104,21 +119,31 @@ def bytes_here(dataset: ShardedDataset) -> int:
     )
 
 
-def first_samples(dataset: ShardedDataset, count: int, decode: Decode | None, bytes_dtype: str) -> list[dict[str, Any]]:
-    """The first samples of each stream, in the order of its shards; fetched where they are not here."""
+def first_samples(dataset: ShardedDataset, count: int, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The first samples of each stream, in the order of its shards; fetched where they are not here.
+
+    Whatever they hold is shown; what is wrong with one is under "problems".
+    """
     shown = []
-    for number, stream in enumerate(dataset.streams):
+    for number, name in enumerate(dataset.stream_names()):
         first = int(dataset.sample_offset_per_stream[number])
         for sample_id in range(first, first + min(count, int(dataset.samples_per_stream[number]))):
-            sample = dataset.get_item(sample_id)
-            shown.append({"stream": stream.name, "sample": sample_id - first, **_shown(sample, decode, bytes_dtype)})
+            shard_ids, indexes = dataset.locate(np.array([sample_id]))
+            shard_id = int(shard_ids[0])
+            data = dataset.reader.sample(shard_id, int(indexes[0]))
+            parts = sample_parts(dataset.columns_of(shard_id), data)
+            shown.append({"stream": name, "sample": sample_id - first, **_shown(parts, vocabulary)})
     return shown
 
 
 def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamReport:
     source, stream = dataset.cache.sources[number], dataset.streams[number]
     begin, index = int(dataset.shard_offset_per_stream[number]), dataset.shards.indexes[number]
-    tokens, exact = _tokens(index, bytes_dtype, f"stream {source.name!r}")
+    tokens, exact, problem = None, True, ""
+    try:
+        tokens, exact = _tokens(index, bytes_dtype, f"stream {source.name!r}")
+    except DataError as error:  # its column of tokens holds something else
+        problem = str(error)
     return StreamReport(
         name=source.name,
         remote=None if source.data else source.remote,
@@ -135,6 +160,7 @@ def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamRep
         hashes=sorted({name for kind in index.kinds for name in kind.stored_hashes}),
         epoch_samples=int(stream.choose),
         share=int(stream.choose) / dataset.epoch_size,
+        problem=problem,
     )
 
 
@@ -155,26 +181,55 @@ def _tokens(index: Index, bytes_dtype: str, where: str) -> tuple[int | None, boo
     return total, exact
 
 
-def _shown(sample: dict[str, Any], decode: Decode | None, bytes_dtype: str) -> dict[str, Any]:
-    """A sample's values as JSON has them; its tokens also as text."""
+def _shown(parts: Iterable[tuple[Column, bytes]], vocabulary: Vocabulary) -> dict[str, Any]:
+    """A sample's values as JSON has them; its tokens also as text; what can't be read, and why, under "problems"."""
     shown: dict[str, Any] = {}
-    for name, value in sample.items():
-        if name == "tokens":
-            array = np.frombuffer(value, bytes_dtype) if isinstance(value, bytes) else np.asarray(value)
-            shown["tokens"] = array.tolist()
-            if decode is not None:
-                shown["decoded"] = decode(shown["tokens"])
-        elif isinstance(value, np.ndarray | np.generic):
-            shown[name] = value.tolist()
+    problems = []
+    for column, data in parts:
+        try:
+            value = decode_value(column, data)
+        except DataError as error:
+            problems.append(str(error))
+            value = data
+        if column.name == "tokens":
+            fields, problem = _shown_tokens(value, vocabulary)
+            shown |= fields
+            problems += [problem] * bool(problem)
         else:
-            shown[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else _as_json(value)
-    return shown
+            shown[column.name] = _as_json(value)
+    return shown | ({"problems": problems} if problems else {})
+
+
+def _shown_tokens(value: Any, vocabulary: Vocabulary) -> tuple[dict[str, Any], str]:
+    """The tokens, their text, and what is wrong with them."""
+    problem = ""
+    if isinstance(value, bytes):
+        dtype = np.dtype(vocabulary.bytes_dtype)
+        problem = fault_of_bytes(value, dtype, vocabulary.size)
+        if len(value) % dtype.itemsize:
+            return {"tokens": value.hex(" ")}, problem
+        value = np.frombuffer(value, dtype)
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
+        return {"tokens": _as_json(value)}, problem or "its tokens are no row of token ids"
+    tokens = value.tolist()
+    outside = [token for token in tokens if not 0 <= token < vocabulary.size]
+    fields: dict[str, Any] = {"tokens": tokens}
+    if outside:
+        fields["outside_vocabulary"] = sorted(set(outside))
+        problem = problem or f"{len(outside)} token ids are outside the vocabulary of {vocabulary.size} tokens"
+    if vocabulary.decode is not None:
+        fields["decoded"] = vocabulary.decode([token for token in tokens if 0 <= token < vocabulary.size])
+    return fields, problem
 
 
 def _as_json(value: Any) -> Any:
-    """The value; its text if it comes of a pickled column and JSON has nothing like it."""
+    """The value as JSON has it: arrays as lists, bytes as text; its `repr` where JSON has nothing like it."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     try:
-        json.dumps(value)
-    except (TypeError, ValueError):
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
         return repr(value)
     return value

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-from mosaic_photon.compat import layout_independent_init
+from mosaic_photon.compat import layout_independent_init, tokenizer_end_token
 from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
@@ -35,6 +35,7 @@ from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
 from mosaic_photon.dataloader.loader import Data, EvalLoader
+from mosaic_photon.dataloader.tokenizer import notes_on, special_tokens
 from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job_config import MosaicJobConfig
@@ -99,6 +100,9 @@ def open_data(
     choose_optimizer(job_config.optimizer)
     document_counter(spec.model_args[job_config.model.flavor], job_config.mosaic.dataloader["dataset"])
     tokenizer = spec.build_tokenizer_fn(job_config)
+    if os.environ["RANK"] == "0":
+        for note in notes_on(special_tokens(job_config.model.hf_assets_path)):
+            logging.getLogger(__name__).warning(note)
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
@@ -166,6 +170,7 @@ def build_train_spec(name: str) -> TrainSpec:
         upstream,
         model_args=copy.deepcopy(dict(upstream.model_args)),  # the trainer writes the job's values into them
         parallelize_fn=_right_gradients(upstream.parallelize_fn),
+        build_tokenizer_fn=_with_end_token(upstream.build_tokenizer_fn),
         build_optimizers_fn=with_load_balancing(build_optimizers) if moe else build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=build_mosaic_dataloader,
@@ -225,6 +230,18 @@ def _right_gradients(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.
         return model
 
     return parallelize_fn
+
+
+def _with_end_token(build_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """`build_tokenizer` with the ids that TorchTitan misses; the data's `eos_token_id` wins over the tokenizer's."""
+
+    def build_tokenizer_fn(job_config: MosaicJobConfig) -> Any:
+        tokenizer = tokenizer_end_token.complete(build_tokenizer(job_config), job_config.model.hf_assets_path)
+        between = job_config.mosaic.dataloader["dataset"].get("eos_token_id")
+        tokenizer.eos_id = tokenizer.eos_id if between is None else between
+        return tokenizer
+
+    return build_tokenizer_fn
 
 
 def _divided_under_pipelining(build_loss: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mosaic_photon.inspection import Decode, LoaderReport
+    from mosaic_photon.inspection import LoaderReport
     from mosaic_photon.job_config import MosaicJobConfig
 
 SHOWN_CHARACTERS = 400
@@ -39,13 +40,15 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_data_config(args.config)
     job_config = _load_job(args) if args.job else None
-    decode = _decoder(args.tokenizer or (job_config and job_config.model.hf_assets_path))
+    tokenizer = args.tokenizer or (job_config and job_config.model.hf_assets_path)
+    known = {} if tokenizer is None else _vocabulary(tokenizer)
     reports = {
-        name: _inspect(loader, args, decode)
+        name: _inspect(loader, args, known)
         for name, loader in (("train", config.train), ("eval", config.eval))
         if loader
     }
-    damaged = any(stream.damaged for report in reports.values() for stream in report.streams)
+    damaged = any(stream.damaged or stream.problem for report in reports.values() for stream in report.streams)
+    damaged |= any("problems" in sample for report in reports.values() for sample in report.samples)
     job = _epochs(job_config, args) if job_config and not damaged else None
     if args.json:
         loaders = {name: asdict(report) for name, report in reports.items()}
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return int(damaged)
 
 
-def _inspect(loader: dict[str, Any], args: argparse.Namespace, decode: Decode | None) -> LoaderReport:
+def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, Any]) -> LoaderReport:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -68,15 +71,15 @@ def _inspect(loader: dict[str, Any], args: argparse.Namespace, decode: Decode | 
             task = progress.add_task("verifying", total=inspection.bytes_here(dataset))
             inspection.verify(report, dataset, lambda size: progress.advance(task, size))
     bytes_dtype = loader["dataset"].get("token_encoding_type") or "int64"
-    report.samples = inspection.first_samples(dataset, args.samples, decode, bytes_dtype)
+    vocabulary = inspection.Vocabulary(bytes_dtype, **known)
+    report.samples = inspection.first_samples(dataset, args.samples, vocabulary)
     dataset.reader.close()
     dataset.cache.close()
     return report
 
 
-def _decoder(folder: str | None) -> Decode | None:
-    if folder is None:
-        return None
+def _vocabulary(folder: str) -> dict[str, Any]:
+    """The tokenizer's number of ids and its way back to text."""
     from mosaic_photon.prepare.tokens import find_tokenizer, load_tokenizer
 
     tokenizer = load_tokenizer(find_tokenizer(folder)[0])
@@ -84,7 +87,7 @@ def _decoder(folder: str | None) -> Decode | None:
     def decode(tokens: list[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=False)
 
-    return decode
+    return {"size": 1 + max(tokenizer.get_vocab().values(), default=-1), "decode": decode}
 
 
 def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
@@ -167,6 +170,8 @@ def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
         console.print(escape(f"  {stream.name}: {place}"), highlight=False, soft_wrap=True)
         for file, fault in stream.damaged.items():
             console.print(f"[bold red]  damaged[/] {escape(f'{file}: {fault}')}", highlight=False, soft_wrap=True)
+        if stream.problem:
+            console.print(f"[bold red]  unusable[/] {escape(stream.problem)}", highlight=False, soft_wrap=True)
     for sample in report.samples:
         console.print(f"[bold]{escape(sample['stream'])}[/], sample {sample['sample']}:", highlight=False)
         for line in _sample_lines(sample):
@@ -185,17 +190,24 @@ def _verified(stream: Any) -> str:
 def _sample_lines(sample: dict[str, Any]) -> list[str]:
     lines = []
     for name, value in sample.items():
-        if name in ("stream", "sample"):
+        if name in ("stream", "sample", "outside_vocabulary"):
             continue
-        if name == "tokens":
-            more = ", ..." if len(value) > SHOWN_TOKENS else ""
-            lines.append(f"tokens ({len(value):,}): {', '.join(map(str, value[:SHOWN_TOKENS]))}{more}")
+        if name == "problems":
+            lines += [f"PROBLEM: {_printable(problem)}" for problem in value]
+        elif name == "tokens" and isinstance(value, list):
+            lines.append(f"tokens ({len(value):,}): {_first(value, sample.get('outside_vocabulary', ()))}")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=repr)
             lines.append(
                 f"{name}: {_printable(text[:SHOWN_CHARACTERS])}{' ...' if len(text) > SHOWN_CHARACTERS else ''}"
             )
     return lines
+
+
+def _first(tokens: list[Any], outside: Collection[int]) -> str:
+    """The first tokens, those outside the vocabulary marked."""
+    shown = [f"{token} (outside)" if token in outside else str(token) for token in tokens[:SHOWN_TOKENS]]
+    return ", ".join(shown) + (", ..." if len(tokens) > SHOWN_TOKENS else "")
 
 
 def _printable(text: str) -> str:

@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mosaic_photon.files import display
     from mosaic_photon.prepare.pool import Stopped, stop_signals
     from mosaic_photon.prepare.run import prepare
-    from mosaic_photon.prepare.sources import display
 
     start = time.monotonic()
     try:
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> Work:
     """The call as checked work. Raises ConfigError for what cannot be done."""
+    from mosaic_photon.dataloader.tokenizer import notes_on
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work
     from mosaic_photon.prepare.shards import ShardFormat
@@ -89,10 +90,7 @@ def _check(args: argparse.Namespace) -> Work:
     hashes = sorted({name for name in args.hashes.split(",") if name})
     _check_codecs(args.compression, hashes)
     file, special = find_tokenizer(args.tokenizer)
-    bos, eos = (
-        special.get(f"{name}_token", "") if given is None else given
-        for name, given in (("bos", args.bos_text), ("eos", args.eos_text))
-    )
+    bos, eos = _around_documents(args.bos_text, args.eos_text, special)
     tokenizer = load_tokenizer(file)
     how = Tokenization(
         file,
@@ -105,9 +103,22 @@ def _check(args: argparse.Namespace) -> Work:
     form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     options = Options(args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib)
+    for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):
+        print(f"note: {note}")
     out = os.path.abspath(os.path.expanduser(args.out))
     sources = find_sources(args.sources or stdlib_files(), out)
     return Work(sources, how, form, make_record(options, sources), Path(out).resolve(), args.workers, args.overwrite)
+
+
+def _around_documents(bos: str | None, eos: str | None, special: dict[str, str]) -> tuple[str, str]:
+    """Text of the tokens before and after each document; a token that the tokenizer has for both comes once."""
+    bos_text = special.get("bos_token", "") if bos is None else bos
+    eos_text = special.get("eos_token", "") if eos is None else eos
+    if bos_text == eos_text and bos is None:
+        bos_text = ""
+    elif bos_text == eos_text and eos is None:
+        eos_text = ""
+    return bos_text, eos_text
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

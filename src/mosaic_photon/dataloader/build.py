@@ -24,7 +24,7 @@ from mosaic_photon.dataloader.order import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.patience import patience_of
 from mosaic_photon.dataloader.progress import Known, load_state
 from mosaic_photon.dataloader.settings import Settings, in_force
-from mosaic_photon.dataloader.tokenizer import pad_token_id
+from mosaic_photon.dataloader.tokenizer import check_separators, special_id
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
@@ -94,7 +94,8 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     where = f"{job_config.mosaic.config or 'data config'}: mosaic_{which}"
     loader = copy.deepcopy(getattr(job_config.mosaic, which))
     check_loader(loader, where)
-    config = loader["dataset"]
+    config, assets = loader["dataset"], job_config.model.hf_assets_path
+    check_separators(config, assets, tokenizer, f"{where}.dataset")
     setting = "training.seq_len" if which == "dataloader" else "validation.seq_len"
     window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
@@ -103,9 +104,9 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     if dataset is None:
         from mosaic_photon.dataloader.foundry import foundry_data
 
-        data = foundry_data(loader, job_config.model.hf_assets_path, layout.local_batch, window)
+        data = foundry_data(loader, assets, layout.local_batch, window)
     else:
-        pad_id = pad_token_id(job_config.model.hf_assets_path, tokenizer)
+        pad_id = special_id(assets, "pad", tokenizer)
         encoding = config.get("token_encoding_type") or "int64"
         vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
         make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)

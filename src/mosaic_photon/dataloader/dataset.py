@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mosaic_photon.dataloader.epoch import EpochOrder, StreamPart
 from mosaic_photon.dataloader.fetch import Source
 from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.folders import check_apart, place_of
-from mosaic_photon.dataloader.index import INDEX, DataError, Kind
+from mosaic_photon.dataloader.index import INDEX, Column, DataError, Kind
 from mosaic_photon.dataloader.progress import KnownStream
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.dataloader.settings import settings
@@ -124,10 +124,32 @@ class ShardedDataset(StreamingDataset):
         return shard_ids, sample_ids - self.sample_offset_per_shard[shard_ids]
 
     def get_item(self, sample_id: int, retry: int = 0) -> dict[str, Any]:
-        """The decoded sample: column name to value."""
+        """The decoded sample: column name to value. Raises DataError for one that cannot be decoded."""
         shard_id = int(np.searchsorted(self.shard_ends, sample_id, side="right"))
         data = self.reader.sample(shard_id, int(sample_id - self.sample_offset_per_shard[shard_id]))
-        return decode_sample(self.shards[shard_id].columns, data)
+        sample = {}
+        for column, value in sample_parts(self.columns_of(shard_id), data):
+            try:
+                sample[column.name] = decode_value(column, value)
+            except DataError as error:
+                raise DataError(f"{self.name_of(sample_id)}: {error}") from error
+        return sample
+
+    def columns_of(self, shard_id: int) -> tuple[Column, ...]:
+        """The shard's columns."""
+        return self.shards.kinds[self.shards.kind[shard_id]].columns
+
+    def name_of(self, sample_id: int) -> str:
+        """The sample as messages call it: its stream, its shard, its number in the stream."""
+        shard_id = int(np.searchsorted(self.shard_ends, sample_id, side="right"))
+        stream = int(self.stream_per_shard[shard_id])
+        number = int(sample_id - self.sample_offset_per_stream[stream])
+        return f"stream {self.stream_names()[stream]!r}, {self.shards[shard_id].raw.basename}, sample {number}"
+
+    def stream_names(self) -> list[str]:
+        """The streams' names in the data config."""
+        pairs = zip(self.streams, self.cache.sources, strict=True)
+        return [getattr(stream, "name", source.name) for stream, source in pairs]
 
     def order(self, batch_size: int) -> EpochOrder:
         """The order in which one rank with this batch size gets the samples of each epoch from Streaming."""
@@ -184,16 +206,25 @@ def _check_known(kind: Kind, source: Source) -> None:
         raise DataError(f"validate_hash: {source.validate_hash!r} is no hash that this release of Streaming knows")
 
 
-def decode_sample(columns: Sequence[Any], data: bytes) -> dict[str, Any]:
-    """Decode an MDS sample: sizes of the variable columns as uint32, then the columns' values."""
+def sample_parts(columns: Sequence[Column], data: bytes) -> Iterator[tuple[Column, bytes]]:
+    """An MDS sample's columns with their encoded values: sizes of the varying ones as uint32, then the values."""
     variable = sum(column.size is None for column in columns)
     sizes = iter(np.frombuffer(data, np.uint32, variable).tolist())
-    begin, sample = 4 * variable, {}
+    begin = 4 * variable
     for column in columns:
         end = begin + (column.size if column.size is not None else next(sizes))
-        sample[column.name] = mds_decode(column.encoding, data[begin:end])
+        yield column, data[begin:end]
         begin = end
-    return sample
+
+
+def decode_value(column: Column, data: bytes) -> Any:
+    """A column's value. Raises DataError for one that is not what its encoding says."""
+    try:
+        return mds_decode(column.encoding, data)
+    except Exception as error:  # whatever Streaming's decoders, NumPy and PIL raise for damaged or odd values
+        raise DataError(
+            f"column {column.name!r} is not {column.encoding}, as the index says ({type(error).__name__}: {error})"
+        ) from error
 
 
 def build_streams(streams: dict[str, dict[str, Any]]) -> list[Stream]:

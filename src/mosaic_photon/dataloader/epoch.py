@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.sampling import Ints, Units, sample_streams
 from mosaic_photon.dataloader.shuffles import Shuffle
+from mosaic_photon.dataloader.sizes import fault_of_sizes, portions
 from mosaic_photon.errors import ConfigError
 
 VERSION = 1
@@ -63,18 +64,13 @@ class EpochOrder:
         Raises:
             ConfigError: the settings make no epoch.
         """
-        self._check()
+        if fault := fault_of_sizes(self, self._widths()):
+            raise ConfigError(fault)
         if self.batching_method == "random":
             return self._dealt(sum(stream.choose for stream in self.streams))
         batches = [
             self._dealt(stream.choose) // width for stream, width in zip(self.streams, self._widths(), strict=True)
         ]
-        for stream, count in zip(self.streams, batches, strict=True):
-            if not count:
-                raise ConfigError(
-                    f"batching_method {self.batching_method!r}: stream {stream.name!r} has {stream.choose} samples in"
-                    f" an epoch, not enough for one batch of {self.batch}; give it more, or take it out"
-                )
         return (min(batches) * self.batch) if self.batching_method == "stratified" else sum(batches) * self.batch
 
     def name(self, epoch: int) -> str:
@@ -162,11 +158,7 @@ class EpochOrder:
         """Samples of each stream in a batch that it is part of."""
         if self.batching_method != "stratified":
             return [self.batch] * len(self.streams)
-        share = np.array([stream.proportion for stream in self.streams]) * self.batch
-        widths = share.astype(np.int64)
-        missing = self.batch - int(widths.sum())
-        widths[np.flip(np.argsort(share - widths))[:missing]] += 1
-        return widths.tolist()
+        return portions([stream.proportion for stream in self.streams], self.batch)
 
     def _batch_begins(self, epoch: int, length: int) -> list[NDArray[np.int64]]:
         """Where each stream's part of each of its batches begins in the order."""
@@ -179,28 +171,3 @@ class EpochOrder:
         varies = self.balanced and self.shuffle is not None
         np.random.default_rng(self.seed + epoch if varies else self.seed).shuffle(turns)
         return [np.flatnonzero(turns == number) * self.batch for number in range(len(counts))]
-
-    def _check(self) -> None:
-        """Raise ConfigError for what Streaming would fail on once it makes the order."""
-        together = self.batching_method == "random"
-        by_device = self.shuffle is not None and self.batching_method == "device_per_stream"
-        least = {"py1br": 2, "py1e": 1}.get(self.shuffle or "", int(by_device))
-        for stream in self.streams[:1] if together else self.streams:
-            samples = sum(part.choose for part in self.streams) if together else stream.choose
-            block = self.block if together else int(self.block * stream.proportion)
-            what = "the epoch" if together else f"stream {stream.name!r}"
-            if block < least:
-                raise ConfigError(
-                    f"shuffle_block_size: of {self.block} samples {what} gets {block}; {self.shuffle} needs {least} at"
-                    " least; raise it, or the stream's proportion"
-                )
-            if self.shuffle == "py1e" and samples < self.canonical_nodes:
-                raise ConfigError(
-                    f"num_canonical_nodes: {self.canonical_nodes} is more than {what} has samples, {samples}; lower it"
-                )
-        if self.batching_method == "stratified" and min(self._widths()) < 1:
-            name = self.streams[int(np.argmin(self._widths()))].name
-            raise ConfigError(
-                f"batching_method 'stratified': a batch of {self.batch} samples has none of stream {name!r}; raise its"
-                " proportion or training.global_batch_size"
-            )

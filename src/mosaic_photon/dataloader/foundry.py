@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.loader import Data
 from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window
-from mosaic_photon.errors import ConfigError, ask_upstream
+from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 
 _FOUNDRY_CLASSES = {
     "StreamingTextDataset": "llmfoundry.data.text_data",
@@ -56,7 +58,7 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
     collate = getattr(collate, "base_collator", collate)  # its wrapper counts tokens, and can't be sent to a worker
     for name, stream in zip(names, dataset.streams, strict=True):
         stream.name = name
-    samples = _Samples(dataset)
+    samples, collate = _Samples(dataset), _Collate(dataset, collate)
 
     def make_batch(sample_ids: NDArray[np.int64]) -> Batch:
         chosen = [samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
@@ -82,8 +84,43 @@ class _Samples(Dataset[Any]):
     def __init__(self, dataset: ShardedDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, sample_id: int) -> Any:
-        return self.dataset[sample_id]
+    def __getitem__(self, sample_id: int) -> tuple[int, Any]:
+        """The sample as llm-foundry makes it, behind its id. Raises DataError for one that it can't use."""
+        with _naming(self.dataset, sample_id):
+            return sample_id, self.dataset[sample_id]
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """llm-foundry's collator, of samples behind their ids."""
+
+    dataset: ShardedDataset
+    collate: Collate
+
+    def __call__(self, numbered: list[tuple[int, Any]]) -> Mapping[str, torch.Tensor]:
+        """The batch. Raises DataError for the first sample that the collator can't use alone, or for all of them."""
+        with _naming(self.dataset, numbered[0][0], " and the others of its batch"):
+            try:
+                return self.collate([sample for _, sample in numbered])
+            except Exception:
+                for sample_id, sample in numbered:
+                    with _naming(self.dataset, sample_id):
+                        self.collate([sample])
+                raise
+
+
+@contextmanager
+def _naming(dataset: ShardedDataset, sample_id: int, others: str = "") -> Iterator[None]:
+    """Turn what llm-foundry raises for a sample into one message that names it; our own faults stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) or is_ours(error):
+            raise
+        raise DataError(
+            f"{dataset.name_of(sample_id)}{others}: llm-foundry cannot use it ({type(error).__name__}: {error});"
+            " mend it, or leave it out of the data"
+        ) from error
 
 
 def _tokenizer(assets: str) -> Any:

@@ -1,22 +1,84 @@
-"""What a data config needs to know of a tokenizer, without importing transformers."""
+"""What a tokenizer folder says of its special tokens, as transformers finds it, without importing transformers."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import read_json
 
-def pad_token_id(assets: str | Path, tokenizer: Any) -> int | None:
-    """The pad token's id that transformers would find in the tokenizer folder, None if there is none.
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 
-    `tokenizer` is TorchTitan's; its `token_to_id` turns the token into an id.
+
+def special_tokens(folder: str | Path) -> dict[str, str]:
+    """Text of the folder's special tokens by role: "bos_token", "eos_token", "pad_token", ...
+
+    special_tokens_map.json counts where the config lists no `added_tokens_decoder`, and then it wins.
+
+    Raises:
+        ConfigError: one of the two files is malformed.
     """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = Path(assets) / name
-        if path.exists():
-            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                return tokenizer.token_to_id(token)
-    return None
+    config, by_map = (
+        read_json(Path(folder) / name, "save the tokenizer again") if (Path(folder) / name).is_file() else {}
+        for name in (CONFIG, MAP)
+    )
+    found = config if "added_tokens_decoder" in config else config | by_map
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
+    return {key: text for key, text in texts.items() if key.endswith("_token") and text and isinstance(text, str)}
+
+
+def special_id(folder: str | Path, role: str, tokenizer: Any) -> int | None:
+    """The id of the folder's "bos", "eos" or "pad" token, None if it has none.
+
+    Args:
+        tokenizer: TorchTitan's or the tokenizers library's; its `token_to_id` turns the token into an id.
+    """
+    text = special_tokens(folder).get(f"{role}_token")
+    return None if text is None else tokenizer.token_to_id(text)
+
+
+def notes_on(special: Mapping[str, str]) -> list[str]:
+    """What the user of these special tokens should know, one sentence each."""
+    bos, eos, pad = (special.get(f"{role}_token") for role in ("bos", "eos", "pad"))
+    if not eos:
+        between = f"the begin token {bos!r} alone" if bos else "nothing"
+        return [f"there is no end token (eos_token): {between} is between documents, and a model never learns to end"]
+    if pad == eos:
+        return [
+            f"the pad token is the end token {eos!r}: labels that equal it are ignored, as in llm-foundry, and a model"
+            " never learns to end; give the tokenizer a pad token of its own"
+        ]
+    return []
+
+
+def check_separators(dataset: Mapping[str, Any], folder: str, tokenizer: Any, where: str) -> None:
+    """The dataset's `eos_token_id` and `bos_token_id` must be the tokenizer's own, as in llm-foundry.
+
+    Raises:
+        ConfigError: one of them is not, and its `override_..._mismatch_error` is not set.
+    """
+    for role in ("eos", "bos"):
+        given = dataset.get(f"{role}_token_id")
+        override = f"override_{role}_token_id_mismatch_error"
+        if given is None or dataset.get(override) or given == special_id(folder, role, tokenizer):
+            continue
+        own = _id_by_class(folder, role)
+        if given != own:
+            right = f"set {role}_token_id = {own}" if own is not None else f"leave {role}_token_id out"
+            raise ConfigError(
+                f"{where}.{role}_token_id: {given} is not the tokenizer's {role} token, which is"
+                f" {'none' if own is None else own}: {right}, or, if the data has {given} between its documents,"
+                f" {override} = true"
+            )
+
+
+def _id_by_class(folder: str, role: str) -> int | None:
+    """The token's id with what tokenizer classes, such as GPT2Tokenizer, have where the folder names none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return getattr(AutoTokenizer.from_pretrained(folder, local_files_only=True), f"{role}_token_id")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.hf_assets_path: no tokenizer for transformers in {folder!r}: {error}") from error

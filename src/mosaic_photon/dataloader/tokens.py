@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class TokenBatches:
     ) -> None:
         """`pad_id` and `vocab_size` are the tokenizer's; `encoding` is the dtype of tokens stored as bytes."""
         self.dataset, self.window, self.pad_id, self.vocab_size = dataset, window, pad_id, vocab_size
+        self.encoding = np.dtype(encoding)
         self.columns: list[TokenColumn] = []  # of each kind of shard
         for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
             stream = dataset.cache.sources[number].name
@@ -93,7 +94,7 @@ class TokenBatches:
         ids_BW: NDArray[np.integer]
         labels_BW: NDArray[np.integer]
         if self.only_column is None or self.only_column.length is None or sample_ids[-1] < 0:
-            ids_BW, labels_BW = self._ragged(sample_ids, shard_ids, indexes)
+            ids_BW, labels_BW = self._ragged(sample_ids)
         else:
             ids_BW = labels_BW = self._fixed(self.only_column, shard_ids, indexes)
         self._check_vocabulary(ids_BW, sample_ids)
@@ -112,15 +113,11 @@ class TokenBatches:
                 raise self.dataset.reader.damaged(shard_id, "shrank while it was read")
         return rows_BW
 
-    def _ragged(
-        self, sample_ids: NDArray[np.int64], shard_ids: NDArray[np.int64], indexes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _ragged(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and labels of samples of any length, filled up to the longest."""
         rows = [
-            self._decoded(shard_id, index)[: self.window.width] if sample_id >= 0 else np.zeros(0, np.int64)
-            for sample_id, shard_id, index in zip(
-                sample_ids.tolist(), shard_ids.tolist(), indexes.tolist(), strict=True
-            )
+            self._decoded(sample_id)[: self.window.width] if sample_id >= 0 else np.zeros(0, np.int64)
+            for sample_id in sample_ids.tolist()
         ]
         width = max(map(len, rows)) or self.window.width
         ids_BW = np.full((len(rows), width), self.pad_id or 0, np.int64)
@@ -128,19 +125,20 @@ class TokenBatches:
         for number, row in enumerate(rows):
             if self.pad_id is None and 0 < len(row) < width:
                 raise ConfigError(
-                    f"samples have different lengths ({len(row)} and {width} tokens) and the tokenizer has no pad"
-                    " token to fill them up with; add pad_token to its tokenizer_config.json"
+                    f"{self.dataset.name_of(int(sample_ids[number]))}: samples have different lengths ({len(row)} and"
+                    f" {width} tokens) and the tokenizer has no pad token to fill them up with; add pad_token to its"
+                    " tokenizer_config.json"
                 )
             ids_BW[number, : len(row)] = labels_BW[number, : len(row)] = row
         return ids_BW, labels_BW
 
-    def _decoded(self, shard_id: int, index: int) -> NDArray[np.integer]:
-        from mosaic_photon.dataloader.dataset import decode_sample
-
-        data = self.dataset.reader.sample(shard_id, index)
-        kind = self.dataset.shards.kind[shard_id]
-        tokens = decode_sample(self.dataset.shards.kinds[kind].columns, data)["tokens"]
-        return np.frombuffer(tokens, self.columns[kind].dtype) if isinstance(tokens, bytes) else tokens
+    def _decoded(self, sample_id: int) -> NDArray[np.integer]:
+        tokens = self.dataset.get_item(sample_id)["tokens"]
+        if not isinstance(tokens, bytes):
+            return tokens
+        if fault := fault_of_bytes(tokens, self.encoding, self.vocab_size):
+            raise DataError(f"{self.dataset.name_of(sample_id)}: {fault}")
+        return np.frombuffer(tokens, self.encoding)
 
     def _ignore_padding(self, labels_BW: NDArray[np.integer]) -> NDArray[np.integer]:
         """The labels with -100 where they are the pad token; a copy only if there are any."""
@@ -160,9 +158,38 @@ class TokenBatches:
         unsigned = ids_BW.view(f"u{ids_BW.itemsize}")  # a negative id is a huge one: one pass finds both
         if unsigned.max() >= self.vocab_size:
             row, at = np.argwhere(unsigned >= self.vocab_size)[0].tolist()
-            shard_ids, _ = self.dataset.locate(sample_ids[row : row + 1])
-            source = self.dataset.cache.source_of[int(shard_ids[0])]
             raise DataError(
-                f"stream {source.name!r}: token id {ids_BW[row, at]} is outside the vocabulary of"
-                f" {self.vocab_size} tokens; the data was made with another tokenizer (sample {sample_ids[row]})"
+                f"token id {ids_BW[row, at]} is outside the vocabulary of {self.vocab_size} tokens; the data was made"
+                f" with another tokenizer ({self.dataset.name_of(int(sample_ids[row]))})"
             )
+
+
+BYTE_TYPES = ("int64", "int32", "uint16", "uint8")
+LOOKS_WIDER = 16
+"""Ids that fit a wider type, each with zeros for the rest of its bytes, before the type is taken for the narrower."""
+
+
+def fault_of_bytes(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> str:
+    """Why token ids stored as bytes are not of this type, with the type that they are of; "" if they may be.
+
+    Ids of a wider type, read as a narrower one, are ids with zeros between them: nothing else would notice.
+    """
+    fits = [name for name in BYTE_TYPES if _are_ids(data, np.dtype(name), vocab_size)]
+    wider = [name for name in fits if np.dtype(name).itemsize > dtype.itemsize]
+    if len(data) % dtype.itemsize:
+        fault = f"are {len(data)}, no whole number of ids of {dtype.itemsize} bytes"
+    elif wider and np.count_nonzero(np.frombuffer(data, wider[0])) >= LOOKS_WIDER:
+        fault = f"have zeros for every other id, as ids of {wider[0]} have"
+    elif fits and not _are_ids(data, dtype, vocab_size):
+        fault = f"hold ids outside the vocabulary of {vocab_size} tokens"
+    else:
+        return ""
+    right = f"set token_encoding_type = {fits[0]!r}, as which they are ids" if fits else "set the type they have"
+    return f"its tokens are stored as bytes that are not token_encoding_type = {dtype.name!r}: they {fault}; {right}"
+
+
+def _are_ids(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> bool:
+    if not data or len(data) % dtype.itemsize:
+        return False
+    ids = np.frombuffer(data, dtype)
+    return bool(ids.min() >= 0 and ids.max() < vocab_size)

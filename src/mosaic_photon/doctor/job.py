@@ -51,6 +51,7 @@ def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator
         yield Finding("fail", "model", str(error))
         return
     parts = [*tried("tokenizer", lambda: _tokenizer(job, spec))]
+    yield from (Finding("warn", "tokenizer", note) for note in _tokenizer_notes(job))
     parts += tried("outputs", lambda: _outputs(job))
     parts += tried("callbacks", lambda: _callbacks(job))
     yield from parts
@@ -152,6 +153,12 @@ def _tokenizer(job: MosaicJobConfig, spec: TrainSpec) -> str:
 
     check_tokenizer(job, spec.model_args[job.model.flavor])
     return f"{job.model.hf_assets_path} fits the model's vocabulary"
+
+
+def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
+    from mosaic_photon.dataloader.tokenizer import notes_on, special_tokens
+
+    return notes_on(special_tokens(job.model.hf_assets_path))
 
 
 def _outputs(job: MosaicJobConfig) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.prepare.sources import Source, display
-from mosaic_photon.prepare.tokens import read_json
+from mosaic_photon.files import display, read_json
+from mosaic_photon.prepare.sources import Source
 
 VERSION = 1
 FILE = "prepare.json"

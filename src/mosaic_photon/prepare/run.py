@@ -27,10 +27,11 @@ from rich.progress import (
 )
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare import record as records
 from mosaic_photon.prepare.pool import run_parallel
 from mosaic_photon.prepare.shards import ShardFormat, TokenSequence, write_index, write_shard
-from mosaic_photon.prepare.sources import Piece, Source, cut, display
+from mosaic_photon.prepare.sources import Piece, Source, cut
 from mosaic_photon.prepare.tokens import (
     SPLITS,
     Count,
@@ -38,7 +39,6 @@ from mosaic_photon.prepare.tokens import (
     read_count,
     tokenize_unit,
     tokens_file,
-    write_json,
 )
 
 UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or lost at once

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.prepare.tokens import write_json
+from mosaic_photon.files import write_json
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from mosaic_photon.errors import ConfigError
 
@@ -170,10 +169,3 @@ def reading(path: str) -> Iterator[None]:
         yield
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowException) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-
-
-def display(path: str | Path) -> str:
-    """A path as the user would write it: relative where it is below the working folder."""
-    absolute = os.path.abspath(path)
-    relative = os.path.relpath(absolute)
-    return absolute if relative.startswith("..") else relative

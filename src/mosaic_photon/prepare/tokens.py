@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_photon.dataloader.tokenizer import special_tokens
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare.read import read_piece
-from mosaic_photon.prepare.sources import Piece, display
+from mosaic_photon.prepare.sources import Piece
 
 SPLITS = ("train", "val")
 
@@ -69,14 +71,7 @@ def find_tokenizer(folder: str) -> tuple[str, dict[str, str]]:
         )
     if not file.is_file():
         raise ConfigError(f"no tokenizer.json in {folder!r}: it must hold a fast tokenizer (use_fast=True)")
-    special: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (root / name).is_file():
-            for key, value in read_json(root / name, "save the tokenizer again").items():
-                content = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(content, str):
-                    special[key] = content
-    return str(file), special
+    return str(file), special_tokens(root)
 
 
 def token_id(tokenizer: Any, text: str | None, option: str) -> int | None:
@@ -133,28 +128,6 @@ def read_count(folder: str, number: int) -> Count | None:
 def tokens_file(folder: str, number: int, split: str) -> Path:
     """The token ids of one unit and split."""
     return _unit_file(folder, number, f"{split}.bin")
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ConfigError: it cannot be read or is malformed; the message ends with the remedy.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {display(path)} ({error}): {remedy}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{display(path)} holds no JSON object, but {type(content).__name__}: {remedy}")
-    return content
 
 
 def _unit_file(folder: str, number: int, suffix: str) -> Path:
