@@ -6,13 +6,17 @@ import argparse
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
+    from mosaic_photon.prepare.sources import Source
+
+SHOWN_PATHS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="files, folders and patterns ('corpus/**/*.txt'): text, .jsonl, each also .gz or .zst, .parquet "
-        "or .arrow, or a folder from Dataset.save_to_disk. None: the Python standard library's source",
+        help="files, folders and patterns ('corpus/**/*.txt'): text, .jsonl, each also .gz, .zst, .bz2 or .xz, "
+        ".parquet or .arrow, or a folder from Dataset.save_to_disk. None: the Python standard library's source",
     )
     add("--out", required=True, help="folder to write; holds train/, val/ and prepare.json")
     add("--tokenizer", required=True, help="local folder with tokenizer.json")
@@ -41,6 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-key", default="text", help="field or column that holds the text (default text)")
     add("--bos-text", help="token before each document; '' for none (default: the tokenizer's bos)")
     add("--eos-text", help="token after each document; '' for none (default: the tokenizer's eos)")
+    add(
+        "--special-text",
+        choices=("token", "text"),
+        default="token",
+        help="what the text of a special token in a document becomes (default: the token, as in llm-foundry)",
+    )
+    add("--separate", action="store_true", help="a document a sample, filled up with the tokenizer's pad token")
+    add(
+        "--bad-lines",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a line or row without text: stop, or leave it out, count and list it (default stop)",
+    )
     add("--compression", help="zstd, gz, br, bz2 or snappy, with a level: zstd:7 (default: none)")
     add("--hashes", default="xxh64", metavar="A,B", help="hashes of each shard in the index (default xxh64)")
     add("--shard-mib", type=int, default=64, help="size of a shard before compression, in MiB (default 64)")
@@ -61,20 +78,48 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stop_signals():
             work = _check(args)
-            summary = prepare(work)
+            record = prepare(work)
     except Stopped as stopped:
         print("\nstopped. What is finished is kept; the same command goes on from there.")
         return 128 + int(stopped.args[0])
-    if summary is None:
+    if record is None:
         print(f"{display(work.out)} is already prepared")
         return 0
-    for split, part in summary.items():
-        print(
-            f"{display(work.out / split)}: {part['documents']:,} documents, {part['samples']:,} samples, "
-            f"{part['tokens']:,} tokens, {part['shards']} shards, {part['bytes'] / 2**20:.1f} MiB"
-        )
+    for line in _summary(record, work.out):
+        print(line)
     print(f"done in {time.monotonic() - start:.1f} s")
     return 0
+
+
+def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
+    """What was made of each split, and what was not taken as it is."""
+    from mosaic_photon.files import display
+    from mosaic_photon.prepare.record import BAD_LINES
+
+    for split, part in record["splits"].items():
+        yield (
+            f"{display(out / split)}: {part['documents']:,} documents, {part['samples']:,} samples, "
+            f"{part['tokens']:,} tokens, {part['shards']} shards, {part['bytes'] / 2**20:.1f} MiB"
+        )
+        if record["separate"] and part["samples"] > part["documents"]:
+            more = part["samples"] - part["documents"]
+            yield f"note: documents longer than a sample go on in {more:,} samples after their first"
+    if count := record["bad_lines_left_out"]:
+        yield f"left out: {count:,} lines or rows without text, listed in {display(out / BAD_LINES)}"
+    if count := record["empty_documents"]:
+        yield f"left out: {count:,} empty documents"
+    if count := record["special_texts"]:
+        became = "tokens" if record["special_text"] == "token" else "plain text"
+        yield f"note: {count:,} times the text of a special token in a document became {became} (--special-text)"
+
+
+def _said(left_out: dict[str, list[str]]) -> Iterator[str]:
+    """What is no source, a line a reason."""
+    from mosaic_photon.files import display
+
+    for reason, paths in left_out.items():
+        more = f" and {len(paths) - SHOWN_PATHS:,} more" if len(paths) > SHOWN_PATHS else ""
+        yield f"left out ({reason}): {', '.join(display(path) for path in paths[:SHOWN_PATHS])}{more}"
 
 
 def _check(args: argparse.Namespace) -> Work:
@@ -83,7 +128,7 @@ def _check(args: argparse.Namespace) -> Work:
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work
     from mosaic_photon.prepare.shards import ShardFormat
-    from mosaic_photon.prepare.sources import find_sources, stdlib_files
+    from mosaic_photon.prepare.sources import LeftOut, find_sources, stdlib_files
     from mosaic_photon.prepare.tokens import Tokenization, find_tokenizer, load_tokenizer, token_id
 
     _check_numbers(args)
@@ -92,22 +137,70 @@ def _check(args: argparse.Namespace) -> Work:
     file, special = find_tokenizer(args.tokenizer)
     bos, eos = _around_documents(args.bos_text, args.eos_text, special)
     tokenizer = load_tokenizer(file)
+    n = args.seq_len + 1
     how = Tokenization(
         file,
         token_id(tokenizer, bos, "--bos-text"),
         token_id(tokenizer, eos, "--eos-text"),
         args.text_key,
         args.val,
+        args.special_text,
+        n if args.separate else None,
+        _pad_id(tokenizer, special) if args.separate else None,
+        args.bad_lines == "skip",
     )
-    n = args.seq_len + 1
     form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    options = Options(args.seq_len, digest, bos, eos, args.text_key, args.val, args.compression, hashes, args.shard_mib)
+    options = Options(
+        seq_len=args.seq_len,
+        tokenizer=digest,
+        bos=bos,
+        eos=eos,
+        text_key=args.text_key,
+        val=args.val,
+        compression=args.compression,
+        hashes=hashes,
+        shard_mib=args.shard_mib,
+        special_text=args.special_text,
+        separate=args.separate,
+        bad_lines=args.bad_lines,
+    )
     for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):
         print(f"note: {note}")
-    out = os.path.abspath(os.path.expanduser(args.out))
-    sources = find_sources(args.sources or stdlib_files(), out)
-    return Work(sources, how, form, make_record(options, sources), Path(out).resolve(), args.workers, args.overwrite)
+    out, left_out = os.path.abspath(os.path.expanduser(args.out)), LeftOut()
+    sources = find_sources(args.sources or stdlib_files(), out, left_out)
+    for line in _said(left_out):
+        print(line)
+    record, cuttable = make_record(options, sources), not args.separate and _may_cut(sources, file, tokenizer)
+    return Work(sources, how, form, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)
+
+
+def _may_cut(sources: list[Source], file: str, tokenizer: Any) -> bool:
+    """Whether large text files may be tokenized in parts; a line says so of those that may not."""
+    from mosaic_photon.files import display
+    from mosaic_photon.prepare.cuts import are_harmless
+    from mosaic_photon.prepare.sources import PIECE_BYTES
+
+    large = [source.path for source in sources if source.kind == "text" and source.size > PIECE_BYTES]
+    harmless = are_harmless(file, tokenizer)
+    if large and not harmless:
+        print(
+            f"note: {len(large):,} text files above {PIECE_BYTES >> 20} MiB ({display(large[0])}, ...) are tokenized"
+            " whole, each by one worker: parts would give this tokenizer other tokens"
+        )
+    return harmless
+
+
+def _pad_id(tokenizer: Any, special: dict[str, str]) -> int:
+    from mosaic_photon.prepare.tokens import token_id
+
+    pad = token_id(tokenizer, special.get("pad_token"), "pad_token")
+    if pad is None:
+        raise ConfigError(
+            "--separate fills samples up with the tokenizer's pad token, and it has none: add pad_token to its "
+            "tokenizer_config.json"
+        )
+    return pad
 
 
 def _around_documents(bos: str | None, eos: str | None, special: dict[str, str]) -> tuple[str, str]:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.prepare.cuts import is_cut
 from mosaic_photon.prepare.sources import PIECE_BYTES, Piece, reading
+
+OPEN: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A document, or a part of a text file larger than PIECE_BYTES."""
+    """A document, or a part of a text file that is cut."""
 
     text: str
-    key: bytes  # what decides the document's split: its text, for a large file its first part
+    key: bytes  # what decides the document's split: its text, for a file that is cut its first part
     first: bool  # the document begins here
     last: bool  # and ends here
 
 
-def read_piece(piece: Piece, text_key: str) -> Iterator[Fragment]:
-    """Fragments of a piece. Empty documents are left out.
+class BadLineError(ConfigError):
+    """A line or row that holds no text."""
+
+
+def read_piece(piece: Piece, text_key: str, bad_lines: list[str] | None = None) -> Iterator[Fragment]:
+    """Fragments of a piece.
+
+    Args:
+        bad_lines: takes what is wrong with lines and rows that hold no text, and where; None: the first is an error.
 
     Raises:
         ConfigError: text that is not UTF-8 or is binary, a line that is not JSON, a missing text key.
@@ -32,24 +46,64 @@ def read_piece(piece: Piece, text_key: str) -> Iterator[Fragment]:
     if piece.kind == "text":
         yield from _text_fragments(piece)
         return
-    texts = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow, "dataset": _dataset}[piece.kind]
-    for where, text in texts(piece, text_key):
-        if not isinstance(text, str):
-            raise ConfigError(f"{piece.path}, {where}: {text_key!r} is {type(text).__name__}, not text")
-        if text:
-            yield Fragment(text, _encode(text, f"{piece.path}, {where}"), first=True, last=True)
+    records = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow, "dataset": _dataset}[piece.kind]
+    for where, record in records(piece, text_key):
+        try:
+            text = _text_of(record, text_key)
+            yield Fragment(text, _encoded(text), first=True, last=True)
+        except BadLineError as error:
+            message = f"{piece.path}, {where}: {error}"
+            if bad_lines is None:
+                raise ConfigError(message) from error
+            bad_lines.append(message)
 
 
 def _text_fragments(piece: Piece) -> Iterator[Fragment]:
-    key = b"" if piece.start == 0 else next(_blocks(piece, 0, PIECE_BYTES))[1]
-    blocks = _blocks(piece, piece.start, piece.stop)
+    blocks = _text_blocks(piece)
+    key = b"" if piece.start == 0 else next(_text_blocks(replace(piece, start=0, stop=PIECE_BYTES)))[1]
     offset, block = next(blocks, (0, b""))
     while block:
         key = key or block
         following = next(blocks, (0, b""))
-        last = not following[1] if piece.codec else offset + len(block) == piece.file_size
+        last = not following[1] if piece.stop == -1 else offset + len(block) == piece.file_size
         yield Fragment(_decode(block, piece.path, offset), key, first=offset == 0, last=last)
         offset, block = following
+
+
+def _text_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of the parts that begin in the piece: from the first cut there on, PIECE_BYTES or more each."""
+    with _open(piece) as stream:
+        if not piece.cuttable:
+            yield 0, _read_all(stream, piece)
+            return
+        position, line = _first_cut(stream, piece)
+        while line and (piece.stop == -1 or position < piece.stop):
+            parts, size = [line], len(line)
+            missing = position - position % PIECE_BYTES + PIECE_BYTES - 1 - position - size
+            if missing >= 0:
+                parts.append(_read(stream, missing, piece))
+            line = _readline(stream, piece)
+            while line and not is_cut(parts[-1], line):
+                parts.append(line)
+                line = _readline(stream, piece)
+            block = b"".join(parts)
+            yield position, block
+            position += len(block)
+
+
+def _first_cut(stream: Any, piece: Piece) -> tuple[int, bytes]:
+    """Where the first line that may begin a part begins, from the piece's start on, and that line."""
+    if piece.start == 0:
+        return 0, _readline(stream, piece)
+    back = max(0, piece.start - 8)
+    stream.seek(back)
+    before = stream.read(piece.start - 1 - back) + _readline(stream, piece)
+    position = back + len(before)
+    line = _readline(stream, piece)
+    while line and not is_cut(before, line):
+        before, position = line, position + len(line)
+        line = _readline(stream, piece)
+    return position, line
 
 
 def _blocks(piece: Piece, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -74,17 +128,34 @@ def _blocks(piece: Piece, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
 
 def _read(stream: io.BufferedIOBase, size: int, piece: Piece) -> bytes:
     """`size` bytes and the rest of the line after them."""
+    with _damage(piece):
+        return stream.read(size) + stream.readline()
+
+
+def _readline(stream: io.BufferedIOBase, piece: Piece) -> bytes:
+    with _damage(piece):
+        return stream.readline()
+
+
+def _read_all(stream: io.BufferedIOBase, piece: Piece) -> bytes:
+    with _damage(piece):
+        return stream.read()
+
+
+@contextmanager
+def _damage(piece: Piece) -> Iterator[None]:
+    """Name the file in what its decompressor raises."""
     import zstandard
 
     try:
-        return stream.read(size) + stream.readline()
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+        yield
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise ConfigError(f"cannot read {piece.path}: {error}") from error
 
 
 def _open(piece: Piece) -> Any:
-    if piece.codec == "gz":
-        return gzip.open(piece.path, "rb")
+    if piece.codec in OPEN:
+        return OPEN[piece.codec](piece.path, "rb")
     stream = open(piece.path, "rb")  # noqa: SIM115 (closed by the caller's `with`)
     if piece.codec == "zst":
         import zstandard
@@ -95,55 +166,72 @@ def _open(piece: Piece) -> Any:
 
 
 def _decode(block: bytes, path: str, offset: int) -> str:
-    """UTF-8 text with line ends as they are. A null byte means that the file is not text."""
+    """UTF-8 text with line ends as they are, without a byte order mark. A null byte means that the file is not text."""
+    if offset == 0 and block.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path} is UTF-16 text: convert it (iconv -f utf-16 -t utf-8) or leave it out")
     if (null := block.find(b"\0")) >= 0:
         raise ConfigError(
             f"{path} is a binary file (null byte at {offset + null}). Name text files, for example with a "
             "pattern: 'folder/**/*.txt'"
         )
     try:
-        return block.decode("utf-8")
+        text = block.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not UTF-8 text (byte {offset + error.start} is 0x{block[error.start]:02x}). "
             "Convert it (iconv -t utf-8) or leave it out"
         ) from error
+    return text.removeprefix("\ufeff") if offset == 0 else text
 
 
-def _encode(text: str, where: str) -> bytes:
+def _text_of(record: Any, text_key: str) -> str:
+    """The text of a line or row. Raises BadLineError where there is none."""
+    if isinstance(record, bytes):
+        line = record
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise BadLineError(f"not JSON, one object a line is wanted: {error}") from error
+        except RecursionError as error:
+            raise BadLineError("nested too deeply for JSON") from error
+        if not isinstance(record, dict):
+            raise BadLineError(f"one JSON object a line is wanted, got {line[:40]!r}")
+    if text_key not in record:
+        raise BadLineError(_no_key(text_key, record))
+    if not isinstance(record[text_key], str):
+        raise BadLineError(f"{text_key!r} is {type(record[text_key]).__name__}, not text")
+    return record[text_key]
+
+
+def _encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{where}: half of a surrogate pair, which is no character: {error}") from error
+        raise BadLineError(f"half of a surrogate pair, which is no character: {error}") from error
 
 
-def _jsonl(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
+def _jsonl(piece: Piece, _: str) -> Iterator[tuple[str, bytes]]:
     for offset, block in _blocks(piece, piece.start, piece.stop):
         for line in block.split(b"\n"):
             where, offset = f"line at byte {offset}", offset + len(line) + 1
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{piece.path}, {where}: not JSON, one object a line is wanted: {error}") from error
-            if not isinstance(record, dict):
-                raise ConfigError(f"{piece.path}, {where}: one JSON object a line is wanted, got {line[:40]!r}")
-            _check_key(text_key, record, f"{piece.path}, {where}")
-            yield where, record[text_key]
+            if line.strip():
+                yield where, line
 
 
-def _parquet(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
+def _parquet(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     with reading(piece.path):
         file = pyarrow.parquet.ParquetFile(piece.path)
         _check_key(text_key, file.schema_arrow.names, piece.path)
+        row = 0
         for batch in file.iter_batches(256, row_groups=range(piece.start, piece.stop), columns=[text_key]):
-            yield from ((f"row group {piece.start}", text) for text in batch.column(0).to_pylist())
+            for text in batch.column(0).to_pylist():
+                yield f"row {row} of row group {piece.start}", {text_key: text}
+                row += 1
 
 
-def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
+def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
 
     with reading(piece.path), pyarrow.memory_map(piece.path) as source:
@@ -158,7 +246,7 @@ def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
         row = 0
         for batch in batches:
             for text in batch.column(text_key):
-                yield f"row {row}", text.as_py()
+                yield f"row {row}", {text_key: text.as_py()}
                 row += 1
 
 
@@ -171,16 +259,20 @@ def _open_arrow_file(source: Any, path: str) -> Any:
         raise ConfigError(f"{path} is not an Arrow file: {error}") from error
 
 
-def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, Any]]:
+def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from datasets import load_from_disk
 
     with reading(piece.path):
         rows = load_from_disk(piece.path)
         _check_key(text_key, rows.column_names, piece.path)
         for number, text in enumerate(rows[piece.start : piece.stop][text_key], piece.start):
-            yield f"row {number}", text
+            yield f"row {number}", {text_key: text}
+
+
+def _no_key(text_key: str, known: Any) -> str:
+    return f"no {text_key!r} to read text from (--text-key).{nearest(text_key, known)}"
 
 
 def _check_key(text_key: str, known: Any, where: str) -> None:
     if text_key not in known:
-        raise ConfigError(f"{where}: no {text_key!r} to read text from (--text-key).{nearest(text_key, known)}")
+        raise ConfigError(f"{where}: {_no_key(text_key, known)}")

@@ -12,8 +12,9 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, read_json
 from mosaic_photon.prepare.sources import Source
 
-VERSION = 1
+VERSION = 2
 FILE = "prepare.json"
+BAD_LINES = "bad_lines.txt"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Options:
     compression: str | None
     hashes: list[str]
     shard_mib: int
+    special_text: str  # what the text of a special token in a document becomes: token or text
+    separate: bool  # a document a sample
+    bad_lines: str  # stop or skip
 
 
 def make_record(options: Options, sources: Iterable[Source]) -> dict[str, Any]:
@@ -64,6 +68,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'seq_len is 2048, asked for 1024' for each entry in which two records differ."""
+    if before.get("version") != now["version"]:
+        return [f"it is of another version of prepare ({before.get('version')!r}, this one's is {now['version']})"]
     names = {"sources": "the list of source files, or one of their sizes or times"}
     return [
         f"{names[key]} changed" if key in names else f"{key} is {before.get(key)!r}, asked for {now[key]!r}"

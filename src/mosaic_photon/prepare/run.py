@@ -8,7 +8,6 @@ ever touched.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mosaic_photon.dataloader.files import locked
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare import record as records
@@ -55,6 +55,8 @@ class Work:
     out: Path
     workers: int
     overwrite: bool
+    cuttable: bool = True
+    """Whether a large text file may be tokenized in parts."""
 
     @property
     def partial(self) -> Path:
@@ -68,7 +70,7 @@ class Work:
 
 
 def prepare(work: Work) -> dict[str, Any] | None:
-    """Do the work; returns the summary per split, or None where the folder holds it already.
+    """Do the work; returns its record with what was made of each split, or None where the folder holds it already.
 
     Raises:
         ConfigError: the folder holds something else, a source is not text, or a split has less than a sample.
@@ -79,13 +81,13 @@ def prepare(work: Work) -> dict[str, Any] | None:
     with _claim(work):
         if _is_done(work):  # by the call that held the claim a moment ago
             return None
-        summary = (records.read_record(partial) or {}).get("splits")
-        if summary is None:
-            summary = _build(work, partial)
-            write_json(partial / records.FILE, {**work.record, "splits": summary})
+        record = records.read_record(partial) or {}
+        if "splits" not in record:
+            record = work.record | _build(work, partial)
+            write_json(partial / records.FILE, record)
         shutil.rmtree(partial / "tokens", ignore_errors=True)
         _publish(work)
-    return summary
+    return record
 
 
 def _build(work: Work, partial: Path) -> dict[str, Any]:
@@ -96,8 +98,16 @@ def _build(work: Work, partial: Path) -> dict[str, Any]:
         )
     try:
         with _progress() as progress:
-            counts = _tokenize(work, _units(work.sources), str(partial / "tokens"), progress)
-            return _write_splits(work, counts, partial, progress)
+            counts = _tokenize(work, _units(work), str(partial / "tokens"), progress)
+            bad_lines = [line for count in counts for line in count.bad_lines]
+            if bad_lines:
+                (partial / records.BAD_LINES).write_text("".join(f"{line}\n" for line in bad_lines))
+            return {
+                "splits": _write_splits(work, counts, partial, progress),
+                "empty_documents": sum(count.empty for count in counts),
+                "special_texts": sum(count.special for count in counts),
+                "bad_lines_left_out": len(bad_lines),
+            }
     except OSError as error:
         raise ConfigError(
             f"reading or writing failed (what is finished is kept; the same command goes on from there): {error}"
@@ -143,29 +153,22 @@ def _claim(work: Work) -> Iterator[None]:
 def _lock(path: Path, out: Path) -> Iterator[None]:
     """A lock that ends with the process, however it ends."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ConfigError(f"cannot write beside {display(out)}: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another prepare is writing {display(out)} right now") from None
-        try:
+        with locked(path, wait=False, remove=True) as held:
+            if not held:
+                raise ConfigError(f"another prepare is writing {display(out)} right now")
             yield
-        finally:
-            path.unlink()
+    except (PermissionError, NotADirectoryError) as error:
+        raise ConfigError(f"cannot write beside {display(out)}: {error}") from error
 
 
-def _units(sources: list[Source]) -> list[list[Piece]]:
+def _units(work: Work) -> list[list[Piece]]:
     """Pieces in order, grouped into units of work of about a 64th of the whole, within UNIT_BYTES."""
     low, high = UNIT_BYTES
-    target = min(max(sum(source.size for source in sources) // 64, low), high)
+    target = min(max(sum(source.size for source in work.sources) // 64, low), high)
     units: list[list[Piece]] = [[]]
     size = 0
-    for source in sources:
-        for piece in cut(source):
+    for source in work.sources:
+        for piece in cut(source, work.cuttable):
             if size >= target:
                 units.append([])
                 size = 0
@@ -199,19 +202,21 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
     n = work.form.tokens_per_sample
     sequences = {split: _sequence(counts, partial / "tokens", split) for split in splits}
     for split, sequence in sequences.items():
-        if sum(sequence.sizes) < n:
+        if sequence.size < n:
             _set_aside(partial, work)
             _remove(work.replaced)
             raise ConfigError(
-                f"the {split} split has {sum(sequence.sizes)} tokens, less than one sample of {n}: "
+                f"the {split} split has {sequence.size} tokens, less than one sample of {n}: "
                 "give more text, another --val share or a smaller --seq-len"
             )
     calls = []
+    step = n * work.form.samples_per_shard
     for split, sequence in sequences.items():
         (partial / split).mkdir(exist_ok=True)
-        shards = -(-(sum(sequence.sizes) // n) // work.form.samples_per_shard)
-        notes = str(partial / "tokens" / split)
-        calls += [(number, sequence, work.form, str(partial / split), notes) for number in range(shards)]
+        end, notes = sequence.size // n * n, str(partial / "tokens" / split)
+        for number, start in enumerate(range(0, end, step)):
+            stretches = sequence.stretches(start, min(start + step, end))
+            calls.append((number, stretches, work.form, str(partial / split), notes))
     task = progress.add_task("shards", total=len(calls), unit="shards")
     entries = run_parallel(work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True))
     summary = {}
@@ -223,7 +228,7 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
             "documents": sum(count.documents[split] for count in counts),
             "samples": samples,
             "tokens": samples * n,
-            "tokens_left_over": sum(sequence.sizes) - samples * n,
+            "tokens_left_over": sequence.size - samples * n,
             "shards": len(own),
             "bytes": sum((entry["zip_data"] or entry["raw_data"])["bytes"] for entry in own),
         }

@@ -33,24 +33,42 @@ class ShardFormat:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Consecutive tokens of a token file."""
+
+    file: str
+    begin: int
+    count: int
+
+
 class TokenSequence:
-    """Token files laid end to end: sizes in tokens."""
+    """Token files laid end to end."""
 
-    files: list[str]
-    sizes: list[int]
+    def __init__(self, files: list[str], sizes: list[int]) -> None:
+        """`sizes` in tokens."""
+        self.files, self.ends = files, np.cumsum(sizes)
+        self.size = int(sum(sizes))
 
-    def read(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Tokens [start, stop) as one int32 array."""
-        parts, begin = [], 0
-        for file, size in zip(self.files, self.sizes, strict=True):
-            low, high = max(start, begin), min(stop, begin + size)
-            if low < high:
-                parts.append(np.fromfile(file, np.int32, high - low, offset=4 * (low - begin)))
-            begin += size
-        return np.concatenate(parts)
+    def stretches(self, start: int, stop: int) -> list[Stretch]:
+        """Where tokens [start, stop) are: of all files those that a shard needs."""
+        number = int(np.searchsorted(self.ends, start, side="right"))
+        found = []
+        while start < stop:
+            end = int(self.ends[number])
+            begin = int(self.ends[number - 1]) if number else 0
+            last = min(end, stop)
+            if start < last:
+                found.append(Stretch(self.files[number], start - begin, last - start))
+            start, number = max(start, last), number + 1
+        return found
 
 
-def write_shard(number: int, sequence: TokenSequence, form: ShardFormat, folder: str, notes: str) -> dict[str, Any]:
+def read_tokens(stretches: list[Stretch]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Their tokens as one int32 array."""
+    return np.concatenate([np.fromfile(one.file, np.int32, one.count, offset=4 * one.begin) for one in stretches])
+
+
+def write_shard(number: int, stretches: list[Stretch], form: ShardFormat, folder: str, notes: str) -> dict[str, Any]:
     """Write one shard into `folder` and, last, its entry of the index as a note; returns the entry.
 
     A note left by an earlier run stands for a finished shard and is taken as it is.
@@ -60,9 +78,7 @@ def write_shard(number: int, sequence: TokenSequence, form: ShardFormat, folder:
     note = Path(f"{notes}.{number:05}.json")
     if note.is_file():
         return json.loads(note.read_text())
-    n, first = form.tokens_per_sample, number * form.samples_per_shard
-    last = min(first + form.samples_per_shard, sum(sequence.sizes) // n)
-    rows = sequence.read(first * n, last * n).reshape(last - first, n)
+    rows = read_tokens(stretches).reshape(-1, form.tokens_per_sample)
     temporary = Path(f"{notes}.{number:05}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with MDSWriter(

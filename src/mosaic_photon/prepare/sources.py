@@ -6,6 +6,7 @@ read by many workers. A compressed file, which has no random access, is one piec
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import json
 import os
@@ -13,11 +14,12 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from mosaic_photon.errors import ConfigError
 
 PIECE_BYTES = 4 << 20
-CODECS = {".gz": "gz", ".zst": "zst"}
+CODECS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -34,7 +36,7 @@ class Source:
 
     path: str
     kind: str  # text, jsonl, parquet, arrow, dataset
-    codec: str  # "", gz or zst
+    codec: str  # "", gz, zst, bz2 or xz
     size: int  # bytes on disk
     mtime_ns: int
 
@@ -50,50 +52,68 @@ class Piece:
     stop: int
     file_size: int  # bytes on disk of the whole source
     size: int  # the piece's share of them, for the progress bar
+    cuttable: bool = True  # a text may be tokenized in parts
+
+
+class LeftOut(dict[str, list[str]]):
+    """What is no source although it lies in a folder that is one: reason -> paths."""
+
+    def add(self, reason: str, path: str) -> None:
+        """Note a path; those under it are not looked at."""
+        self.setdefault(reason, []).append(path)
 
 
 def stdlib_files() -> list[str]:
     """The running Python's standard-library sources, in a fixed order, without packages and tests."""
     root = sysconfig.get_paths()["stdlib"]
-    files = [path for path in _walk(root, STDLIB_LEFT_OUT) if path.endswith(".py")]
+    files = [path for path in _walk(root, STDLIB_LEFT_OUT, LeftOut()) if path.endswith(".py")]
     if not files:
         raise ConfigError(f"this Python has no standard-library source below {root}: name a source")
     return files
 
 
-def find_sources(given: Iterable[str], out: str) -> list[Source]:
-    """Sources named on the command line, in the order given, each folder and glob sorted by path.
+def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None) -> list[Source]:
+    """Sources named on the command line, in the order given, each folder and glob sorted by path, each file once.
 
     Args:
         out: absolute path of the folder to write; what lies in it and in its unfinished work is no source.
+        left_out: takes what is passed over.
 
     Raises:
         ConfigError: nothing at a path, a pattern without a match, nothing to read, or an unreadable file.
     """
+    left_out = LeftOut() if left_out is None else left_out
     found: dict[str, Source] = {}
+    given_as: dict[str, str] = {}
     own = (f"{out}/", f"{out}.partial/", f"{out}.partial.lock", f"{out}.replaced/")
     for word in given:
-        for path in (path for path in _expand(word) if not path.startswith(own)):
-            found.setdefault(path, _source(path))
+        for path in _expand(word, left_out):
+            first = given_as.setdefault(os.path.realpath(path), path)
+            if path.startswith(own):
+                left_out.add("written by prepare", path)
+            elif first != path:
+                left_out.add("read already under another name", path)
+            else:
+                found.setdefault(path, _source(path))
     if not any(source.size for source in found.values()):
         raise ConfigError(f"no text in {', '.join(given)}: every file there is empty, or there is none")
     return list(found.values())
 
 
-def cut(source: Source) -> list[Piece]:
-    """The pieces of a source, in reading order."""
+def cut(source: Source, cuttable: bool) -> list[Piece]:
+    """The pieces of a source, in reading order; a text that is not `cuttable` is one."""
     ranges = {"parquet": _row_groups, "dataset": _row_ranges}.get(source.kind)
     if ranges is not None:
         bounds = ranges(source)
-    elif source.kind == "arrow" or source.codec:
+    elif source.kind == "arrow" or source.codec or (source.kind == "text" and not cuttable):
         bounds = [(0, -1)]
     else:
         bounds = [(start, min(start + PIECE_BYTES, source.size)) for start in range(0, source.size, PIECE_BYTES)]
     share = source.size // max(len(bounds), 1)
-    return [Piece(source.path, source.kind, source.codec, *bound, source.size, share) for bound in bounds]
+    return [Piece(source.path, source.kind, source.codec, *bound, source.size, share, cuttable) for bound in bounds]
 
 
-def _expand(word: str) -> list[str]:
+def _expand(word: str, left_out: LeftOut) -> list[str]:
     """Absolute paths of files (or of one saved dataset) that a command-line word stands for."""
     path = os.path.abspath(os.path.expanduser(word))
     if os.path.isdir(path):
@@ -105,22 +125,82 @@ def _expand(word: str) -> list[str]:
             )
         if os.path.isfile(os.path.join(path, "state.json")):
             return [path]
-        return list(_walk(path, {"__pycache__"}))
+        return list(_walk(path, {"__pycache__"}, left_out))
     if os.path.exists(path):
         return [path]
     if glob.has_magic(path):
-        matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        matches = sorted({match for match in _matches("/", path.split("/")[1:], set()) if os.path.isfile(match)})
         if not matches:
             raise ConfigError(f"no file matches the pattern {word!r}")
         return matches
     raise ConfigError(f"source {word!r} does not exist (looked for {path})")
 
 
-def _walk(root: str, left_out: set[str]) -> Iterator[str]:
-    """Files below a folder, sorted, without hidden ones and folders named in `left_out`."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in sorted(files) if not name.startswith("."))
+def _walk(root: str, names: set[str], left_out: LeftOut) -> Iterator[str]:
+    """Files below a folder and below those that it links to, sorted, without hidden ones and folders of these names."""
+    seen = {_identity(root)}
+    unreadable = partial(left_out.add, "folders that cannot be read")
+    for folder, folders, files in os.walk(root, onerror=lambda error: unreadable(error.filename), followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if name in names or name.startswith("."):
+                left_out.add(f"folders called {name}" if name in names else "hidden", path)
+            elif (identity := _identity(path)) in seen:
+                left_out.add("links to a folder that is read already", path)
+            else:
+                seen.add(identity)
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(files):
+            if name.startswith("."):
+                left_out.add("hidden", os.path.join(folder, name))
+            else:
+                yield os.path.join(folder, name)
+
+
+def _matches(folder: str, pattern: list[str], seen: set[tuple[int, int, int]]) -> Iterator[str]:
+    """Paths below a folder that match a pattern's parts, as `glob.glob` finds them, also where links make a circle."""
+    part, *rest = pattern
+    if part == "**":
+        yield from _matches_below(folder, pattern, seen)
+        return
+    names = [name for name in _names(folder) if _fits(name, part)] if glob.has_magic(part) else [part]
+    for path in (os.path.join(folder, name) for name in names):
+        if rest and os.path.isdir(path):
+            yield from _matches(path, rest, seen)
+        elif not rest and os.path.exists(path):
+            yield path
+
+
+def _matches_below(folder: str, pattern: list[str], seen: set[tuple[int, int, int]]) -> Iterator[str]:
+    """Those of a pattern that begins with `**`: in the folder and in each below it, once."""
+    at = (*_identity(folder), len(pattern))
+    if at in seen:
+        return
+    seen.add(at)
+    yield from _matches(folder, pattern[1:] or ["*"], seen)
+    for name in _names(folder):
+        path = os.path.join(folder, name)
+        if not name.startswith(".") and os.path.isdir(path):
+            yield from _matches_below(path, pattern, seen)
+
+
+def _fits(name: str, part: str) -> bool:
+    return fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except PermissionError:
+        return []
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Of a folder, whatever it is called."""
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 def _source(path: str) -> Source:

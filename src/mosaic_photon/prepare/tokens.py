@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from mosaic_photon.dataloader.tokenizer import special_tokens
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display, write_json
-from mosaic_photon.prepare.read import read_piece
+from mosaic_photon.prepare.read import Fragment, read_piece
 from mosaic_photon.prepare.sources import Piece
 
 SPLITS = ("train", "val")
@@ -31,6 +32,10 @@ class Tokenization:
     eos: int | None  # put after each document
     text_key: str
     val: float  # share of the documents
+    special_text: str = "token"  # what the text of a special token in a document becomes: token or text
+    sample: int | None = None  # tokens of a sample, where each document fills its own
+    pad: int | None = None  # and what fills it up
+    skip_bad_lines: bool = False
 
 
 @dataclass
@@ -39,6 +44,9 @@ class Count:
 
     tokens: dict[str, int]
     documents: dict[str, int]
+    empty: int = 0  # documents left out
+    special: int = 0  # special tokens' text in documents
+    bad_lines: list[str] = field(default_factory=list)  # left out, each with its place
 
 
 def load_tokenizer(file: str) -> Any:
@@ -99,24 +107,36 @@ def split_of(key: bytes, val: float) -> str:
 
 def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: str) -> Count:
     """Write NUMBER.train.bin and NUMBER.val.bin (int32 ids) and, last, NUMBER.json with their counts."""
-    tokenizer = _worker_tokenizer(how.tokenizer_file)
-    bos, eos = ([] if token is None else [token] for token in (how.bos, how.eos))
+    tokenizer, special = _worker_tokenizer(how.tokenizer_file, how.special_text)
     count = Count({split: 0 for split in SPLITS}, {split: 0 for split in SPLITS})
     files = {split: _unit_file(folder, number, f"{split}.bin") for split in SPLITS}
     with ExitStack() as stack:
         streams = {split: stack.enter_context(open(f"{files[split]}.tmp", "wb")) for split in SPLITS}
         for piece in pieces:
-            for fragment in read_piece(piece, how.text_key):
+            for fragment in read_piece(piece, how.text_key, count.bad_lines if how.skip_bad_lines else None):
+                if not fragment.text:
+                    count.empty += fragment.first
+                    continue
                 split = split_of(fragment.key, how.val)
                 (encoding,) = tokenizer.encode_batch_fast([fragment.text], add_special_tokens=False)
-                ids = (bos if fragment.first else []) + encoding.ids + (eos if fragment.last else [])
+                ids = around(encoding.ids, fragment, how)
                 np.asarray(ids, np.int32).tofile(streams[split])
                 count.tokens[split] += len(ids)
                 count.documents[split] += fragment.first
+                count.special += len(special.findall(fragment.text)) if special else 0
     for file in files.values():
         os.replace(f"{file}.tmp", file)
     write_json(_unit_file(folder, number, "json"), asdict(count))
     return count
+
+
+def around(ids: list[int], fragment: Fragment, how: Tokenization) -> list[int]:
+    """A fragment's ids between the tokens that begin and end a document, filled up to whole samples if asked for."""
+    begin, end = ([] if token is None else [token] for token in (how.bos, how.eos))
+    ids = (begin if fragment.first else []) + ids + (end if fragment.last else [])
+    if how.sample is not None and how.pad is not None:
+        ids += [how.pad] * (-len(ids) % how.sample)
+    return ids
 
 
 def read_count(folder: str, number: int) -> Count | None:
@@ -135,5 +155,10 @@ def _unit_file(folder: str, number: int, suffix: str) -> Path:
 
 
 @cache
-def _worker_tokenizer(file: str) -> Any:
-    return load_tokenizer(file)
+def _worker_tokenizer(file: str, special_text: str) -> tuple[Any, re.Pattern[str] | None]:
+    """The tokenizer, and what finds its special tokens' text, None if it has none."""
+    tokenizer = load_tokenizer(file)
+    tokenizer.encode_special_tokens = special_text == "text"
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    longest_first = sorted(special, key=len, reverse=True)
+    return tokenizer, re.compile("|".join(map(re.escape, longest_first))) if special else None
