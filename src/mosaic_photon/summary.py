@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
+from torchtitan.tools.logging import logger
+
+from mosaic_photon.dataloader.padding import estimate
 
 if TYPE_CHECKING:
     from mosaic_photon.trainer import MosaicTrainer
@@ -16,9 +19,10 @@ if TYPE_CHECKING:
 
 def print_summary(trainer: "MosaicTrainer") -> None:
     """Print the table on rank 0. Collective under pipeline parallelism."""
-    rows = job_rows(trainer)
+    parameters = count_parameters(trainer)
     if dist.get_rank() != 0:
         return
+    rows = job_rows(trainer, parameters)
     table = Table(show_header=False, title="mosaic-photon", title_justify="left", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -28,10 +32,10 @@ def print_summary(trainer: "MosaicTrainer") -> None:
     Console(stderr=True, width=width).print(table)
 
 
-def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
+def job_rows(trainer: "MosaicTrainer", parameters: int) -> list[tuple[str, str]]:
     """Name and value of each line: model, data, batch, layout, device, outputs."""
     job = trainer.job_config
-    rows = [("model", f"{job.model.name} {job.model.flavor}, {count_parameters(trainer):,} parameters")]
+    rows = [("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters")]
     rows += data_rows(trainer)
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     peak = max(float(group["initial_lr"]) for group in groups)
@@ -55,10 +59,15 @@ def job_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
 def data_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     """The streams, what an epoch of them is worth, and the global batch."""
     training, data = trainer.job_config.training, trainer.dataloader.summary
+    estimated = estimate(trainer.dataloader.data, training.seq_len)
     rows = [
-        (f"stream {stream.name}", f"{stream.samples:,} samples, {stream.tokens:,} tokens ({stream.share:.0%})")
-        for stream in data.streams
+        (f"stream {stream.name}", f"{stream.samples:,} samples, {tokens} ({stream.share:.0%})")
+        for stream, tokens in zip(data.streams, estimated.streams, strict=True)
     ]
+    if estimated.said:
+        rows.append(("padding", estimated.said))
+    if estimated.warning:
+        logger.warning(estimated.warning)
     epochs = training.steps / data.steps_per_epoch
     rows.append(("epoch", f"{data.steps_per_epoch:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
     accumulation = trainer.gradient_accumulation_steps

@@ -111,7 +111,8 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
         vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
         make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
         pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
-        data = Data(dataset, make_batch, pin_memory=pin_memory)
+        fixed = make_batch.only_column is not None and make_batch.only_column.length is not None
+        data = Data(dataset, make_batch, make_batch.length, fixed, pin_memory=pin_memory)
     _check_cache(data.dataset, job_config.mosaic.verify_cache)
     return dataclasses.replace(data, node_folder=job_config.mosaic.node_folder)
 

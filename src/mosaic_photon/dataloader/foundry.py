@@ -24,7 +24,7 @@ from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.loader import Data
-from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window
+from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 
 _FOUNDRY_CLASSES = {
@@ -67,6 +67,9 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
             return window.batch(np.zeros_like(nothing), nothing)
         return _to_batch(collate(chosen), len(sample_ids), window)
 
+    def length(sample_id: int) -> int:
+        return length_without(tokenizer.pad_token_id, collate([samples[sample_id]])["input_ids"][0].numpy())
+
     def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[Batch, None, None]:
         with closing(_from_workers(_worker_loader(samples, collate, ids, spec.dataloader))) as batches:
             for batch in batches:
@@ -75,7 +78,7 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
     pin_memory = (
         spec.dataloader.pin_memory and torch.cuda.is_available()
     )  # of the batches, not of what they are cut from
-    return Data(dataset, make_batch, through_workers if workers else None, pin_memory)
+    return Data(dataset, make_batch, length, workers=through_workers if workers else None, pin_memory=pin_memory)
 
 
 class _Samples(Dataset[Any]):

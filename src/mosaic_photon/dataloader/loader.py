@@ -38,6 +38,10 @@ class Data:
     dataset: ShardedDataset
     make_batch: MakeBatch
     """From sample ids to a micro-batch, in this process."""
+    length: Callable[[int], int]
+    """Tokens of a sample, by its id, without the padding behind them."""
+    fixed_length: bool = False
+    """All samples are stored with as many tokens."""
     workers: Workers | None = None
     """From an iterator of sample ids to one of micro-batches, through worker processes. None: no workers."""
     pin_memory: bool = False

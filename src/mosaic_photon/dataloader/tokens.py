@@ -132,6 +132,10 @@ class TokenBatches:
             ids_BW[number, : len(row)] = labels_BW[number, : len(row)] = row
         return ids_BW, labels_BW
 
+    def length(self, sample_id: int) -> int:
+        """Tokens of a sample, without the pad tokens behind them."""
+        return length_without(self.pad_id, self._decoded(sample_id)[: self.window.width])
+
     def _decoded(self, sample_id: int) -> NDArray[np.integer]:
         tokens = self.dataset.get_item(sample_id)["tokens"]
         if not isinstance(tokens, bytes):
@@ -162,6 +166,12 @@ class TokenBatches:
                 f"token id {ids_BW[row, at]} is outside the vocabulary of {self.vocab_size} tokens; the data was made"
                 f" with another tokenizer ({self.dataset.name_of(int(sample_ids[row]))})"
             )
+
+
+def length_without(pad_id: int | None, ids: NDArray[np.integer]) -> int:
+    """How many ids there are up to the last that is no padding."""
+    kept = np.flatnonzero(ids != pad_id) if pad_id is not None else np.arange(len(ids))
+    return int(kept[-1]) + 1 if len(kept) else 0
 
 
 BYTE_TYPES = ("int64", "int32", "uint16", "uint8")

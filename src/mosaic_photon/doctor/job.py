@@ -62,7 +62,9 @@ def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator
         yield check_compiler()
     if layout.level == "ok":
         yield from tried("model", lambda: _model(job, spec))
-        yield from tried("dry run", lambda: _dry_run(job, spec, nodes * processes_here))
+        warnings: list[str] = []
+        yield from tried("dry run", lambda: _dry_run(job, spec, nodes * processes_here, warnings))
+        yield from (Finding("warn", "padding", text) for text in warnings)
 
 
 def check_compiler() -> Finding:
@@ -193,10 +195,11 @@ def _layout(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: i
     )
 
 
-def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> str:
+def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: list[str]) -> str:
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.checks import check_layout
     from mosaic_photon.dataloader import DataSpecDataLoader
+    from mosaic_photon.dataloader.padding import estimate
     from mosaic_photon.train_spec import open_data
 
     job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding
@@ -206,6 +209,8 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int) -> str:
             cleanup.callback(loader.close)
         train = loaders[0]
         assert isinstance(train, DataSpecDataLoader)
+        if warning := estimate(train.data, job.training.seq_len).warning:
+            warnings.append(warning)
         next(iter(train))
         steps = train.summary.steps_per_epoch
     epochs = job.training.steps / steps
