@@ -13,9 +13,10 @@ import numpy as np
 from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS
 from mosaic_photon.dataloader.cache import files_here
 from mosaic_photon.dataloader.config import streams_of
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams, decode_value, sample_parts
+from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.files import best_hash, fault_of
 from mosaic_photon.dataloader.folders import settle_folders
+from mosaic_photon.dataloader.formats import UndecodableError, decode
 from mosaic_photon.dataloader.index import Column, DataError
 from mosaic_photon.dataloader.reader import token_column
 from mosaic_photon.dataloader.shards import Index
@@ -131,8 +132,8 @@ def first_samples(dataset: ShardedDataset, count: int, vocabulary: Vocabulary) -
             shard_ids, indexes = dataset.locate(np.array([sample_id]))
             shard_id = int(shard_ids[0])
             data = dataset.reader.sample(shard_id, int(indexes[0]))
-            parts = sample_parts(dataset.columns_of(shard_id), data)
-            shown.append({"stream": name, "sample": sample_id - first, **_shown(parts, vocabulary)})
+            values = decode(dataset.kind_of(shard_id), data)
+            shown.append({"stream": name, "sample": sample_id - first, **_shown(values, vocabulary)})
     return shown
 
 
@@ -181,16 +182,14 @@ def _tokens(index: Index, bytes_dtype: str, where: str) -> tuple[int | None, boo
     return total, exact
 
 
-def _shown(parts: Iterable[tuple[Column, bytes]], vocabulary: Vocabulary) -> dict[str, Any]:
+def _shown(values: Iterable[tuple[Column, Any]], vocabulary: Vocabulary) -> dict[str, Any]:
     """A sample's values as JSON has them; its tokens also as text; what can't be read, and why, under "problems"."""
     shown: dict[str, Any] = {}
     problems = []
-    for column, data in parts:
-        try:
-            value = decode_value(column, data)
-        except DataError as error:
-            problems.append(str(error))
-            value = data
+    for column, value in values:
+        if isinstance(value, UndecodableError):
+            problems.append(str(value))
+            value = value.data
         if column.name == "tokens":
             fields, problem = _shown_tokens(value, vocabulary)
             shown |= fields

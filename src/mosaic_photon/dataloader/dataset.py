@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from mosaic_photon.dataloader.epoch import EpochOrder, StreamPart
 from mosaic_photon.dataloader.fetch import Source
 from mosaic_photon.dataloader.files import known_hashes
 from mosaic_photon.dataloader.folders import check_apart, place_of
-from mosaic_photon.dataloader.index import INDEX, Column, DataError, Kind
+from mosaic_photon.dataloader.formats import UndecodableError, decode, size_of_encoding
+from mosaic_photon.dataloader.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.progress import KnownStream
 from mosaic_photon.dataloader.reader import ShardReader
 from mosaic_photon.dataloader.settings import settings
@@ -37,7 +37,6 @@ streaming_lazy_package.install()
 
 from streaming.base.compression import is_compression  # noqa: E402
 from streaming.base.dataset import StreamingDataset  # noqa: E402
-from streaming.base.format.mds.encodings import get_mds_encoded_size, mds_decode  # noqa: E402
 from streaming.base.stream import Stream  # noqa: E402
 from streaming.base.util import bytes_to_int, number_abbrev_to_int  # noqa: E402
 from streaming.base.world import World  # noqa: E402
@@ -128,16 +127,15 @@ class ShardedDataset(StreamingDataset):
         shard_id = int(np.searchsorted(self.shard_ends, sample_id, side="right"))
         data = self.reader.sample(shard_id, int(sample_id - self.sample_offset_per_shard[shard_id]))
         sample = {}
-        for column, value in sample_parts(self.columns_of(shard_id), data):
-            try:
-                sample[column.name] = decode_value(column, value)
-            except DataError as error:
-                raise DataError(f"{self.name_of(sample_id)}: {error}") from error
+        for column, value in decode(self.kind_of(shard_id), data):
+            if isinstance(value, UndecodableError):
+                raise DataError(f"{self.name_of(sample_id)}: {value}") from value.__cause__
+            sample[column.name] = value
         return sample
 
-    def columns_of(self, shard_id: int) -> tuple[Column, ...]:
-        """The shard's columns."""
-        return self.shards.kinds[self.shards.kind[shard_id]].columns
+    def kind_of(self, shard_id: int) -> Kind:
+        """The shard's columns, format and compression."""
+        return self.shards.kinds[self.shards.kind[shard_id]]
 
     def name_of(self, sample_id: int) -> str:
         """The sample as messages call it: its stream, its shard, its number in the stream."""
@@ -186,7 +184,7 @@ def _check_known(kind: Kind, source: Source) -> None:
     where = f"{source.folder / INDEX}: stream {source.name!r}"
     for column in kind.columns:
         try:
-            size = get_mds_encoded_size(column.encoding)
+            size = size_of_encoding(kind, column)
         except Exception as error:  # KeyError, ValueError, AssertionError, AttributeError: whatever its parser meets
             raise DataError(
                 f"{where}: column {column.name!r} has the encoding {column.encoding!r}, which this release of Streaming"
@@ -204,27 +202,6 @@ def _check_known(kind: Kind, source: Source) -> None:
         )
     if source.validate_hash and not known_hashes([source.validate_hash]):
         raise DataError(f"validate_hash: {source.validate_hash!r} is no hash that this release of Streaming knows")
-
-
-def sample_parts(columns: Sequence[Column], data: bytes) -> Iterator[tuple[Column, bytes]]:
-    """An MDS sample's columns with their encoded values: sizes of the varying ones as uint32, then the values."""
-    variable = sum(column.size is None for column in columns)
-    sizes = iter(np.frombuffer(data, np.uint32, variable).tolist())
-    begin = 4 * variable
-    for column in columns:
-        end = begin + (column.size if column.size is not None else next(sizes))
-        yield column, data[begin:end]
-        begin = end
-
-
-def decode_value(column: Column, data: bytes) -> Any:
-    """A column's value. Raises DataError for one that is not what its encoding says."""
-    try:
-        return mds_decode(column.encoding, data)
-    except Exception as error:  # whatever Streaming's decoders, NumPy and PIL raise for damaged or odd values
-        raise DataError(
-            f"column {column.name!r} is not {column.encoding}, as the index says ({type(error).__name__}: {error})"
-        ) from error
 
 
 def build_streams(streams: dict[str, dict[str, Any]]) -> list[Stream]:

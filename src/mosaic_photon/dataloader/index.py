@@ -24,7 +24,7 @@ OWN = ".mosaic_photon."
 """What the names of the cache's other files begin with."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
-PACKED_VERSION = 1
+PACKED_VERSION = 2
 PACKED_COLUMNS = 5
 _PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 _DIGESTED_AT_ONCE = 4096
@@ -53,6 +53,17 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a shard's file holds its samples: as MDS, or a line each."""
+
+    format: str = "mds"
+    """mds, json, xsv, csv or tsv."""
+    newline: str = ""
+    separator: str = ""
+    """Between the columns of an XSV line."""
+
+
+@dataclass(frozen=True)
 class Kind:
     """What many shards have in common; the hashes are the names of the algorithms."""
 
@@ -61,6 +72,7 @@ class Kind:
     raw_hashes: tuple[str, ...]
     zip_hashes: tuple[str, ...] | None
     """None: not compressed."""
+    form: Form = Form()
 
     @classmethod
     def of(
@@ -69,6 +81,7 @@ class Kind:
         compression: str | None,
         raw_hashes: Sequence[str],
         zip_hashes: Sequence[str] | None,
+        form: Mapping[str, str],
     ) -> Kind:
         """From what JSON keeps of it."""
         return cls(
@@ -76,6 +89,7 @@ class Kind:
             compression,
             tuple(raw_hashes),
             None if zip_hashes is None else tuple(zip_hashes),
+            Form(**form),
         )
 
     @property
@@ -142,11 +156,10 @@ class _Rows:
 
     def add_if_shard(self, entry: dict[str, Any]) -> Any:
         """Take in a JSON object if it is a shard's entry, and give the shard's number in its place."""
-        if "format" not in entry:
+        if "format" not in entry or "samples" not in entry:
             return entry
         number = len(self.samples)
-        if entry["format"] != "mds":
-            raise DataError(f"{self.where}: shard {number} has format {entry['format']!r}; only mds is supported")
+        form = _form(entry, f"{self.where}: shard {number}")
         compression, zipped = entry.get("compression") or None, entry.get("zip_data") or None
         if bool(compression) != bool(zipped):
             raise DataError(f"{self.where}: shard {number} is compressed but has no compressed file, or the reverse")
@@ -161,12 +174,11 @@ class _Rows:
         if text.count("\0") != 1 + len(raw_hashes) + len(zip_hashes):
             raise ValueError(f"a hash of shard {number} holds a NUL")
         key = (
-            tuple(entry["column_names"]),
-            tuple(entry["column_encodings"]),
-            tuple(entry["column_sizes"]),
+            *_column_lists(entry),
             compression,
             tuple(raw_hashes),
             tuple(zip_hashes) if zipped else None,
+            form,
         )
         self._kinds.append(self._kind_numbers.setdefault(key, len(self._kind_numbers)))
         self._text += text.encode()
@@ -183,7 +195,7 @@ class _Rows:
         """What `pack_index` gives."""
         self._digest_all_but(0)
         self._digest.update(b"]")
-        kinds = [asdict(Kind.of(_columns(*key[:3]), *key[3:])) for key in self._kind_numbers]
+        kinds = [asdict(_kind(*key)) for key in self._kind_numbers]
         header = json.dumps({"shards": len(self.samples), "digest": self._digest.hexdigest(), "kinds": kinds})
         columns = (self.samples, self._raw_bytes, self._zip_bytes, self._kinds, self._text_ends)
         aligned = header.encode() + b" " * (-(len(header) + 1) % 8) + b"\n"
@@ -216,8 +228,40 @@ class _Rows:
             )
 
 
-def _columns(names: Sequence[Any], encodings: Sequence[Any], sizes: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": str(name), "encoding": str(encoding), "size": None if size is None else int(size)}
+def _form(entry: Mapping[str, Any], where: str) -> Form:
+    """Raises DataError for a format that is not known, and for one without line ends to tell its samples apart by."""
+    name = entry["format"]
+    if name == "mds":
+        return Form()
+    if name not in ("json", "xsv", "csv", "tsv"):
+        raise DataError(f"{where} has format {name!r}; mds, json, xsv, csv and tsv are supported")
+    separator = {"json": "", "csv": ",", "tsv": "\t"}.get(name) if name != "xsv" else str(entry["separator"])
+    if not entry["newline"] or (name != "json" and not separator):
+        raise DataError(f"{where} has no newline or no separator")
+    return Form(name, str(entry["newline"]), separator or "")
+
+
+def _column_lists(entry: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    """Names, encodings and sizes of a shard's columns; in lines of text all sizes vary."""
+    if entry["format"] == "json":
+        columns = entry["columns"]
+        return tuple(columns), tuple(columns.values()), (None,) * len(columns)
+    names = tuple(entry["column_names"])
+    sizes = tuple(entry["column_sizes"]) if entry["format"] == "mds" else (None,) * len(names)
+    return names, tuple(entry["column_encodings"]), sizes
+
+
+def _kind(
+    names: Sequence[Any],
+    encodings: Sequence[Any],
+    sizes: Sequence[Any],
+    compression: str | None,
+    raw_hashes: tuple[str, ...],
+    zip_hashes: tuple[str, ...] | None,
+    form: Form,
+) -> Kind:
+    columns = tuple(
+        Column(str(name), str(encoding), None if size is None else int(size))
         for name, encoding, size in zip(names, encodings, sizes, strict=True)
-    ]
+    )
+    return Kind(columns, compression, raw_hashes, zip_hashes, form)

@@ -1,4 +1,4 @@
-"""Read samples and token rows from raw MDS shard files."""
+"""Read samples and token rows from raw shard files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.cache import ShardCache
-from mosaic_photon.dataloader.index import Column, DataError
+from mosaic_photon.dataloader.index import Column, DataError, Form
 
 KEEP_OPEN = 128
 
@@ -64,7 +64,10 @@ class ShardReader:
 
     def _open_shard(self, shard_id: int) -> OpenShard:
         file = FileIO(self.cache.open(shard_id), "rb")
-        info = self.cache.shards[shard_id]
+        info, shards = self.cache.shards[shard_id], self.cache.shards
+        form = shards.kinds[shards.kind[shard_id]].form
+        if form.format != "mds":
+            return self._open_text(shard_id, file, form)
         header = np.frombuffer(os.pread(file.fileno(), 4 * (info.samples + 2), 0), np.uint32).astype(np.int64)
         shard = OpenShard(file, header[1:])
         sizes = np.diff(header[1:])
@@ -75,6 +78,16 @@ class ShardReader:
         if not fits or header[0] != info.samples or header[-1] != info.raw.bytes:
             raise self.damaged(shard_id, "has a damaged header")
         return shard
+
+    def _open_text(self, shard_id: int, file: FileIO, form: Form) -> OpenShard:
+        """A shard of lines. Its writer's file of offsets is not needed: no value holds a line end."""
+        from mosaic_photon.dataloader.formats import sample_offsets
+
+        offsets = sample_offsets(form, file.readall())
+        info = self.cache.shards[shard_id]
+        if len(offsets) != info.samples + 1 or offsets[-1] != info.raw.bytes:
+            raise self.damaged(shard_id, f"has {len(offsets) - 1} lines of {info.samples} samples")
+        return OpenShard(file, offsets)
 
     def damaged(self, shard_id: int, what: str) -> DataError:
         """The error for a shard file that has been changed."""
