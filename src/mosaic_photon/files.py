@@ -33,7 +33,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def display(path: str | Path) -> str:
-    """A path as the user would write it: relative where it is below the working folder."""
+    """A path as the user would write it, relative where it is below the working folder; always printable."""
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
-    return absolute if relative.startswith("..") else relative
+    shown = absolute if relative.startswith("..") else relative
+    return shown.encode("utf-8", "backslashreplace").decode()

@@ -132,6 +132,8 @@ def token_column(columns: tuple[Column, ...], bytes_dtype: str, where: str) -> T
     if dtype.kind not in "iu":
         raise DataError(f"{where}: column 'tokens' holds {dtype.name} values, not token ids")
     shape = rest[1].split(",") if len(rest) > 1 else []
+    if len(shape) > 1:
+        raise DataError(f"{where}: column 'tokens' holds arrays of shape {rest[1]}, not rows of token ids")
     before = [column.size for column in columns[:at]]
     fixed = [size for size in before if size is not None]
     if len(shape) != 1 or len(fixed) < len(before):

@@ -138,7 +138,10 @@ class TokenBatches:
 
     def _decoded(self, sample_id: int) -> NDArray[np.integer]:
         tokens = self.dataset.get_item(sample_id)["tokens"]
-        if not isinstance(tokens, bytes):
+        if isinstance(tokens, np.ndarray):
+            if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+                found = f"{tokens.dtype.name} of shape {tokens.shape}"
+                raise DataError(f"{self.dataset.name_of(sample_id)}: its tokens are {found}, not a row of token ids")
             return tokens
         if fault := fault_of_bytes(tokens, self.encoding, self.vocab_size):
             raise DataError(f"{self.dataset.name_of(sample_id)}: {fault}")

@@ -101,7 +101,8 @@ def _build(work: Work, partial: Path) -> dict[str, Any]:
             counts = _tokenize(work, _units(work), str(partial / "tokens"), progress)
             bad_lines = [line for count in counts for line in count.bad_lines]
             if bad_lines:
-                (partial / records.BAD_LINES).write_text("".join(f"{line}\n" for line in bad_lines))
+                listed = "".join(f"{line}\n" for line in bad_lines)
+                (partial / records.BAD_LINES).write_text(listed, "utf-8", "backslashreplace")
             return {
                 "splits": _write_splits(work, counts, partial, progress),
                 "empty_documents": sum(count.empty for count in counts),
