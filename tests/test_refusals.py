@@ -66,8 +66,22 @@ def chats(folder: Path, bad: dict[str, str], at: int = 0) -> None:
     write(folder, {"prompt": "str", "response": "str"}, rows)
 
 
+def tokenized_chats(folder: Path) -> None:
+    rows = [np.full(30, 5000 if number == 5 else 7) for number in range(40)]
+    columns = {"input_ids": "ndarray", "labels": "ndarray"}
+    write(folder, columns, [{"input_ids": row, "labels": row} for row in rows])
+
+
 def texts(folder: Path) -> None:
     write(folder, {"text": "str"}, [{"text": f"document {number}"} for number in range(40)])
+
+
+def tables(folder: Path) -> None:
+    write(folder, {"tokens": "ndarray:int32:5,13"}, [{"tokens": np.ones((5, 13), np.int32)}] * 40)
+
+
+def floats(folder: Path) -> None:
+    write(folder, {"tokens": "ndarray"}, [{"tokens": np.ones(65, np.float32)}] * 40)
 
 
 def without_pad(folder: Path) -> None:
@@ -127,9 +141,20 @@ REFUSALS: dict[str, Refusal] = {
         data=CHAT,
         make=partial(chats, bad={"prompt": "what? " * 200, "response": "this"}),
     ),
+    "chats that are not there": Refusal(
+        "stream 'chat'",
+        data=CHAT.replace(
+            'local = "{folder}/shards"', 'remote = "{folder}/none"\ndownload_retry = 0\nlocal = "{folder}/cache"'
+        ),
+    ),
+    "chats of another tokenizer": Refusal(
+        "token id 5000 is outside the vocabulary of 2048 tokens", data=CHAT, make=tokenized_chats
+    ),
     "columns of other data": Refusal(
         "stream 'chat', shard.00000.mds, sample 0: llm-foundry cannot use it", data=CHAT, make=texts
     ),
+    "tokens in tables": Refusal("shape 5,13, not rows of token ids", data=TOKENS, make=tables),
+    "tokens that are no numbers of tokens": Refusal("its tokens are float32 of shape (65,)", data=TOKENS, make=floats),
     "text without a pad token": Refusal("pad_token", job=OWN_TOKENIZER, data=TOKENS, make=without_pad),
     "a shuffle block too small for a stream": Refusal(
         "shuffle_block_size: 4 leaves stream 'small'",

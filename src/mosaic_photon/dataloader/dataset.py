@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class ShardedDataset(StreamingDataset):
     (llm-foundry's StreamingTextDataset, ...) it takes StreamingDataset's place under that subclass.
     """
 
+    names: Sequence[str] = ()
+    """Of the streams, where those who build them have no place for it."""
+
     def __init__(self, **kwargs: Any) -> None:
         """Fetches the indexes. Raises DataError for data that can't be used, ConfigError for wrong settings."""
         bound = SIGNATURE.bind(self, **kwargs)
@@ -66,6 +70,8 @@ class ShardedDataset(StreamingDataset):
         self.initial_physical_nodes = None
         self.epoch_seed_change = self.shuffle and self.sampling_method == "balanced"
         self.streams = _streams(arguments)
+        for name, stream in zip(self.names, self.streams, strict=False):
+            stream.name = name
         self.num_streams = len(self.streams)
         self._load_shards(arguments["cache_limit"])
         self._weigh_streams(arguments["epoch_size"])
@@ -146,8 +152,7 @@ class ShardedDataset(StreamingDataset):
 
     def stream_names(self) -> list[str]:
         """The streams' names in the data config."""
-        pairs = zip(self.streams, self.cache.sources, strict=True)
-        return [getattr(stream, "name", source.name) for stream, source in pairs]
+        return [source.name for source in self.cache.sources]
 
     def order(self, batch_size: int) -> EpochOrder:
         """The order in which one rank with this batch size gets the samples of each epoch from Streaming."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,16 +49,14 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in each forked worker
     else:
         config |= {"prefetch_factor": None, "persistent_workers": False}
-    names = list(streams_of(config["dataset"]))
-    with _our_datasets():
+    with _our_datasets(list(streams_of(config["dataset"]))):
         kinds = (ValueError, TypeError, RuntimeError)
         refused = "the data config is refused by llm-foundry"
         spec = ask_upstream(refused, kinds, build_dataloader, config, tokenizer, local_batch)
     dataset, collate = spec.dataloader.dataset, spec.dataloader.collate_fn
     collate = getattr(collate, "base_collator", collate)  # its wrapper counts tokens, and can't be sent to a worker
-    for name, stream in zip(names, dataset.streams, strict=True):
-        stream.name = name
-    samples, collate = _Samples(dataset), _Collate(dataset, collate)
+    vocab_size = 1 + max(tokenizer.get_vocab().values())
+    samples, collate = _Samples(dataset), _Collate(dataset, collate, vocab_size)
 
     def make_batch(sample_ids: NDArray[np.int64]) -> Batch:
         chosen = [samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
@@ -99,17 +97,27 @@ class _Collate:
 
     dataset: ShardedDataset
     collate: Collate
+    vocab_size: int
 
     def __call__(self, numbered: list[tuple[int, Any]]) -> Mapping[str, torch.Tensor]:
-        """The batch. Raises DataError for the first sample that the collator can't use alone, or for all of them."""
+        """The batch. Raises DataError for the first sample that can't be used, or for all of them."""
         with _naming(self.dataset, numbered[0][0], " and the others of its batch"):
             try:
-                return self.collate([sample for _, sample in numbered])
+                batch = self.collate([sample for _, sample in numbered])
             except Exception:
                 for sample_id, sample in numbered:
                     with _naming(self.dataset, sample_id):
                         self.collate([sample])
                 raise
+        outside = (batch["input_ids"] < 0) | (batch["input_ids"] >= self.vocab_size)
+        if outside.any():
+            row, at = outside.nonzero()[0].tolist()
+            raise DataError(
+                f"token id {batch['input_ids'][row, at]} is outside the vocabulary of {self.vocab_size} tokens; the"
+                " data was made with another tokenizer or, if stored as bytes, is not of token_encoding_type"
+                f" ({self.dataset.name_of(numbered[row][0])})"
+            )
+        return batch
 
 
 @contextmanager
@@ -148,15 +156,17 @@ def __getattr__(name: str) -> type:
 
 
 @contextmanager
-def _our_datasets() -> Iterator[None]:
-    """Within it, llm-foundry builds its datasets over ShardedDataset."""
+def _our_datasets(names: Sequence[str] = ()) -> Iterator[None]:
+    """Within it, llm-foundry builds its datasets over ShardedDataset, with streams of these names."""
     modules = {name: importlib.import_module(module) for name, module in _FOUNDRY_CLASSES.items()}
     originals = {name: getattr(module, name) for name, module in modules.items()}
     for name, module in modules.items():
         setattr(module, name, __getattr__(name))
+    ShardedDataset.names = names
     try:
         yield
     finally:
+        ShardedDataset.names = ()
         for name, module in modules.items():
             setattr(module, name, originals[name])
 
