@@ -51,8 +51,8 @@ def _fault_of_block(order: EpochOrder, parts: list[Part]) -> str:
     while int(enough * smallest.share) < least:  # where a product falls just short of a whole number
         enough += 1
     return (
-        f"shuffle_block_size: {order.block} leaves {smallest.name}, {smallest.share:.3%} of an epoch's samples, no block"
-        f" to shuffle by {order.shuffle}; set at least {enough}"
+        f"shuffle_block_size: {order.block} leaves {smallest.name}, {smallest.share:.3%} of an epoch's samples, no"
+        f" block to shuffle by {order.shuffle}; set at least {enough}"
     )
 
 
