@@ -128,7 +128,7 @@ def test_prepare_job_and_doctor_say_that_a_model_never_learns_to_end(
     data = prepare(tmp_path, folder)
     assert capfd.readouterr().out.count("the pad token is the end token") == 1
     job = jobs.JOB.replace("{tokenizer}", str(folder)).replace("steps = 4", "steps = 1")
-    arguments = jobs.write_job(tmp_path, data, job)
+    arguments = jobs.write_job(tmp_path, data, job, jobs.DATA.split("[mosaic_eval")[0])
     assert jobs.run_here(arguments) == 0
     assert capfd.readouterr().out.count("the pad token is the end token") == 1
     code, said = say_all(arguments, [], 1, monkeypatch, capfd)
