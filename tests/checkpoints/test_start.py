@@ -2,10 +2,15 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
 import jobs
+from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.trainer import MosaicTrainer
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.interval=2")
 
@@ -61,13 +66,27 @@ def test_half_written_checkpoints_are_passed_over(
     assert jobs.scalars(tmp_path) == {step: whole[step] for step in (3, 4)}
 
 
-def test_keep_latest_k_counts_whole_checkpoints_and_removes_nothing_else(tmp_path: Path, prepared_data: Path) -> None:
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_keep_latest_k_counts_whole_checkpoints_and_removes_nothing_else(
+    mode: str, tmp_path: Path, prepared_data: Path
+) -> None:
     checkpoints = tmp_path / "out/checkpoint"
     for name in ("step-1", "step-3", "best-step-1", "step-1-keep"):  # two half-written ones, and a user's
         (checkpoints / name).mkdir(parents=True)
         (checkpoints / name / "of-somebody").touch()
     arguments = jobs.write_job(tmp_path, prepared_data)
-    flags = ("--training.steps=9", "--checkpoint.keep_latest_k=2", "--checkpoint.enable_first_step_checkpoint=false")
+    flags = ("--training.steps=9", "--checkpoint.keep_latest_k=2", f"--checkpoint.async_mode={mode}")
     assert jobs.run_here(arguments, *SAVE, *flags) == 0
     left = sorted(path.name for path in checkpoints.iterdir())
     assert left == ["best-step-1", "step-1", "step-1-keep", "step-3", "step-6", "step-8", "step-9"]
+
+
+def test_ranks_that_see_different_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose folder is not the shared one; what the ranks gather is given here."""
+    seen = [({}, Start("/shared/step-4", 4)), ({}, Start())]
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda gathered, mine: gathered.__setitem__(slice(None), seen))
+    trainer = MosaicTrainer.__new__(MosaicTrainer)
+    trainer.dataloader, trainer.start = SimpleNamespace(marks={}), Start("/shared/step-4", 4)
+    with pytest.raises(ConfigError, match=r"Rank 0: Resumes from /shared/step-4\. Rank 1: Begins anew"):
+        trainer._check_same_on_all_ranks()
