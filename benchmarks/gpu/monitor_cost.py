@@ -21,7 +21,7 @@ from gpu.trainers import TOKEN_IDS
 from mosaic_photon.callbacks import OptimizerMonitor
 from mosaic_photon.models.mpt_mup.foundry import ComposerMPTMuPCausalLM
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def run(options: Options, rows: Rows) -> None:
@@ -55,8 +55,8 @@ def step_seconds(options: Options, monitor: Callback) -> float:
     )  # fmt: skip
     on_gpu = options.device == "cuda"
     model = model.cuda() if on_gpu else model
-    batch, steps = options.pick((16, 40), (2, 4))
-    watch = Stopwatch(options.device, warm_up=options.pick(10, 1))
+    batch, steps = options.pick((16, 30), (2, 4))
+    watch = Stopwatch(options.device, warm_up=options.pick(5, 1))
     samples: Any = [{"input_ids": row, "labels": row} for row in torch.randint(3, TOKEN_IDS, (batch, length))]
     trainer = Trainer(
         model=model, device="gpu" if on_gpu else "cpu", precision="amp_bf16" if on_gpu else "fp32",

@@ -85,10 +85,6 @@ class Setting:
     seq_len: int
     compiled: bool
 
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.seq_len
-
 
 @dataclass
 class Timed:
@@ -102,6 +98,13 @@ class Timed:
     peak_gib: float
     loader_s: float = 0.0
     """Of a step, in which the next batch was waited for."""
+    flops: float = 0.0
+    """Of a token, forward and backward, by the model's own formula."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.first_inputs.numel() / self.seconds
 
 
 def write_samples(options: Options, seq_len: int) -> Path:
@@ -243,5 +246,5 @@ def timed(trainer: Trainer, device: str, warm_up: int, steps: int) -> tuple[Time
         step()
     wait(device)
     seconds = (time.perf_counter() - begun) / steps
-    waited = sum(loading) / steps
-    return Timed(seconds, float(losses[0]), inputs[0], peak_gib(device), waited), step
+    waited, flops = sum(loading) / steps, trainer.metrics_processor.num_flops_per_token
+    return Timed(seconds, float(losses[0]), inputs[0], peak_gib(device), waited, flops), step
