@@ -209,7 +209,7 @@ def check_outputs(job: MosaicJobConfig) -> None:
     check_writable("job.dump_folder", job.job.dump_folder)
     if job.job.save_config_file is not None:
         file = os.path.join(job.job.dump_folder, job.job.save_config_file)
-        if os.path.isdir(file) or not os.path.basename(file):
+        if os.path.isdir(os.path.normpath(file)) or not os.path.basename(file):  # its parts may not be there yet
             raise ConfigError(f"job.save_config_file = {job.job.save_config_file!r}: {file} is a folder, not a file.")
         check_writable("job.save_config_file", os.path.dirname(file))
     written = {
