@@ -61,7 +61,7 @@ def test_half_written_checkpoints_are_passed_over(
     (checkpoints / "step-4").mkdir()
     arguments = jobs.write_job(tmp_path, prepared_data)
     assert jobs.run_here(arguments, *SAVE, f"--checkpoint.initial_load_path={pretrained}") == 0
-    assert f"Resumes from {checkpoints}/step-2" in capfd.readouterr().out
+    assert f"Resumes from {checkpoints}/step-2; half-written and passed over: step-4." in capfd.readouterr().out
     whole = jobs.scalars(undisturbed)
     assert jobs.scalars(tmp_path) == {step: whole[step] for step in (3, 4)}
 

@@ -16,7 +16,7 @@ from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
-from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps
+from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
 
 
 class Checkpointer(CheckpointManager):
@@ -43,13 +43,23 @@ class Checkpointer(CheckpointManager):
         """Load `start`, in whose choice `step` has had its say; returns whether there was anything to load."""
         if not self.enable:
             return False
-        logger.info(f"{self.start}.")
+        if dist.get_rank() == 0:
+            self._say_start()
         if self.start.path is None:
             return False
         hf = self.start.hf
         states = self._states_to_load(self.start.model_only)
         self.dcp_load(states, self.start.path, hf, hf and self.initial_load_in_hf_quantized)
         return True
+
+    def _say_start(self) -> None:
+        """One line: what the job begins from, and what half-written newer checkpoints are passed over for it."""
+        folders = step_folders(self.folder).items()
+        half = [f"step-{step}" for step, path in folders if step > self.start.step and not is_complete(path)]
+        if half:
+            logger.warning(f"{self.start}; half-written and passed over: {', '.join(half)}.")
+        else:
+            logger.info(f"{self.start}.")
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
         """TorchTitan's, and with `allow_partial_load` only what the checkpoint has in the job's shape."""
