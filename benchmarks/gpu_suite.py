@@ -29,7 +29,7 @@ from gpu.rows import Options, Rows  # noqa: E402
 LEAST_S = 15
 """A part is not begun with less time than this."""
 
-ON_CPU = 4
+ON_CPU = 8
 """A part may take this many times as long there: two cores instead of many, and nothing runs beside it."""
 
 
