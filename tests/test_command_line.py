@@ -8,9 +8,11 @@ from pathlib import Path
 from mosaic_photon.compat.tyro_bool_flags import normalise
 
 import pytest
+from torch.distributed.run import parse_args as torchrun_arguments
 
 import jobs
 from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.train_with_mosaic import parse_arguments
 
 
 def test_help_imports_nothing_slow_and_points_to_titan_s_flags() -> None:
@@ -32,6 +34,26 @@ def test_boolean_flags_take_values() -> None:
     assert normalise(["--optimizer.decouple=true"], MosaicJobConfig) == ["--optimizer.decouple=True"]
     untouched = ["--training.steps=20", "--model.name", "true", "--compile.enable", "--debug.no-deterministic"]
     assert normalise(untouched, MosaicJobConfig) == untouched
+
+
+@pytest.mark.parametrize(
+    ("typed", "config", "flags"),
+    [
+        (
+            ["--", "--training.steps=2", "--compile.enable"],
+            "mosaic_job.toml",
+            ["--training.steps=2", "--compile.enable"],
+        ),
+        (["--config", "my.toml", "--", "--training.steps", "2"], "my.toml", ["--training.steps", "2"]),
+        ([], "job.toml", []),
+    ],
+)
+def test_torchrun_leaves_titan_s_flags_to_titan(typed: list[str], config: str, flags: list[str]) -> None:
+    """Of what is typed after the module's name it swallows a `--` that stands first."""
+    left = torchrun_arguments(["-m", "mosaic_photon.train_with_mosaic", *typed]).training_script_args
+    for given in (left, typed):  # and without torchrun
+        ours, titan = parse_arguments(given)
+        assert ours.config.endswith(config) and titan == flags
 
 
 def without_tokens(data: str) -> str:

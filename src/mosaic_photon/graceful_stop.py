@@ -18,6 +18,7 @@ REPEAT_AFTER_S = 2.0
 """A launcher and a terminal may send the same signal twice at once; only a later one is the user asking again."""
 STUCK_AFTER_S = 20.0
 """A main thread in native code for this long in a step, and for two steps' time, waits for a rank that is gone."""
+STOPS = (signal.SIGTERM, signal.SIGINT)
 PROBE = signal.SIGURG
 """Ignored by default and unused by torch: asks the main thread whether it still runs Python."""
 
@@ -39,13 +40,15 @@ class GracefulStop:
         self._in_step = False
         self._begun_at = 0.0
         self._step_s = 0.0
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, PROBE)}
+        self._previous = {number: signal.getsignal(number) for number in (*STOPS, PROBE)}
         self._noticed = threading.Event()
         self._install()
         self._watched, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
+        self._pid: int | None = os.getpid()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def activate(self) -> None:
         """From now on a signal asks for a stop between steps."""
@@ -85,9 +88,22 @@ class GracefulStop:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._wakeup.close()
+        self._pid = None
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked, a DataLoader's worker say: a stop is for the parent to see to.
+
+        A terminal sends Ctrl-C to both. What a child handles in Python would wake up the parent's watcher.
+        """
+        if self._pid is None or self._pid == os.getpid():
+            return
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(PROBE, signal.SIG_DFL)
 
     def _install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, self._on_signal)
         signal.signal(PROBE, lambda number, frame: self._noticed.set())
 
@@ -107,7 +123,9 @@ class GracefulStop:
         """End the process where a signal came and Python cannot handle it: the main thread is stuck in native code."""
         with self._watched:
             while number := self._watched.recv(1):  # empty once `restore` has closed the other end
-                if number[0] == PROBE:
+                if (
+                    number[0] not in STOPS
+                ):  # any signal with a Python handler wakes this thread: a child's end, the probe
                     continue
                 self._noticed.clear()
                 os.kill(os.getpid(), PROBE)

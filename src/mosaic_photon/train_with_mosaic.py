@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a mistake in the job (one message) or a failure (a traceba
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from contextlib import ExitStack
@@ -28,7 +29,12 @@ TorchTitan's own flags, and this project's tables, go after `--` as --TABLE.FIEL
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line at `--`: our options, and TorchTitan's flags."""
+    """Split the command line at `--`: our options, and TorchTitan's flags.
+
+    torchrun swallows a `--` right after the module's name; what then stands first tells that it was there.
+    """
+    if "--" not in argv and argv and re.match(r"--\w+\.", argv[0]):
+        argv = ["--", *argv]
     ours, titan = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(
         prog="python -m mosaic_photon.train_with_mosaic",

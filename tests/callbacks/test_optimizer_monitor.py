@@ -165,6 +165,29 @@ def test_only_global_and_gradients_only():
     assert set(gradients) == {name for name in everything if name.startswith("l2_norm/grad/")}
 
 
+class WithLateExpert(Regression):
+    """Its last layer gets gradients from the third batch on, as an expert that nothing was routed to before."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.calls = torch.nn.Linear(4, 4), 0
+
+    def forward(self, batch):
+        self.calls += 1
+        outputs = super().forward(batch)
+        return outputs if self.calls < 3 else self.late(outputs)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer_monitor reports")
+@pytest.mark.parametrize("optimizer", [adamw, lambda params: DecoupledAdamW(params, lr=1e-2, weight_decay=0.0)])
+def test_a_parameter_whose_first_gradient_comes_late(optimizer):
+    metrics, expected = bare_loop(optimizer, OptimizerMonitor(interval=1, curvature=True), model=WithLateExpert())
+    for name, value in expected.items():
+        assert metrics[name].keys() == ({3, 4} if "late" in name else {1, 2, 3, 4}), name
+        assert metrics[name][4] == pytest.approx(value, rel=1e-6), name
+    assert not any("unused" in name for name in metrics)
+
+
 class Bowl(ComposerModel):
     """f(x) = a/2 |x|²: gradient a·x, so every measure of curvature is known."""
 

@@ -29,11 +29,13 @@ L2_NORMS = {f"l2_norm/{tensor}" for tensor in ("grad", "param", "update", *MOMEN
 EXTREMES = {"min/moment2", "max/moment2"}
 
 CURVATURE = "curvature/"
+REACHED = "reached"
+"""Whether a gradient came: above 0 where it did on some rank."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A parameter that gets gradients."""
+    """A parameter that an optimizer owns; its first gradient may come late (an expert, a thawed layer) or never."""
 
     name: str
     parameter: torch.nn.Parameter
@@ -53,6 +55,7 @@ class OptimizerMonitor(Callback):
     `l2_norm/update/NAME` (the change that the step made), `l2_norm/moment/NAME`, `l2_norm/moment2/NAME`,
     `min/moment2/NAME`, `max/moment2/NAME`, and whatever else the optimizer itself reports to Composer's monitor.
     Gradients are those that the optimizer was given, after clipping. Numbers are of whole parameters, however sharded.
+    A parameter counts, in `global` too, once it has had a gradient on some rank.
 
     With `curvature`, `curvature/MEASURE/NAME` for each of `curvature.MEASURES`, mean, median, min and max over the
     parameters as `curvature/MEASURE/mean` …, and `curvature/local_lipschitz/global`, all between the last two steps;
@@ -92,6 +95,7 @@ class OptimizerMonitor(Callback):
     def _forget(self) -> None:
         self._report = False
         self._trained: list[Trained] = []
+        self._reached: set[str] = set()
         self._before: list[torch.Tensor] = []
         self._previous: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self._curvature_sums: dict[str, torch.Tensor] = {}
@@ -114,6 +118,7 @@ class OptimizerMonitor(Callback):
             self._report, self._previous = False, None  # no step, so nothing to measure or to compare with
             return
         self._trained = self._trained or _trained(state)
+        self._reached |= {one.name for one in self._trained if one.parameter.grad is not None}
         if self._report and self.log_optimizer_metrics:
             self._before = [local_shard(one.parameter).clone() for one in self._trained]
         if self.curvature:
@@ -140,8 +145,7 @@ class OptimizerMonitor(Callback):
         if self._reducer is None:
             counts = shard_counts(state.model)
             self._reducer = Reducer({one.name: counts[one.parameter] for one in self._trained}, numbers)
-        values = self._reducer.reduce(numbers)
-        logger.log_metrics(self._metrics(values, self._reducer.names))
+        logger.log_metrics(self._metrics(*_of_reached(self._reducer.reduce(numbers), self._reducer.names)))
         self._report, self._before, self._curvature_sums = False, [], {}
 
     def _measure(self) -> LocalNumbers:
@@ -158,37 +162,49 @@ class OptimizerMonitor(Callback):
                     if moment == "moment2":
                         maxima["max/moment2"], maxima["min/moment2"] = extremes(tensors)
         sums = squared_norms(normed)
+        like = sums["l2_norm/grad"]
+        sums[REACHED] = like.new_tensor([one.name in self._reached for one in self._trained])
         if self.curvature:
-            nothing = torch.zeros_like(sums["l2_norm/grad"])
-            sums |= {CURVATURE + name: self._curvature_sums.get(name, nothing) for name in curvature.SUMS}
+            sums |= {
+                CURVATURE + name: self._curvature_sums.get(name, torch.zeros_like(like)) for name in curvature.SUMS
+            }
         return LocalNumbers(sums, self._optimizers_own(), maxima)
 
     def _states(self, keys: Sequence[str]) -> list[torch.Tensor]:
-        """This rank's shards of one optimizer state, for all parameters; empty where the optimizers do not keep it."""
+        """This rank's shards of one optimizer state, for all parameters; empty where the optimizers do not keep it.
+
+        Zeros where a parameter has no state yet.
+        """
         for key in keys:
             tensors = [one.optimizer.state[one.parameter].get(key) for one in self._trained]
-            if all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-                return [local_shard(tensor) for tensor in tensors]
+            if any(isinstance(tensor, torch.Tensor) for tensor in tensors):
+                return [
+                    torch.zeros_like(local_shard(one.parameter)) if tensor is None else local_shard(tensor)
+                    for one, tensor in zip(self._trained, tensors, strict=True)
+                ]
         return []
 
     def _optimizers_own(self) -> dict[str, torch.Tensor]:
-        """Metrics beside norms that the optimizer reports to Composer's monitor, for each parameter."""
-        if not self._own_metrics:
+        """Metrics beside norms that the optimizer reports to Composer's monitor, for each parameter with a state."""
+        stepped = [(index, one) for index, one in enumerate(self._trained) if one.optimizer.state[one.parameter]]
+        if not self._own_metrics or not stepped:
             return {}
-        reports: dict[str, list[torch.Tensor]] = {}
-        device = local_shard(self._trained[0].parameter).device
-        for one in self._trained:
+        reports: dict[str, torch.Tensor] = {}
+        nothing = torch.zeros(
+            len(self._trained), dtype=torch.float64, device=local_shard(stepped[0][1].parameter).device
+        )
+        for index, one in stepped:
             reporter = getattr(one.optimizer, "report_per_parameter_metrics", None)
             report = reporter(one.parameter, one.name, {}) if callable(reporter) else {}
             for key, value in report.items():
                 quantity = key.removesuffix(f"/{one.name}")
                 if quantity not in L2_NORMS | EXTREMES:
                     number = value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
-                    reports.setdefault(quantity, []).append(number.detach().double().to(device).reshape(()))
+                    reports.setdefault(quantity, nothing.clone())[index] = number.detach().reshape(())
             if not reports:  # the first parameter tells what an optimizer reports
                 break
         self._own_metrics = bool(reports)
-        return {quantity: torch.stack(values) for quantity, values in reports.items()}
+        return reports
 
     def _metrics(self, values: dict[str, list[float]], names: Sequence[str]) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -230,6 +246,13 @@ def _without_labels(batch: Any) -> bool:
     return labels is not None and bool((labels == -100).all())
 
 
+def _of_reached(values: dict[str, list[float]], names: Sequence[str]) -> tuple[dict[str, list[float]], list[str]]:
+    """What was measured, of the parameters alone that have had a gradient on some rank."""
+    reached = [index for index, ranks in enumerate(values[REACHED]) if ranks > 0]
+    rows = {quantity: [row[index] for index in reached] for quantity, row in values.items() if quantity != REACHED}
+    return rows, [names[index] for index in reached]
+
+
 def _trained(state: State) -> list[Trained]:
     owners = {
         parameter: optimizer
@@ -240,5 +263,5 @@ def _trained(state: State) -> list[Trained]:
     return [
         Trained(clean_name(name), parameter, owners[parameter])
         for name, parameter in state.model.named_parameters()
-        if parameter.requires_grad and parameter.grad is not None and parameter in owners
+        if parameter in owners
     ]
