@@ -1,7 +1,8 @@
 """Runs jobs one after the other, each in fresh ranks that `torchrun`'s agent forks: imports are paid once for all.
 
 Usage: layouts_driver.py PLAN.json. The plan is a list of {"name", "ranks", "arguments", "log"}; `arguments` are those
-of `train_with_mosaic`. Prints one JSON line a job: its name, its exit code or how its ranks failed, and seconds.
+of `train_with_mosaic`. With a "public_name" TorchTitan's own Trainer trains, see `stock_trainer`. Prints one JSON line
+a job: its name, its exit code or how its ranks failed, and seconds.
 """
 
 import json
@@ -29,10 +30,11 @@ import mosaic_photon.models.mpt_mup.model
 import mosaic_photon.models.mpt_mup.parallelize
 import mosaic_photon.summary
 import mosaic_photon.trainer  # noqa: F401
+import stock_trainer
 from mosaic_photon.train_with_mosaic import main
 
 
-def rank(arguments: list[str], log: str) -> int:
+def rank(arguments: list[str], log: str, public_name: str) -> int:
     """One rank's life; what it prints goes to `log`."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -40,7 +42,7 @@ def rank(arguments: list[str], log: str) -> int:
     torch.set_num_threads(1)
     # TorchTitan sleeps two seconds after the last step.
     torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
-    return main(arguments)
+    return stock_trainer.train(arguments, public_name) if public_name else main(arguments)
 
 
 def launch(job: dict[str, Any]) -> int | str:
@@ -58,7 +60,7 @@ def launch(job: dict[str, Any]) -> int | str:
         start_method="fork",
     )
     try:
-        return max(elastic_launch(config, rank)(job["arguments"], job["log"]).values())
+        return max(elastic_launch(config, rank)(job["arguments"], job["log"], job.get("public_name", "")).values())
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

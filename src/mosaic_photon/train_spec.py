@@ -15,7 +15,7 @@ from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 from mosaic_photon.compat import layout_independent_init, tokenizer_end_token
-from mosaic_photon.compat.ddp_gradients import sum_ddp_gradients
+from mosaic_photon.compat.ddp_gradients import for_averaged_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
@@ -169,12 +169,12 @@ def build_train_spec(name: str) -> TrainSpec:
     return dataclasses.replace(
         upstream,
         model_args=copy.deepcopy(dict(upstream.model_args)),  # the trainer writes the job's values into them
-        parallelize_fn=_right_gradients(upstream.parallelize_fn),
+        parallelize_fn=_with_our_initialisation(upstream.parallelize_fn),
         build_tokenizer_fn=_with_end_token(upstream.build_tokenizer_fn),
         build_optimizers_fn=with_load_balancing(build_optimizers) if moe else build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=build_mosaic_dataloader,
-        build_loss_fn=_divided_under_pipelining(upstream.build_loss_fn),
+        build_loss_fn=_with_right_gradients(upstream.build_loss_fn),
         build_validator_fn=build_validator,
         build_metrics_processor_fn=build_metrics_processor,
     )
@@ -215,16 +215,13 @@ def _mpt_train_spec() -> TrainSpec:
     )
 
 
-def _right_gradients(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """`parallelize` with this project's initialisation and the gradient reductions that TorchTitan gets wrong."""
+def _with_our_initialisation(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`parallelize` with initial weights that no layout changes, and FSDP's reductions where gloo does them."""
 
     def parallelize_fn(model: nn.Module, parallel_dims: ParallelDims, job_config: MosaicJobConfig) -> nn.Module:
         model = parallelize(model, parallel_dims, job_config)
-        if parallel_dims.fsdp_enabled:
-            if torch.distributed.get_backend() == "gloo":
-                force_sum_reduction(model)
-        elif parallel_dims.dp_replicate_enabled:
-            sum_ddp_gradients(model, parallel_dims.get_mesh("dp_replicate"))
+        if parallel_dims.fsdp_enabled and torch.distributed.get_backend() == "gloo":
+            force_sum_reduction(model)
         zero_before_init(model)
         layout_independent_init.seed_init_by_name(model, layout_independent_init.job_seed(job_config.debug.seed))
         return model
@@ -244,9 +241,15 @@ def _with_end_token(build_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
     return build_tokenizer_fn
 
 
-def _divided_under_pipelining(build_loss: Callable[..., Any]) -> Callable[..., Any]:
+def _with_right_gradients(build_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss whose gradients are right where TorchTitan's Trainer gets them wrong, or that it can't be trained with."""
+
     def build_loss_fn(job_config: MosaicJobConfig, parallel_dims: ParallelDims, **kwargs: Any) -> Any:
         loss_fn = build_loss(job_config, parallel_dims=parallel_dims, **kwargs)
-        return DividedLoss(loss_fn) if parallel_dims.pp_enabled else loss_fn
+        if parallel_dims.pp_enabled:
+            return DividedLoss(loss_fn)
+        if parallel_dims.dp_replicate_enabled and not parallel_dims.fsdp_enabled:
+            return for_averaged_gradients(loss_fn, parallel_dims.dp_replicate)
+        return loss_fn
 
     return build_loss_fn

@@ -212,13 +212,12 @@ class MosaicTrainer(Trainer):
     ) -> torch.Tensor:
         """The schedule runs forward, loss and backward of all its micro-batches; its loss function divides."""
         assert isinstance(self.loss_fn, DividedLoss)
-        self.loss_fn.denominator = global_valid_tokens
         losses: list[torch.Tensor] = []
         args = (inputs,) if self.pp_has_first_stage else ()
         kwargs = (extra_inputs if self.pp_has_first_stage else {}) | extra_kwargs
         if self.pp_has_last_stage:
             kwargs |= {"target": labels, "losses": losses}
-        with self.train_context():
+        with self.loss_fn.divided_by(global_valid_tokens), self.train_context():
             self.pp_schedule.step(*args, **kwargs, return_outputs=False)
         self._finish_gradients()
         loss = torch.stack(losses).sum().to(self.device) if losses else torch.zeros((), device=self.device)

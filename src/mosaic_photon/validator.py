@@ -102,11 +102,10 @@ class MosaicValidator(BaseValidator):
                 loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
             return torch.stack([_plain(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
         assert isinstance(self.loss_fn, DividedLoss)
-        self.loss_fn.denominator = 1.0
         losses: list[torch.Tensor] = []
         first_stage = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
         last_stage = {"target": labels, "losses": losses} if self.pp_has_last_stage else {}
-        with self.validation_context():
+        with self.loss_fn.divided_by(1.0), self.validation_context():
             self.pp_schedule.eval(*first_stage[0], **first_stage[1], **extra_kwargs, **last_stage)
         if not self.pp_has_last_stage:
             return torch.zeros(2, dtype=torch.float64, device=labels.device)

@@ -5,17 +5,36 @@ function divides. Upstream: pytorch/torchtitan#2972. Delete, with the pipeline b
 `MosaicTrainer.forward_backward_step`, when TorchTitan scales the loss before the schedule's backward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
+from mosaic_photon.errors import ConfigError
+
 
 class DividedLoss:
-    """`loss_fn(pred, labels) / denominator`; the trainer sets the denominator before each step, validation sets 1."""
+    """`loss_fn(pred, labels)` divided by what `divided_by` says; without it an error, not a wrong gradient."""
 
     def __init__(self, loss_fn: Callable[..., torch.Tensor]) -> None:
         self.loss_fn = loss_fn
-        self.denominator: torch.Tensor | float = 1.0
+        self._denominator: torch.Tensor | float | None = None
+
+    @contextmanager
+    def divided_by(self, denominator: torch.Tensor | float) -> Iterator[None]:
+        """Within it: the labels of the global batch in training, 1 for a sum."""
+        self._denominator = denominator
+        try:
+            yield
+        finally:
+            self._denominator = None
 
     def __call__(self, pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss_fn(pred, labels) / self.denominator
+        """Raises ConfigError under a trainer that does not divide."""
+        if self._denominator is None:
+            raise ConfigError(
+                "under pipeline parallelism TorchTitan's own Trainer does not divide gradients by the number of tokens"
+                " (pytorch/torchtitan#2972): train with mosaic_photon.train_with_mosaic, or with"
+                " mosaic_photon.trainer.MosaicTrainer in its place."
+            )
+        return self.loss_fn(pred, labels) / self._denominator

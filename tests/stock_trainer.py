@@ -1,0 +1,40 @@
+"""Trains by TorchTitan's own Trainer with what a public name of this package gives it; see `layouts_driver`."""
+
+import mosaic_photon.compat
+
+from torchtitan.protocols.train_spec import get_train_spec
+from torchtitan.train import Trainer
+
+import mosaic_photon
+from mosaic_photon import train_spec
+from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job_loading import load_job
+from mosaic_photon.train_with_mosaic import leave_process_group, parse_arguments, prepare_process
+
+
+def train(arguments: list[str], public_name: str) -> int:
+    """One rank's life; the arguments are those of `train_with_mosaic`."""
+    args, flags = parse_arguments(arguments)
+    job = load_job(args.config, args.mosaic_config, flags)
+    prepare_process(job)
+    PUBLIC[public_name](job)
+    assert get_train_spec(job.model.name)
+    trainer = Trainer(job)
+    trainer.train()
+    trainer.close()
+    trainer.dataloader.close()
+    leave_process_group(None)
+    return 0
+
+
+def open_data(job: MosaicJobConfig) -> None:
+    layout = job.parallelism
+    train_spec.open_data(train_spec.register_for_job(job), job, layout.data_parallel_replicate_degree)
+
+
+PUBLIC = {
+    "register_llama3_mosaic": lambda job: mosaic_photon.register_llama3_mosaic(),
+    "register_mpt_mup_mosaic": lambda job: mosaic_photon.register_mpt_mup_mosaic(),
+    "register": lambda job: train_spec.register(job.model.name),
+    "open_data": open_data,
+}
