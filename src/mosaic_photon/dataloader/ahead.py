@@ -156,7 +156,7 @@ class FetchAhead:
                 due = lambda: self._stopped or self._wanted is not wanted or self._passed > number  # noqa: E731
                 if self._changed.wait_for(due, timeout=pause):
                     return
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            pause = min(2 * pause, 3 * LONGEST_PAUSE_S)
 
 
 def _first_needs(blocks: Iterable[NDArray[np.int64]], shards: int) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,8 @@ T = TypeVar("T")
 DEFAULT_S = 300.0
 SHARE_OF_TIMEOUT = 0.8
 SAY_EVERY_S = 15.0
-LONGEST_PAUSE_S = 15.0
+LONGEST_PAUSE_S = 5.0
+"""Of who waits, until the next attempt; what is fetched ahead may take three times as long."""
 
 
 class Outage(DataError):
