@@ -7,8 +7,10 @@ from torchtitan.train import Trainer
 
 import mosaic_photon
 from mosaic_photon import train_spec
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.job_config import MosaicJobConfig
 from mosaic_photon.job_loading import load_job
+from mosaic_photon.model_args import apply_model_overrides
 from mosaic_photon.train_with_mosaic import leave_process_group, parse_arguments, prepare_process
 
 
@@ -18,9 +20,14 @@ def train(arguments: list[str], public_name: str) -> int:
     job = load_job(args.config, args.mosaic_config, flags)
     prepare_process(job)
     PUBLIC[public_name](job)
-    assert get_train_spec(job.model.name)
+    if public_name != "open_data":  # whose caller sees to `[model.overrides]`, as here
+        apply_model_overrides(get_train_spec(job.model.name), job)
     trainer = Trainer(job)
-    trainer.train()
+    try:
+        trainer.train()
+    except ConfigError as error:
+        print(error, flush=True)
+        raise
     trainer.close()
     trainer.dataloader.close()
     leave_process_group(None)

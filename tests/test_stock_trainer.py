@@ -7,11 +7,15 @@ import pytest
 import jobs
 from layouts_jobs import run_plan
 
+LLAMA = ("llama3_mosaic", "dim = 64\nn_layers = 2\nn_heads = 4")
 MODELS = {
-    "register_llama3_mosaic": "llama3_mosaic debugmodel",
-    "register_mpt_mup_mosaic": "mpt_mup_mosaic debugmodel",
-    "register": "qwen3_mosaic debugmodel",
-    "open_data": "llama3_mosaic debugmodel",
+    "register_llama3_mosaic": LLAMA,
+    "register_mpt_mup_mosaic": (
+        "mpt_mup_mosaic",
+        "d_model = 64\nn_layers = 2\nn_heads = 4\ntie_word_embeddings = false",
+    ),
+    "register": ("qwen3_mosaic", "n_layers = 2"),
+    "open_data": LLAMA,
 }
 DDP = ["--parallelism.data_parallel_replicate_degree=2", "--parallelism.data_parallel_shard_degree=1"]
 ACCUMULATED = [*DDP, "--training.local_batch_size=1"]  # two micro-batches a step
@@ -19,10 +23,10 @@ PP = ["--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=4
 
 
 def job_of(name: str) -> str:
-    model, flavor = MODELS[name].split()
-    job = jobs.JOB.replace("llama3_mosaic", model).replace("debugmodel", flavor).replace("steps = 4", "steps = 3")
-    overrides = job[job.index("[model.overrides]") : job.index("[optimizer]")]
-    return job.replace(overrides, "")  # of which `register` knows nothing
+    model, overrides = MODELS[name]
+    small = jobs.JOB[jobs.JOB.index("[model.overrides]") : jobs.JOB.index("[optimizer]")]
+    job = jobs.JOB.replace(small, f"[model.overrides]\n{overrides}\n")
+    return job.replace("llama3_mosaic", model).replace("steps = 4", "steps = 3")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
     return root
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_of_accumulated_micro_batches_under_ddp(ran: Path, name: str) -> None:
     expected, found = (jobs.scalars(ran / f"{name} {kind}", "grad_norm") for kind in ("whole", "ddp"))
@@ -48,6 +53,7 @@ def test_gradients_of_accumulated_micro_batches_under_ddp(ran: Path, name: str) 
     assert found == pytest.approx(expected, rel=1e-3), (ran / f"{name} ddp" / "log").read_text()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["register_llama3_mosaic", "register_mpt_mup_mosaic"])
 def test_a_pipeline_is_refused_before_its_first_backward(ran: Path, name: str) -> None:
     log = (ran / f"{name} pp" / "log").read_text()

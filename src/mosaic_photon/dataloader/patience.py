@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mosaic_photon.dataloader.files import mtime_of
@@ -27,6 +28,7 @@ T = TypeVar("T")
 DEFAULT_S = 300.0
 SHARE_OF_TIMEOUT = 0.8
 SAY_EVERY_S = 15.0
+_said: dict[Path, float] = {}
 LONGEST_PAUSE_S = 5.0
 """Of who waits, until the next attempt; what is fetched ahead may take three times as long."""
 
@@ -96,9 +98,10 @@ def patiently(source: Source, attempt: Callable[[Source], T]) -> T:
 def say(source: Source, what: str, mark: str = "waits") -> None:
     """Warn, once in 15 s for all processes of the node that say something under this mark."""
     file = source.folder / LOCKS / mark
-    if time.time() - mtime_of(file) < SAY_EVERY_S:
+    if time.time() - max(mtime_of(file), _said.get(file, 0.0)) < SAY_EVERY_S:
         return
-    with suppress(OSError):  # a cache that cannot be written has a message of its own
+    _said[file] = time.time()
+    with suppress(OSError):  # a folder that is not there yet, or cannot be written
         file.touch()
     logger.warning(what)
 
