@@ -31,7 +31,7 @@ def for_averaged_gradients(loss_fn: Callable[..., torch.Tensor], ranks: int) -> 
     """`loss_fn`, whose gradients averaged over `ranks` ranks are the sum of what they were."""
 
     def loss(pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return _TimesGradient.apply(loss_fn(pred, labels), ranks)  # type: ignore[no-any-return]
+        return _TimesGradient.apply(loss_fn(pred, labels), ranks)
 
     return loss
 
