@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torchtitan.tools.logging import logger
 
+from mosaic_photon.cpu_group import cpu_group
 from mosaic_photon.signals import put_off
 
 REPEAT_AFTER_S = 2.0
@@ -36,7 +37,6 @@ class GracefulStop:
         self._asked_at = 0.0
         self._flag: torch.Tensor | None = None
         self._work: dist.Work | None = None
-        self._group: dist.ProcessGroup | None = None
         self._in_step = False
         self._begun_at = 0.0
         self._step_s = 0.0
@@ -60,10 +60,8 @@ class GracefulStop:
         self._in_step, self._begun_at = True, time.monotonic()
         if dist.get_world_size() == 1:
             return
-        if self._group is None:  # the CPU's own group: asking must not wait for a device
-            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._flag = torch.tensor([int(self._asked), self.signal_number or 0])
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=cpu_group(), async_op=True)
 
     def end_step(self) -> None:
         """What follows, a checkpoint or a validation pass, takes as long as it takes."""

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torchtitan.tools.logging import logger as console
 
 from mosaic_photon.callbacks.states import decode_state, encode_state
+from mosaic_photon.cpu_group import cpu_group
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class CallbackHost:
                     f"callbacks.{name} measures gradients when the optimizer is to step, and "
                     "optimizer.early_step_in_backward frees them before that: drop one."
                 )
-        if dist.get_world_size() > 1:  # the CPU's own group: agreeing must not wait for a device
-            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        if dist.get_world_size() > 1:
+            self._group = cpu_group()
         own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]
         titan = TitanDestination(trainer.metrics_processor.logger, dist.get_rank() == 0)
         self._job = JobState(trainer, list(self.callbacks.values()), self._group)

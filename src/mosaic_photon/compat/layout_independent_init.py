@@ -1,83 +1,242 @@
-"""The same initial weights from the same seed in every layout.
+"""The same initial weights from the same seed in every layout, drawn where they are needed.
 
 DTensor draws each shard's random numbers by itself: on a CPU every shard gets the same ones, on GPUs they depend on the
-layout, and TorchTitan seeds pipeline stages differently. Here each parameter is drawn whole from a generator seeded by
-(seed, parameter name), and every rank keeps its shard.
+layout, and TorchTitan seeds pipeline stages differently. Here a number depends on seed, parameter name and place in the
+whole parameter alone, so each rank draws those of its shards, a block of rows at a time.
+`torch.nn.init.trunc_normal_` draws anew what falls outside since torch 2.13, as many times as it takes; ours takes the
+quantile of a uniform number, as torch's did before.
 Upstream: pytorch/pytorch#168058, pytorch/torchtitan#3106. Delete when DTensor's initialisation equals the
 unsharded one.
 """
 
-import hashlib
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+from mosaic_photon.counter_random import Stream, normal_cdf, normal_quantile
 from mosaic_photon.names import clean_name
 
-RANDOM_FILLS = {
-    nn.init.normal_,  # these three ask for overrides themselves, before they call a tensor's method
-    nn.init.uniform_,
-    nn.init.kaiming_uniform_,
-    torch.Tensor.normal_,
-    torch.Tensor.uniform_,
-    torch.Tensor.bernoulli_,
-    torch.Tensor.exponential_,
-    torch.Tensor.log_normal_,
-    torch.Tensor.random_,
-}
+BLOCK = 1 << 17
+"""Numbers drawn at once, unless a single row has more."""
 
 
-class SeededByName(TorchFunctionMode):
-    """Within it, a random in-place fill of one of `parameters` draws the whole tensor from its own generator."""
+class Drawn:
+    """What a parameter's numbers depend on; `fills` tells a second filling of it from the first."""
 
-    def __init__(self, parameters: dict[str, torch.Tensor], seed: int) -> None:
-        super().__init__()
-        self.seed = seed
-        self.names = {id(tensor): clean_name(name) for name, tensor in parameters.items()}
-        self.generators: dict[int, torch.Generator] = {}
+    def __init__(self, seed: int, name: str) -> None:
+        self.seed, self.name, self.fills = seed, name, 0
 
-    def generator(self, tensor: torch.Tensor) -> torch.Generator:
-        """One generator a parameter, so that a second fill of the same parameter goes on where the first ended."""
-        key = id(tensor)
-        if key not in self.generators:
-            digest = hashlib.sha256(f"{self.seed}/{self.names[key]}".encode()).digest()
-            generator = torch.Generator(device=tensor.device)
-            self.generators[key] = generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return self.generators[key]
+    def next_stream(self) -> Stream:
+        self.fills += 1
+        return Stream.of(self.seed, self.name, self.fills)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+
+class Part(Tensor):
+    """Stands for a whole parameter, or a slice of one, while a model is initialised; only this rank's part exists.
+
+    It takes random fillings, in-place operations with numbers, and slices. Its shape is that of the whole.
+    """
+
+    local: Tensor
+    """This rank's part, which operations change."""
+    indices: list[Tensor]
+    """Of each dimension, where in the whole the part's indices lie: int64, ascending."""
+    places: list[Tensor]
+    """Of each dimension, what its indices add to an element's place in the parameter: int64."""
+    drawn: Drawn
+
+    @staticmethod
+    def __new__(
+        cls: type[Part],
+        shape: Sequence[int],
+        local: Tensor,
+        indices: list[Tensor],
+        places: list[Tensor],
+        drawn: Drawn,
+    ) -> Part:
+        part = Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
+        part.local, part.indices, part.places, part.drawn = local, indices, places, drawn
+        return part
+
+    @classmethod
+    def of(cls, parameter: Tensor, drawn: Drawn) -> Part:
+        """The whole of a parameter, be it sharded, plain, or a Part already."""
+        if isinstance(parameter, Part):
+            return cls(parameter.shape, parameter.local, parameter.indices, parameter.places, drawn)
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+        indices = [_indices(parameter, dim) for dim in range(parameter.ndim)]
+        strides = [parameter.shape[dim + 1 :].numel() for dim in range(parameter.ndim)]
+        return cls(parameter.shape, local, indices, [i * s for i, s in zip(indices, strides, strict=True)], drawn)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        target: Any = args[0] if args else kwargs.get("tensor")
-        if func not in RANDOM_FILLS or id(target) not in self.names or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
-        kwargs.pop("tensor", None)
-        kwargs["generator"] = self.generator(target)
-        if not isinstance(target, DTensor):
-            return func(target, *args[1:], **kwargs)
-        whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-        func(whole, *args[1:], **kwargs)
-        # src_data_rank=None: every rank holds the same whole tensor, nothing needs to be sent.
-        target.copy_(distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None))
-        return target
+        part, rest, kwargs = args[0], args[1:], kwargs or {}
+        name = func.overloadpacket.__name__
+        if name == "_to_copy" and kwargs.get("dtype") is torch.float32:
+            return part  # TorchTitan fills a copy of full precision; here only what is written is rounded
+        if name == "copy_" and isinstance(rest[0], Part) and rest[0].local is part.local:
+            return part
+        numbers = all(isinstance(value, int | float | None) for value in (*rest, *kwargs.values()))
+        if isinstance(part, Part) and numbers:
+            if name in VIEWS:
+                return VIEWS[name](part, *rest, **kwargs)
+            if name in FILLS:
+                kwargs.pop("generator", None)
+                part.fill(FILLS[name](*rest, **kwargs))
+                return part
+            if name.endswith("_") and torch.Tag.nondeterministic_seeded not in func.tags:
+                func(part.local, *rest, **kwargs)
+                return part
+        raise NotImplementedError(
+            f"{func} while parameters are initialised: no rank holds a whole parameter, so only normal, truncated"
+            " normal and uniform fillings, in-place operations with numbers, and slices are possible"
+        )
+
+    @torch.no_grad()
+    def fill(self, value: Callable[[Tensor], Tensor]) -> None:
+        """With `value` of uniform numbers, a block of rows at a time."""
+        stream = self.drawn.next_stream()
+        local, places = self.local, self.places
+        if not local.ndim:
+            local, places = local.view(1), [torch.zeros(1, dtype=torch.int64, device=local.device)]
+        rows = max(1, BLOCK // max(1, local.shape[1:].numel()))
+        for begin in range(0, len(local) if local.numel() else 0, rows):
+            block = places[0][begin : begin + rows]
+            for more in places[1:]:
+                block = block.unsqueeze(-1) + more
+            local[begin : begin + rows] = value(stream.uniform(block))
+
+    def narrowed(self, dim: int, begin: int, end: int) -> Part:
+        """The slice of a dimension."""
+        indices = self.indices[dim]
+        inside = torch.nonzero((indices >= begin) & (indices < end)).flatten().tolist()
+        first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        if last - first != len(inside):
+            raise NotImplementedError("a slice of a parameter whose shard is not contiguous")
+        shape = [*self.shape[:dim], end - begin, *self.shape[dim + 1 :]]
+        local = self.local.narrow(dim, first, last - first)
+        indices, places = indices[first:last] - begin, self.places[dim][first:last]
+        return Part(shape, local, _put(self.indices, dim, indices), _put(self.places, dim, places), self.drawn)
+
+
+def _put(tensors: list[Tensor], at: int, tensor: Tensor) -> list[Tensor]:
+    return [*tensors[:at], tensor, *tensors[at + 1 :]]
+
+
+def _slice(part: Part, dim: int = 0, begin: int | None = None, end: int | None = None, step: int = 1) -> Part:
+    begin, end, step = slice(begin, end, step).indices(part.shape[dim])
+    if step != 1:
+        raise NotImplementedError("a slice with steps of a parameter that is initialised")
+    return part.narrowed(dim, begin, max(begin, end))
+
+
+def _indices(parameter: Tensor, dim: int) -> Tensor:
+    """Where in the whole this rank's indices of a dimension lie."""
+    whole = torch.arange(parameter.shape[dim], device=parameter.device)
+    if not isinstance(parameter, DTensor):
+        return whole
+    placements = [_along(placement, dim) for placement in parameter.placements]
+    # src_data_rank=None: every rank holds the same numbers, nothing needs to be sent.
+    return distribute_tensor(whole, parameter.device_mesh, placements, src_data_rank=None).to_local()
+
+
+def _along(placement: Any, dim: int) -> Any:
+    """How a vector that goes along this dimension is placed."""
+    if getattr(placement, "dim", None) != dim:
+        return Replicate()
+    factor = getattr(placement, "split_factor", None)  # of FSDP's shards of tensor-parallel ones
+    return type(placement)(0) if factor is None else type(placement)(0, split_factor=factor)
+
+
+def _select(part: Part, dim: int, index: int) -> Part:
+    """One index of a dimension, whose place goes to another dimension's."""
+    dim, index = dim % part.ndim, index % part.shape[dim]
+    row = part.narrowed(dim, index, index + 1)
+    shape, indices, places = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.indices, row.places))
+    if not len(row.places[dim]):  # it is another rank's: what is done to it is done to nothing
+        return Part(shape, row.local.new_empty([len(p) for p in places]), indices, places, row.drawn)
+    if places:
+        places[0] = places[0] + row.places[dim]
+    return Part(shape, row.local.select(dim, 0), indices, places, row.drawn)
+
+
+def _normal(mean: float = 0.0, std: float = 1.0) -> Callable[[Tensor], Tensor]:
+    return lambda uniform: normal_quantile(uniform).mul_(std).add_(mean)
+
+
+def _uniform(low: float = 0.0, high: float = 1.0) -> Callable[[Tensor], Tensor]:
+    return lambda uniform: uniform.mul_(high - low).add_(low)
+
+
+def _truncated_normal(mean: float, std: float, low: float, high: float) -> Callable[[Tensor], Tensor]:
+    begin, end = normal_cdf((low - mean) / std), normal_cdf((high - mean) / std)
+
+    def value(uniform: Tensor) -> Tensor:
+        inside = uniform.mul_(end - begin).add_(begin).clamp_(2.0**-53, 1 - 2.0**-53)
+        return normal_quantile(inside).mul_(std).add_(mean).clamp_(low, high)
+
+    return value
+
+
+VIEWS: dict[str, Callable[..., Part]] = {
+    "alias": lambda part: part,
+    "detach": lambda part: part,
+    "select": _select,
+    "slice": _slice,
+}
+FILLS = {"normal_": _normal, "uniform_": _uniform}
+
+
+@contextmanager
+def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
+    """Within it, the model's parameters are Parts, whose random numbers depend on seed and name alone."""
+    parts: dict[int, Part] = {}
+    held = []
+    for name, parameter in model.named_parameters():
+        parts[id(parameter)] = Part.of(parameter, Drawn(seed, clean_name(name)))
+    for module in model.modules():
+        held += [(module, name, p) for name, p in module._parameters.items() if p is not None]
+    upstream = nn.init.trunc_normal_
+    try:
+        for module, name, parameter in held:
+            module._parameters[name] = parts[id(parameter)]  # type: ignore[assignment]
+        nn.init.trunc_normal_ = _by_quantile(upstream)
+        yield
+    finally:
+        nn.init.trunc_normal_ = upstream
+        for module, name, parameter in held:
+            module._parameters[name] = parameter
+
+
+def _by_quantile(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def trunc_normal_(
+        tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
+    ) -> Tensor:
+        if not isinstance(tensor, Part):
+            return upstream(tensor, mean, std, a, b, generator)
+        tensor.fill(_truncated_normal(mean, std, a, b))
+        return tensor
+
+    return trunc_normal_
 
 
 def seed_init_by_name(model: Any, seed: int) -> None:
-    """Replace `model.init_weights` by itself run under `SeededByName`. Parameters exist when it is called, not now."""
+    """Replace `model.init_weights` by itself within `initialised_by_parts`."""
     init_weights = model.init_weights
 
     def seeded_init_weights(*args: Any, **kwargs: Any) -> None:
-        with SeededByName(dict(model.named_parameters()), seed):
+        with initialised_by_parts(model, seed):
             init_weights(*args, **kwargs)
 
     model.init_weights = seeded_init_weights

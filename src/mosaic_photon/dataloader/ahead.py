@@ -18,6 +18,8 @@ from mosaic_photon.dataloader.patience import LONGEST_PAUSE_S, Outage, say
 T = TypeVar("T")
 FETCHERS = 8
 SHARDS_AHEAD = 32
+LEAVE_AFTER_S = 10.0
+"""A thread that does not end in this time, be it that its remote does not answer, is left to die."""
 
 
 class ReadAhead(Generic[T]):
@@ -47,11 +49,11 @@ class ReadAhead(Generic[T]):
         return item  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Stop the thread and wait for it, at most 10 s: the item it is making is finished first. `next` ends."""
+        """Stop the thread and wait for it, at most 10 s: it finishes the item it is making. `next` ends."""
         self._stopped = True
         self._places.put(False)
         self._items.put((None, StopIteration()))  # for one who waits for an item
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=LEAVE_AFTER_S)
 
     def _run(self) -> None:
         try:
@@ -109,11 +111,11 @@ class FetchAhead:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop the threads, each after the shard it is fetching; what takes longer than 10 s is left to die."""
+        """Stop the threads, each after the shard it is fetching; what takes longer than 10 s is left."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LEAVE_AFTER_S
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 

@@ -199,6 +199,7 @@ class DataSpecDataLoader(BaseDataLoader):
         running, self._running = self._running, None
         if running is not None:
             running.close()  # type: ignore[attr-defined]  # both kinds have it
+            self.data.dataset.reader.close()  # a thread that still waits for a shard keeps what it has open
 
     def _summarize(self) -> Summary:
         dataset = self.data.dataset

@@ -29,7 +29,11 @@ class OpenShard:
 
 
 class ShardReader:
-    """The open shards of one process; beyond 128 the one opened first is closed. One thread at a time may read."""
+    """The open shards of one process; beyond 128 the one opened first is closed.
+
+    One thread at a time may read. After `close` another may, though the first still waits for a shard: that one will
+    find the files that it had, and nobody else's.
+    """
 
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
@@ -39,11 +43,12 @@ class ShardReader:
 
     def shard(self, shard_id: int) -> OpenShard:
         """The shard, opened if it is not; fetched if it is not here. Raises DataError if its header is damaged."""
-        shard = self._open.get(shard_id)
+        opened = self._open
+        shard = opened.get(shard_id)
         if shard is None:
-            while len(self._open) >= self._keep_open:
-                del self._open[next(iter(self._open))]
-            shard = self._open[shard_id] = self._open_shard(shard_id)
+            while len(opened) >= self._keep_open:
+                del opened[next(iter(opened))]
+            shard = opened[shard_id] = self._open_shard(shard_id)
         return shard
 
     def sample(self, shard_id: int, index: int) -> bytes:
@@ -56,8 +61,8 @@ class ShardReader:
         return data
 
     def close(self) -> None:
-        """Close all shards."""
-        self._open.clear()
+        """Close all shards, as soon as nobody reads from them."""
+        self._open = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a spawned worker opens its own
