@@ -11,6 +11,7 @@ def cpu_group() -> dist.ProcessGroup:
     """A gloo group of all ranks, one for every purpose. Collective the first time, and used in one order everywhere."""
     global _made
     world = dist.group.WORLD
+    assert world is not None, "there is no process group yet"
     if dist.get_backend() == "gloo":
         return world
     if _made is None or _made[0] is not world:

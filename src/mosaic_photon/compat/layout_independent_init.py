@@ -46,7 +46,7 @@ class Part(Tensor):
 
     local: Tensor
     """This rank's part, which operations change."""
-    indices: list[Tensor]
+    held: list[Tensor]
     """Of each dimension, where in the whole the part's indices lie: int64, ascending."""
     places: list[Tensor]
     """Of each dimension, what its indices add to an element's place in the parameter: int64."""
@@ -57,28 +57,28 @@ class Part(Tensor):
         cls: type[Part],
         shape: Sequence[int],
         local: Tensor,
-        indices: list[Tensor],
+        held: list[Tensor],
         places: list[Tensor],
         drawn: Drawn,
     ) -> Part:
         part = Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
-        part.local, part.indices, part.places, part.drawn = local, indices, places, drawn
+        part.local, part.held, part.places, part.drawn = local, held, places, drawn
         return part
 
     @classmethod
     def of(cls, parameter: Tensor, drawn: Drawn) -> Part:
         """The whole of a parameter, be it sharded, plain, or a Part already."""
         if isinstance(parameter, Part):
-            return cls(parameter.shape, parameter.local, parameter.indices, parameter.places, drawn)
+            return cls(parameter.shape, parameter.local, parameter.held, parameter.places, drawn)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
-        indices = [_indices(parameter, dim) for dim in range(parameter.ndim)]
+        held = [_held(parameter, dim) for dim in range(parameter.ndim)]
         strides = [parameter.shape[dim + 1 :].numel() for dim in range(parameter.ndim)]
-        return cls(parameter.shape, local, indices, [i * s for i, s in zip(indices, strides, strict=True)], drawn)
+        return cls(parameter.shape, local, held, [h * s for h, s in zip(held, strides, strict=True)], drawn)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         part, rest, kwargs = args[0], args[1:], kwargs or {}
@@ -119,15 +119,15 @@ class Part(Tensor):
 
     def narrowed(self, dim: int, begin: int, end: int) -> Part:
         """The slice of a dimension."""
-        indices = self.indices[dim]
-        inside = torch.nonzero((indices >= begin) & (indices < end)).flatten().tolist()
+        held = self.held[dim]
+        inside = torch.nonzero((held >= begin) & (held < end)).flatten().tolist()
         first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
         if last - first != len(inside):
             raise NotImplementedError("a slice of a parameter whose shard is not contiguous")
         shape = [*self.shape[:dim], end - begin, *self.shape[dim + 1 :]]
         local = self.local.narrow(dim, first, last - first)
-        indices, places = indices[first:last] - begin, self.places[dim][first:last]
-        return Part(shape, local, _put(self.indices, dim, indices), _put(self.places, dim, places), self.drawn)
+        held, places = held[first:last] - begin, self.places[dim][first:last]
+        return Part(shape, local, _put(self.held, dim, held), _put(self.places, dim, places), self.drawn)
 
 
 def _put(tensors: list[Tensor], at: int, tensor: Tensor) -> list[Tensor]:
@@ -141,7 +141,7 @@ def _slice(part: Part, dim: int = 0, begin: int | None = None, end: int | None =
     return part.narrowed(dim, begin, max(begin, end))
 
 
-def _indices(parameter: Tensor, dim: int) -> Tensor:
+def _held(parameter: Tensor, dim: int) -> Tensor:
     """Where in the whole this rank's indices of a dimension lie."""
     whole = torch.arange(parameter.shape[dim], device=parameter.device)
     if not isinstance(parameter, DTensor):
@@ -163,12 +163,12 @@ def _select(part: Part, dim: int, index: int) -> Part:
     """One index of a dimension, whose place goes to another dimension's."""
     dim, index = dim % part.ndim, index % part.shape[dim]
     row = part.narrowed(dim, index, index + 1)
-    shape, indices, places = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.indices, row.places))
+    shape, held, places = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.held, row.places))
     if not len(row.places[dim]):  # it is another rank's: what is done to it is done to nothing
-        return Part(shape, row.local.new_empty([len(p) for p in places]), indices, places, row.drawn)
+        return Part(shape, row.local.new_empty([len(p) for p in places]), held, places, row.drawn)
     if places:
         places[0] = places[0] + row.places[dim]
-    return Part(shape, row.local.select(dim, 0), indices, places, row.drawn)
+    return Part(shape, row.local.select(dim, 0), held, places, row.drawn)
 
 
 def _normal(mean: float = 0.0, std: float = 1.0) -> Callable[[Tensor], Tensor]:
