@@ -23,7 +23,6 @@ from mosaic_photon.dataloader.index import PACKED_VERSION, DataError, pack_index
 from mosaic_photon.dataloader.settings import Settings, in_force
 from mosaic_photon.dataloader.shards import Index, Shards, read_index
 
-
 PACKED = f"*.{PACKED_VERSION}"
 
 
