@@ -7,6 +7,8 @@ import json
 import lzma
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -116,6 +118,16 @@ def test_text_of_special_tokens(tmp_path, capsys, special):
     assert record(tmp_path / "out")["special_texts"] == 60
     became = {"token": "tokens", "text": "plain text"}[special]
     assert f"60 times the text of a special token in a document became {became}" in capsys.readouterr().out
+
+
+def test_a_call_says_nothing_that_is_not_asked(tmp_path):
+    """Also not the tokenizers library, which warns where a process is forked that has used its threads."""
+    (tmp_path / "a.txt").write_text("word and word\n" * 400_000)
+    command = [sys.executable, "-m", "mosaic_photon.cli", "prepare", str(tmp_path / "a.txt"), "--val", "0"]
+    command += ["--tokenizer", TOKENIZER, "--seq-len", "63", "--out", str(tmp_path / "out"), "--workers", "2"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert record(tmp_path / "out")["splits"]["train"]["documents"] == 1
 
 
 def test_separate_documents_are_samples_of_their_own(tmp_path, capsys):

@@ -181,14 +181,14 @@ def _may_cut(sources: list[Source], file: str, tokenizer: Any) -> bool:
     from mosaic_photon.prepare.cuts import are_harmless
     from mosaic_photon.prepare.sources import PIECE_BYTES
 
-    large = [source.path for source in sources if source.kind == "text" and source.size > PIECE_BYTES]
-    harmless = are_harmless(file, tokenizer)
-    if large and not harmless:
-        print(
-            f"note: {len(large):,} text files above {PIECE_BYTES >> 20} MiB ({display(large[0])}, ...) are tokenized"
-            " whole, each by one worker: parts would give this tokenizer other tokens"
-        )
-    return harmless
+    large = [source.path for source in sources if source.kind == "text" and (source.size > PIECE_BYTES or source.codec)]
+    if not large or are_harmless(file, tokenizer):
+        return True
+    print(
+        f"note: {len(large):,} text files, compressed or above {PIECE_BYTES >> 20} MiB ({display(large[0])}, ...), are"
+        " tokenized whole, each by one worker: parts would give this tokenizer other tokens"
+    )
+    return False
 
 
 def _pad_id(tokenizer: Any, special: dict[str, str]) -> int:

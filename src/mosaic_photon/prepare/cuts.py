@@ -79,6 +79,8 @@ def _passes_trial(tokenizer: Any) -> bool:
         words = tokenizer.pre_tokenizer.pre_tokenize_str(left + right)
         if any(begin < len(left) < end for _, (begin, end) in words):
             return False
-    texts = [text for left, right in pairs for text in (left + right, left, right)]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return all(ids[number] == ids[number + 1] + ids[number + 2] for number in range(0, len(ids), 3))
+    return all(_ids(tokenizer, left + right) == _ids(tokenizer, left) + _ids(tokenizer, right) for left, right in pairs)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids  # not by batch: its threads would be forked
