@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes the job has (default: WORLD_SIZE, else 1)",
     )
+    add("--nnodes", type=int, metavar="N", help="nodes the job has: show what each reads and keeps in an epoch")
+    add("--nproc-per-node", type=int, metavar="M", help="processes of each node (default: 1)")
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 1 where a file is damaged."""
     from mosaic_photon.dataloader.config import load_data_config
 
+    _check_nodes(args)
     config = load_data_config(args.config)
     job_config = _load_job(args) if args.job else None
     tokenizer = args.tokenizer or (job_config and job_config.model.hf_assets_path)
@@ -56,6 +59,23 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(reports, job)
     return int(damaged)
+
+
+def _check_nodes(args: argparse.Namespace) -> None:
+    """Let the nodes' processes be the job's."""
+    from mosaic_photon.errors import ConfigError
+
+    if args.nnodes is None and args.nproc_per_node is None:
+        return
+    args.nnodes = 1 if args.nnodes is None else args.nnodes
+    args.nproc_per_node = 1 if args.nproc_per_node is None else args.nproc_per_node
+    if args.nnodes < 1 or args.nproc_per_node < 1:
+        raise ConfigError(
+            f"--nnodes {args.nnodes} --nproc-per-node {args.nproc_per_node}: both must be at least 1, as in torchrun"
+        )
+    if not args.job:
+        raise ConfigError("--nnodes and --nproc-per-node tell of a job; name it with --job")
+    args.world_size = args.nnodes * args.nproc_per_node
 
 
 def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, Any]) -> LoaderReport:
@@ -110,6 +130,7 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     loader = build_mosaic_dataloader(data_parallel, 0, HuggingFaceTokenizer(job.model.hf_assets_path), job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
     steps = loader.summary.steps_per_epoch
+    nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}
     loader.close()
     return {
         "config": args.job,
@@ -120,6 +141,26 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
         "steps_per_epoch": steps,
         "steps": job.training.steps,
         "epochs": job.training.steps / steps,
+        **nodes,
+    }
+
+
+def _nodes(job: MosaicJobConfig, args: argparse.Namespace, data_parallel: int, loader: Any) -> dict[str, Any]:
+    """What each node reads and keeps in an epoch. Bytes."""
+    from mosaic_photon.dataloader.need import needs_of_nodes, warning
+    from mosaic_photon.dataloader.order import places_of_mesh
+
+    inner = job.parallelism.tensor_parallel_degree * job.parallelism.context_parallel_degree
+    places = places_of_mesh(args.world_size, args.nproc_per_node, data_parallel, inner)
+    order, cache = loader.orders.order, loader.data.dataset.cache
+    needs = needs_of_nodes(order, cache, places)
+    return {
+        "nodes": [{"shards": n.shards, "bytes": n.bytes, "kept_bytes": n.kept_bytes} for n in needs],
+        "shards": len(cache.shards),
+        "download_bytes": sum(need.download_bytes for need in needs),
+        "order_bytes": loader.orders.bytes,
+        "index_bytes": sum(len(index.packed) for index in cache.shards.indexes),
+        "warning": warning(needs, len(cache.shards), order, places),
     }
 
 
@@ -139,6 +180,27 @@ def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None
             highlight=False,
             soft_wrap=True,
         )
+    if job and "nodes" in job:
+        _print_nodes(console, job)
+
+
+def _print_nodes(console: Any, job: dict[str, Any]) -> None:
+    nodes = job["nodes"]
+    reads, size, kept = ([node[key] for node in nodes] for key in ("shards", "bytes", "kept_bytes"))
+    console.print(
+        f"{len(nodes)} node(s): in an epoch each reads {_range(reads, '{:,}'.format)} of {job['shards']:,} shards,"
+        f" {_range(size, _size)}, and keeps {_range(kept, _size)}; {_size(job['download_bytes'])} are downloaded in"
+        f" all; on each node the order takes {_size(job['order_bytes'])}, the index {_size(job['index_bytes'])}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if job["warning"]:
+        console.print(f"[bold red]warning[/] {job['warning']}", highlight=False, soft_wrap=True)
+
+
+def _range(values: list[int], say: Callable[[int], str]) -> str:
+    least, most = min(values), max(values)
+    return say(most) if say(least) == say(most) else f"{say(least)} to {say(most)}"
 
 
 def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
