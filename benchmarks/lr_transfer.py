@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from mosaic_photon.cli.coord_check import adamw
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.models.proxy import Hyper, adamw, batches, build, loss_of, resized, stdlib_tokens, train_step
+from mosaic_photon.models.proxy import Hyper, batches, build, loss_of, resized, stdlib_tokens, train_step
 
 ROOT = Path(__file__).parent.parent
 BASE_WIDTH, BASE_DEPTH, SEQ_LEN, BATCH = 64, 2, 64, 8
@@ -48,7 +49,7 @@ def model_args(axis: str, size: int, mup: bool) -> MPTMuPModelArgs:
 def final_loss(args: MPTMuPModelArgs, tokens: torch.Tensor, lr: float, steps: int) -> float:
     """Mean loss of the last tenth of the steps; linear warm-up over the first tenth, then constant."""
     model, hyper = build(TitanComposerMPTMuP, args, 0, "cpu"), Hyper(lr=lr)
-    optimizer, stream, losses = adamw(model, hyper), batches(tokens, BATCH, SEQ_LEN, 0), []
+    optimizer, stream, losses = adamw(hyper, [], model), batches(tokens, BATCH, SEQ_LEN, 0), []
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps / 10)))
     for _ in range(steps):
         loss = loss_of(model, next(stream), "cpu")

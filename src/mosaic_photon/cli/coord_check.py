@@ -1,18 +1,26 @@
 """`mosaic-photon coord-check JOB.toml`: does the job's parametrization keep activations the same size?
 
 Trains the job's model at several widths or depths for a few AdamW steps on the text of Python's standard library, with
-the settings of CompleteP's reference, and judges the slopes of log mean |activation| against log size.
-Exit code 0: pass, 1: fail.
+the settings of CompleteP's reference and the job's own parameter groups and initial weights, and judges the slopes of
+log mean |activation| against log size.
+Exit code 0: pass, 1: fail, 3: too few seeds to tell.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mosaic_photon.models.proxy import Hyper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     axis.add_argument("--widths", nargs="*", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
     axis.add_argument("--depths", nargs="*", type=int, metavar="L",
                       help="n_layers of each run, at [mup] base_width (2 4 8 16)")  # fmt: skip
-    add("--seeds", type=int, default=3, help="runs per size, averaged (default 3)")
+    add("--seeds", type=int, default=3, help="runs per size, from which the slopes' intervals come (default 3)")
     add("--steps", type=int, default=10, help="AdamW steps of each run (default 10)")
     add("--lr", type=float, help="learning rate of the base size (default 2e-3 for widths, 1e-3 for depths)")
     add("--no-mup", action="store_true", help="ignore [mup]: the standard parametrization, to see it fail")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--out", default="outputs/coord_check", metavar="DIR", help="folder for PNG, HTML and JSON (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-
     from rich.console import Console
     from rich.progress import track
 
     from mosaic_photon.models import coord_check, coord_report
     from mosaic_photon.models.jobs import load_job_model
-    from mosaic_photon.models.proxy import stdlib_tokens
+    from mosaic_photon.models.proxy import Hyper, stdlib_tokens
 
     axis = "width" if args.depths is None else "depth"
     sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES[axis]))
@@ -50,21 +58,42 @@ def run(args: argparse.Namespace) -> int:
         make(0)
     tokens = stdlib_tokens(job.model.hf_assets_path, 400_000)
     start, lr = time.monotonic(), args.lr or coord_check.DEFAULT_LR[axis]
+    optimizer = partial(adamw, Hyper(lr=lr), job.optimizer.no_decay)
     traces = list(
         track(
-            coord_check.check(runs, tokens, lr, args.seeds, args.steps),
-            description=f"{axis}s {sizes}", total=len(sizes) * args.seeds,
+            coord_check.check(runs, tokens, optimizer, args.seeds, args.steps),
+            description=f"{axis}s {sizes}", total=len(sizes) * args.seeds, console=Console(stderr=True),
         )
     )  # fmt: skip
     activations = coord_check.collect(axis, traces)
-    findings = coord_check.judge(activations)
+    verdict = coord_check.judge(activations)
     title = f"{job.model.name} {job.model.flavor}, {describe(job)}, lr {lr:g}, {args.seeds} seeds"
-    paths = coord_report.write(args.out, title, activations, findings)
+    paths = coord_report.write(args.out, title, activations, verdict)
+    if args.json:
+        print(coord_report.to_json(title, activations, verdict))
+        return verdict.exit_code
     console = Console()
     console.print(title, coord_report.table(activations), sep="\n", highlight=False)
-    console.print(coord_report.verdict(findings), style="green" if not findings else "red", highlight=False)
+    style = {"PASS": "green", "FAIL": "red"}.get(verdict.word, "yellow")
+    console.print(str(verdict), style=style, highlight=False)
     console.print(f"{time.monotonic() - start:.0f} s; {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
-    return 1 if findings else 0
+    return verdict.exit_code
+
+
+def adamw(hyper: Hyper, no_decay: Sequence[str], model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with the groups that the job's optimizer would have on this model."""
+    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+
+    # isort: split
+    from torchtitan.distributed import ParallelDims
+
+    from mosaic_photon.job_config import Optimizer
+    from mosaic_photon.optimizers.builder import build_optimizers
+
+    beta1, beta2 = hyper.betas
+    config = Optimizer(lr=hyper.lr, beta1=beta1, beta2=beta2, eps=hyper.eps, weight_decay=hyper.weight_decay)
+    config.no_decay = list(no_decay)
+    return build_optimizers([model], config, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)).optimizers[0]
 
 
 def factory(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], tuple[Any, Any]]:

@@ -11,38 +11,42 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mosaic_photon.models.coord_check import BOUNDS, Activations, Finding
+from mosaic_photon.models.coord_check import BOUNDS, Activations, Interval, Verdict
 from mosaic_photon.models.proxy import KINDS
 
 
 def table(activations: Activations) -> Table:
-    """Slopes by kind (rows) at steps 0, 1, middle and last, and the last step's values by size."""
-    slopes, last = activations.slopes(), activations.values.shape[1] - 1
-    steps = sorted({0, 1, (last + 1) // 2, last})
-    title = f"slope against {activations.axis} at steps {steps}; mean |activation| at step {last} by {activations.axis}"
+    """Slopes by kind (rows) at the first and last step, the interval judged, and the last step's values by size."""
+    slopes, values = activations.slopes().mean(axis=0), activations.values
+    last = values.shape[1] - 1
+    steps = (0, last)
+    title = f"slope against {activations.axis} (s.) at a step, and judged; mean |activation| at step {last}"
     out = Table(title=title, title_justify="left")
     out.add_column("", no_wrap=True)
     for step in steps:
         out.add_column(f"s. {step}", justify="right", no_wrap=True)
+    out.add_column("judged", justify="right", no_wrap=True)
     for size in activations.sizes:
         out.add_column(str(size), justify="right", no_wrap=True)
-    for row, kind in enumerate(KINDS):
+    for row, (kind, interval) in enumerate(intervals(activations).items()):
         cells = [f"{slopes[row, step]:+.2f}" for step in steps]
-        out.add_row(kind, *cells, *(f"{value:.2g}" for value in activations.values[row, last]))
+        cells.append(f"{interval.low:+.2f} to {interval.high:+.2f}")
+        out.add_row(kind, *cells, *(f"{value:.2g}" for value in values[row, last]))
     return out
 
 
-def verdict(findings: list[Finding]) -> str:
-    return "PASS" if not findings else "FAIL: " + "; ".join(map(str, findings))
+def intervals(activations: Activations) -> dict[str, Interval]:
+    """Kind -> where its slope lies by all seeds."""
+    return dict(zip(KINDS, map(Interval.of, activations.late_slopes().T), strict=True))
 
 
-def write(folder: str, title: str, activations: Activations, findings: list[Finding]) -> list[Path]:
+def write(folder: str, title: str, activations: Activations, verdict: Verdict) -> list[Path]:
     """Write coord_check_<axis>.{json,png,html} below `folder`; returns the paths."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     png = plot(title, activations)
-    files = {"json": to_json(title, activations, findings).encode(), "png": png,
-             "html": page(title, activations, findings, png).encode()}  # fmt: skip
+    files = {"json": to_json(title, activations, verdict).encode(), "png": png,
+             "html": page(title, activations, verdict, png).encode()}  # fmt: skip
     paths = []
     for suffix, content in files.items():
         path = target / f"coord_check_{activations.axis}.{suffix}"
@@ -53,11 +57,16 @@ def write(folder: str, title: str, activations: Activations, findings: list[Find
     return paths
 
 
-def to_json(title: str, activations: Activations, findings: list[Finding]) -> str:
+def to_json(title: str, activations: Activations, verdict: Verdict) -> str:
+    """All that was measured and judged; infinite bounds of an interval are null."""
+    judged = {
+        kind: [x if np.isfinite(x) else None for x in (i.low, i.high)] for kind, i in intervals(activations).items()
+    }
     content = {
         "title": title, "axis": activations.axis, "sizes": activations.sizes, "kinds": list(KINDS),
-        "activations": activations.values.tolist(), "slopes": activations.slopes().tolist(),
-        "verdict": verdict(findings),
+        "activations": activations.values.tolist(), "slopes": activations.slopes().mean(axis=0).tolist(),
+        "seeds": len(activations.runs), "intervals": judged, "verdict": verdict.word,
+        "seeds_needed": verdict.seeds_needed, "findings": [str(finding) for finding in verdict.findings],
     }  # fmt: skip
     return json.dumps(content, indent=1)
 
@@ -87,21 +96,21 @@ def plot(title: str, activations: Activations) -> bytes:
     return buffer.getvalue()
 
 
-def page(title: str, activations: Activations, findings: list[Finding], png: bytes) -> str:
+def page(title: str, activations: Activations, verdict: Verdict, png: bytes) -> str:
     """A page with no outside reference: the verdict, the plot, every slope."""
     bounds = BOUNDS[activations.axis]
     rows = "".join(
         f"<tr><th>{kind}</th>" + "".join(_cell(slope, step, bounds.growth) for step, slope in enumerate(row)) + "</tr>"
-        for kind, row in zip(KINDS, activations.slopes(), strict=True)
+        for kind, row in zip(KINDS, activations.slopes().mean(axis=0), strict=True)
     )
     head = "".join(f"<th>step {step}</th>" for step in range(activations.values.shape[1]))
     image = base64.b64encode(png).decode()
     return (
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
         "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 8px;text-align:right}.out{color:#b00}</style>"
-        f"<h1>{html.escape(title)}</h1><p><b>{html.escape(verdict(findings))}</b></p>"
-        f"<p>Bounds: slope &le; {bounds.growth} at any step after the first; "
-        f"slope &ge; {-bounds.shrink} at the last step for all but the logits.</p>"
+        f"<h1>{html.escape(title)}</h1><p><b>{html.escape(str(verdict))}</b></p>"
+        f"<p>Judged: the slope's mean over the second half of the steps, 95 % interval over {len(activations.runs)} "
+        f"seeds. Bounds: {bounds.growth}, and {-bounds.shrink} for all but the logits.</p>"
         f'<img alt="mean |activation| against {activations.axis}" src="data:image/png;base64,{image}">'
         f"<h2>Slopes</h2><table><tr><th></th>{head}</tr>{rows}</table>"
     )

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mosaic_photon.compat.layout_independent_init import seed_init_by_name
+from mosaic_photon.compat.unset_parameters import zero_before_init
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.parametrization import ParameterScale
 
 KINDS = ("embedding", "attention", "feed-forward", "block", "logits")
 """Layers whose outputs are measured; attention and feed-forward averaged over the blocks, block is the last one."""
@@ -54,6 +56,8 @@ def resized(args: Any, width: int | None = None, depth: int | None = None) -> An
             changes["ffn_config"] = args.ffn_config | {"ffn_hidden_size": ffn_size * width // own_width}
     else:
         changes["n_kv_heads"] = kv_heads(args.n_kv_heads, args.n_heads, heads)
+        # Feed-forward sizes are rounded up to a multiple of it: rounded alike, they keep their proportion.
+        changes["multiple_of"] = max(1, args.multiple_of * width // own_width)
     return dataclasses.replace(args, **changes)
 
 
@@ -68,30 +72,16 @@ def kv_heads(own: int | None, own_heads: int, heads: int) -> int | None:
 
 
 def build(model_cls: Callable[[Any], nn.Module], args: Any, seed: int, device: str) -> nn.Module:
-    """The model on `device`, initialised from `seed`."""
+    """The model on `device`, with the weights that a job with this seed begins from."""
     with torch.device("meta"):
         model = model_cls(args)
+    zero_before_init(model)
+    seed_init_by_name(model, seed)
     model.to_empty(device=device)
     torch.manual_seed(seed)
     with torch.no_grad():
         model.init_weights()  # type: ignore[operator]
     return model.train()
-
-
-def adamw(model: nn.Module, hyper: Hyper) -> torch.optim.AdamW:
-    """AdamW with one group per ParameterScale of the model; a model without scales is one group."""
-    scales = model.parameter_scales() if hasattr(model, "parameter_scales") else {}  # type: ignore[operator]
-    groups: dict[ParameterScale, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault(scales.get(name, ParameterScale()), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": params, "lr": hyper.lr * s.lr, "eps": hyper.eps * s.eps,
-             "weight_decay": hyper.weight_decay * s.weight_decay}
-            for s, params in groups.items()
-        ],
-        lr=hyper.lr, betas=hyper.betas,
-    )  # fmt: skip
 
 
 def stdlib_tokens(tokenizer_folder: str, n_tokens: int) -> Tensor:
@@ -124,7 +114,7 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], device: str) -> Tens
     return F.cross_entropy(model(inputs).flatten(0, 1).float(), labels.flatten())
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
+def train_step(model: nn.Module, optimizer: Any, loss: Tensor, max_norm: float) -> None:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
