@@ -226,6 +226,9 @@ def test_numbers_with_an_exponent_and_no_point(tmp_path: Path) -> None:
         ("{streams: {a: {remote: $BUCKET/a, local: /a}}}", "train_loader.dataset.streams.a.remote = '$BUCKET/a'"),
         ("{local: *data}", "undefined alias"),
         ("{local: !!python/object:os.system x}", "malformed YAML"),
+        ("{local: /a, predownload: !!int x}", "malformed YAML"),
+        ("{local: /a, predownload: 0x_}", "malformed YAML"),
+        ("{local: !!timestamp 2026-13-45}", "malformed YAML"),
         ("{[local, remote]: /a}", "malformed YAML"),
         ("{local: !!set {a}}", "train_loader.dataset.local: "),
     ],
@@ -234,6 +237,6 @@ def test_mistakes_of_yaml_have_a_message(tmp_path: Path, text: str, said: str) -
     assert said in refusal(tmp_path, f"train_loader: {{name: text, dataset: {text}}}")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b", "only text", "a: 1\n---\nb: 2", "1: 2", "[" * 2000])
+@pytest.mark.parametrize("text", ["- a\n- b", "only text", "a: 1\n---\nb: 2", "1: 2", "parameters: 5", "[" * 2000])
 def test_yaml_that_is_no_job(tmp_path: Path, text: str) -> None:
     refusal(tmp_path, text)

@@ -87,7 +87,8 @@ def load_data_config(path: str | Path) -> DataConfig:
     path = Path(path)
     raw = read_tables(path)
     train_key, eval_key = (TRAIN, EVAL) if TRAIN in raw else ("train_loader", "eval_loader")
-    if train_key not in raw and "train_loader" in (raw.get("parameters") or ()):
+    parameters = raw.get("parameters")
+    if train_key not in raw and isinstance(parameters, dict) and "train_loader" in parameters:
         raise ConfigError(
             f"{path}: this file is mcli's, whose job is the table 'parameters': give a file with the contents of that "
             "table alone."

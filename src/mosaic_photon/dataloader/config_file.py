@@ -70,10 +70,12 @@ def _read_yaml(text: str, path: Path) -> dict[str, Any]:
             )
         _check_keys_differ(root, path)
         tables: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: malformed YAML: {error}") from error
+    except ConfigError:
+        raise
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_in_one_line(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: `0x_`, `!!int x`
+        raise ConfigError(f"{path}: malformed YAML: {error}") from error
     return tables
 
 
