@@ -20,11 +20,9 @@ from mosaic_photon.dataloader.formats import UndecodableError, decode
 from mosaic_photon.dataloader.index import Column, DataError
 from mosaic_photon.dataloader.reader import token_column
 from mosaic_photon.dataloader.shards import Index
-from mosaic_photon.dataloader.tokens import fault_of_bytes
+from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, fault_of_bytes
 
 Decode = Callable[[list[int]], str]
-ANY_VOCABULARY = 1 << 24
-"""Token ids are below this, whatever the tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mosaic_photon.cli import main
@@ -185,6 +186,34 @@ def test_pickled_columns_are_shown(tmp_path, capsys, value):
     code, output = inspect(capsys, config, "--samples", 1, "--json")
     shown = value if value == {"label": 3} else repr(value)
     assert (code, json.loads(output.out)["train"]["samples"][0]["extra"]) == (0, shown)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "shown", "problem"),
+    [
+        (
+            "ndarray:int32",
+            np.array([5, 9999, -1], np.int32),
+            "tokens (3): 5, 9999 (outside), -1 (outside)",
+            "2 token ids",
+        ),
+        ("bytes", np.array([5, 6, 7], np.uint16).tobytes(), "tokens: 05 00 06 00 07 00", "no whole number of ids"),
+        ("bytes", np.array([5, 9999], np.int64).tobytes(), "tokens (2): 5, 9999 (outside)", "1 token ids are outside"),
+        ("ndarray", np.full((2, 2), 7), "tokens (2): [7, 7], [7, 7]", "no row of token ids"),
+        ("ndarray", np.array([0.5, np.nan]), "0.5, nan", "no row of token ids"),
+        ("str", "words", "tokens: words", "no row of token ids"),
+        ("json", {"a": [1]}, 'tokens: {"a": [1]}', "no row of token ids"),
+    ],
+)
+def test_tokens_are_shown_whatever_they_are(tmp_path, capsys, encoding, value, shown, problem):
+    from streaming import MDSWriter
+
+    with MDSWriter(columns={"tokens": encoding}, out=str(tmp_path / "odd" / "train")) as writer:
+        writer.write({"tokens": value})
+    config = one_stream(tmp_path / "data.toml", tmp_path / "odd")
+    code, output = inspect(capsys, config, "--samples", 1, "--tokenizer", TOKENIZER)
+    assert code == 1 and shown in output.out, output
+    assert problem in output.out[output.out.index("PROBLEM: ") :]
 
 
 def test_bad_input(data, tmp_path, capsys):

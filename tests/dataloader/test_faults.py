@@ -16,6 +16,7 @@ from streaming import MDSWriter
 from mds_data import job, numbers, wait_until, write_mds
 from mosaic_photon.dataloader.claim import PARTS
 from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.tokens import fault_of_bytes
 from mosaic_photon.errors import ConfigError
 
 
@@ -222,6 +223,33 @@ def test_token_ids_outside_the_vocabulary(tmp_path: Path, build: Any, token: int
             mds.write({"tokens": row})
     with pytest.raises(DataError, match=rf"token id {token} is outside the vocabulary of 2048 tokens.*sample 1\)"):
         next(iter(build(job({"local": str(tmp_path)}))))
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "ids", "vocabulary", "proposed"),
+    [
+        ("int32", "int64", range(100, 164), 2048, "int32"),
+        ("int64", "int32", range(100, 164), 2048, "int64"),
+        ("uint16", "int32", range(60_000, 60_064), 65_536, "uint16"),
+        ("uint8", "uint16", range(192, 256), 256, "uint8"),
+        ("int64", "int64", [7] * 63 + [5000], 2048, None),  # ids of another tokenizer, which any bytes could be
+        ("int64", "int64", [7] * 63 + [70_000], 5000, None),
+        ("int32", "int32", [7] * 63 + [200_000], 128_000, None),
+        ("uint16", "uint16", [7] * 63 + [5000], 2048, None),
+    ],
+)
+def test_a_type_of_bytes_is_proposed_where_it_is_the_right_one(
+    stored: str, given: str, ids: Any, vocabulary: int, proposed: str | None
+) -> None:
+    said = fault_of_bytes(np.array(ids, stored).tobytes(), np.dtype(given), vocabulary)
+    assert (f"set token_encoding_type = {proposed!r}" in said) if proposed else said == ""
+
+
+def test_no_type_is_proposed_for_bytes_that_were_cut() -> None:
+    for vocabulary in (2048, 128_000):
+        said = fault_of_bytes(b"\7\0\0\0\0\0\0\0" * 8 + b"\7\1", np.dtype("int64"), vocabulary)
+        assert "are 66, no whole number of ids of 8 bytes" in said
+        assert "uint8" not in said and (vocabulary == 2048 or "uint16" not in said)
 
 
 def test_a_shard_whose_header_is_damaged(copy: Path, build: Any) -> None:

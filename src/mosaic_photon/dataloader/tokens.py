@@ -177,6 +177,8 @@ def length_without(pad_id: int | None, ids: NDArray[np.integer]) -> int:
     return int(kept[-1]) + 1 if len(kept) else 0
 
 
+ANY_VOCABULARY = 1 << 24
+"""Token ids are below this, whatever the tokenizer."""
 BYTE_TYPES = ("int64", "int32", "uint16", "uint8")
 LOOKS_WIDER = 16
 """Ids that fit a wider type, each with zeros for the rest of its bytes, before the type is taken for the narrower."""
@@ -185,15 +187,18 @@ LOOKS_WIDER = 16
 def fault_of_bytes(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> str:
     """Why token ids stored as bytes are not of this type, with the type that they are of; "" if they may be.
 
-    Ids of a wider type, read as a narrower one, are ids with zeros between them: nothing else would notice.
+    Ids of a wider type, read as a narrower one, are ids with zeros between them: nothing else would notice. A type that
+    the vocabulary does not fit in is never proposed, as any bytes are ids of it; ids of another tokenizer are no fault
+    of the type.
     """
-    fits = [name for name in BYTE_TYPES if _are_ids(data, np.dtype(name), vocab_size)]
+    wide_enough = [name for name in BYTE_TYPES if np.iinfo(name).max >= vocab_size - 1]
+    fits = [name for name in wide_enough if _are_ids(data, np.dtype(name), vocab_size)]
     wider = [name for name in fits if np.dtype(name).itemsize > dtype.itemsize]
     if len(data) % dtype.itemsize:
         fault = f"are {len(data)}, no whole number of ids of {dtype.itemsize} bytes"
     elif wider and np.count_nonzero(np.frombuffer(data, wider[0])) >= LOOKS_WIDER:
         fault = f"have zeros for every other id, as ids of {wider[0]} have"
-    elif fits and not _are_ids(data, dtype, vocab_size):
+    elif fits and not _are_ids(data, dtype, vocab_size if dtype.itemsize < 4 else ANY_VOCABULARY):
         fault = f"hold ids outside the vocabulary of {vocab_size} tokens"
     else:
         return ""
