@@ -57,6 +57,18 @@ def test_linked_folders_are_read_and_what_is_left_out_is_named(tmp_path, monkeyp
         assert "left out (links to a folder that is read already): corpus/more/loop" in said
 
 
+@pytest.mark.parametrize(("source", "out"), [("link", "corpus/out"), ("corpus", "link/out"), ("link", "link/out")])
+def test_what_prepare_wrote_is_no_source_by_any_name(tmp_path, source, out):
+    (tmp_path / "corpus").mkdir()
+    write_jsonl(tmp_path / "corpus/a.jsonl", documents(60))
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    assert prepare(tmp_path / source, out=tmp_path / out, val=0) == 0
+    left_out = sources.LeftOut()
+    (found,) = sources.find_sources([str(tmp_path / source)], str(tmp_path / out), left_out)
+    assert found.path == str(tmp_path / source / "a.jsonl")
+    assert {os.path.basename(path) for path in left_out["written by prepare"]} >= {"prepare.json", "index.json"}
+
+
 LINES = ["word", "x = 1;", "the end.", "", "  indented", "trailing  ", "tab\tbed", "1,234", "日本語。", "don't", "\r"]
 TOKENIZERS = {
     "byte level": (tokenizers_made.byte_level, True),

@@ -85,11 +85,13 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None
     left_out = LeftOut() if left_out is None else left_out
     found: dict[str, Source] = {}
     given_as: dict[str, str] = {}
+    out = os.path.realpath(out)
     own = (f"{out}/", f"{out}.partial/", f"{out}.partial.lock", f"{out}.replaced/")
     for word in given:
         for path in _expand(word, left_out):
-            first = given_as.setdefault(os.path.realpath(path), path)
-            if path.startswith(own):
+            real = os.path.realpath(path)
+            first = given_as.setdefault(real, path)
+            if real.startswith(own):
                 left_out.add("written by prepare", path)
             elif first != path:
                 left_out.add("read already under another name", path)
