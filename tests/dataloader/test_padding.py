@@ -50,6 +50,9 @@ def test_samples_that_were_stored_with_padding(tmp_path: Path, build: Any) -> No
     data = write(tmp_path / "data", {"tokens": "ndarray:int32:65"}, rows)
     found = estimate(build(job({"local": str(data)}, seq_len=64)).data, 64)
     assert str(found.streams[0]) == "about 410 tokens"
+    same = [{"tokens": tokens(20, padded_to=65)}] * 300
+    data = write(tmp_path / "same", {"tokens": "ndarray:int32:65"}, same)
+    assert str(estimate(build(job({"local": str(data)}, seq_len=64)).data, 64).streams[0]) == "about 6,000 tokens"
     full = write(tmp_path / "full", {"tokens": "ndarray:int32:65"}, [{"tokens": tokens(65)}] * 20)
     found = estimate(build(job({"local": str(full)}, seq_len=64)).data, 64)
     assert (str(found.streams[0]), found.said) == ("1,280 tokens", "")

@@ -24,7 +24,7 @@ class StreamTokens:
     mean: float
     """Tokens of a sample that are no padding, at most seq_len; seq_len where none was read."""
     exact: bool
-    """Every sample has as many."""
+    """Samples are stored with one length, and in those that were read there is no padding."""
 
     @property
     def tokens(self) -> int:
@@ -82,7 +82,7 @@ def estimate(data: Data, seq_len: int) -> Estimate:
         here = ids[np.array([dataset.cache.is_here(int(shard)) for shard in shard_ids], bool)]
         lengths = np.array([data.length(int(sample)) for sample in here]).clip(max=seq_len)
         mean = float(lengths.mean()) if len(lengths) else float(seq_len)
-        exact = data.fixed_length and bool((lengths == lengths[:1]).all()) and len(lengths) > 0
+        exact = data.fixed_length and len(lengths) > 0 and bool((lengths == seq_len).all())
         streams.append(StreamTokens(name, int(stream.choose), len(lengths), mean, exact))
     dataset.reader.close()
     return Estimate(tuple(streams), seq_len)
