@@ -1,12 +1,13 @@
 """What a job refuses, the doctor refuses too, in the same words; neither writes anything or shows a traceback.
 
-Add a case to REFUSALS: what both must say, and in what its job config, data config or files differ from those of a job
-that runs. In both texts {data} is a folder of shards that a job can train on, {tokenizer} the tests' tokenizer, {out}
-the job's folder and {folder} the case's own, which `make` fills.
+Add a case to CHANGES, where a line of a config is wrong, or to REFUSALS: what both must say, and in what its job
+config, data config or files differ from those of a job that runs. In both texts {data} is a folder of shards that a job
+can train on, {tokenizer} the tests' tokenizer, {out} the job's folder and {folder} the case's own, which `make` fills.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from streaming import MDSWriter
 
 import jobs
 import tokenizers_made
 from doctor_calls import failures, say_all
+from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 
 Make = Callable[[Path], object]
+MOE = jobs.JOB.replace("llama3_mosaic", "qwen3_mosaic").replace('"debugmodel"', '"debugmodel_moe"')
+LOCAL, SPLIT = 'local = "{data}"\n', 'split = "train"\n'
 STREAMS = '[mosaic_dataloader]\nname = "text"\n[mosaic_dataloader.dataset]\nshuffle = true\n'
 CHAT = """[mosaic_dataloader]
 name = "finetuning"
@@ -104,10 +110,90 @@ def streams(batching: str, more: str = "") -> str:
     return f'{STREAMS}batching_method = "{batching}"\n{more}\n{names}'
 
 
+CHANGES: dict[str, tuple[str, str, str, str]] = {
+    # name: (file, what is there, what is put in its place, what must be said)
+    "an odd sequence": ("job", "seq_len = 64", "seq_len = 63", "must be a multiple of 2"),
+    "samples that are too short": ("job", "seq_len = 64", "seq_len = 128", "set training.seq_len = 64"),
+    "heads of an odd size": ("job", "dim = 64", "dim = 68", "dim / n_heads = 17 must be even"),
+    "heads that do not divide": ("job", "dim = 64", "dim = 66", "must be a multiple of its n_heads"),
+    "no such override": ("job", "dim = 64", "dims = 64", "have no such field. Did you mean 'dim'?"),
+    "a deep override": ("moe", "dim = 64", "moe_args = {{ topk = 2 }}", "the fields of moe_args have no such field"),
+    "experts": ("moe", "dim = 64", "moe_args = {{ top_k = 99 }}\nn_kv_heads = 4", "there are 64 experts"),
+    "an attention kernel": ("job", '"debugmodel"', '"debugmodel_varlen_attn"', "which needs an accelerator"),
+    "an unknown kernel": ("job", "dim = 64", "attn_type = 'x'\ndim = 64", "Unknown attention type: x"),
+    "a model for other machines": ("job", "dim = 64", "dim = 1048576", "its weights and gradients take"),
+    "images": ("job", "llama3_mosaic", "flux_mosaic", "is no language model"),
+    "a batch for no machine": (
+        "job",
+        "global_batch_size = 4",
+        "global_batch_size = 5",
+        "be a multiple of local_batch_size",
+    ),
+    "clipping to nothing": ("job", "seq_len = 64", "seq_len = 64\nmax_norm = 0", "max_norm = 0: must be above 0"),
+    "a home": ("job", '"{out}"', '"~/out"', "'~' and '$' are a shell's"),
+    "an address": ("job", '"{out}"', '"s3://bucket/out"', "must be a folder of a file system"),
+    "a folder for a file": ("job", '"{out}"', '"{out}"\nsave_config_file = "../"', "is a folder, not a file"),
+    "a seed of too many bits": ("job", "seed = 3", "seed = 99999999999999999999", "must be a number of 64 bits"),
+    "a field that nothing reads": (
+        "job",
+        "[debug]",
+        '[experimental]\ncustom_args_module = "a"\n[debug]',
+        "does not read it",
+    ),
+    "a home in the data": ("data", LOCAL, 'local = "~/data"\n', "'~' and '$' are a shell's"),
+    "a variable": ("data", LOCAL, 'local = "/data/$USER"\n', "local = '/data/$USER'"),
+    "nodes beyond number": (
+        "data",
+        "num_canonical_nodes = 4",
+        "num_canonical_nodes = 9_999_999",
+        "must be at most 1,048,576",
+    ),
+    "another's format": ("data", SPLIT, f"{SPLIT}decoder_only_format = false\n", "unknown key 'decoder_only_format'"),
+    "a key twice": ("data", SPLIT, SPLIT + SPLIT, "Cannot overwrite a value"),
+    "a list of streams": ("data", LOCAL, 'streams = [{{ local = "a" }}]\n', "streams: expected table"),
+}
+
+
+def changed(file: str, old: str, new: str, says: str) -> Refusal:
+    """The refusal of a job in whose config `old` is replaced by `new`."""
+    text = {"job": jobs.JOB, "moe": MOE, "data": jobs.DATA}[file]
+    assert old in text
+    return Refusal(says, **{"data" if file == "data" else "job": text.replace(old, new, 1)})
+
+
+def another_cache(folder: Path) -> None:
+    """A cache of one remote, for a job that names another."""
+    for name, token in (("one", 3), ("two", 4)):
+        rows = [{"tokens": np.full(65, token, np.int32)} for _ in range(40)]
+        write(folder, {"tokens": "ndarray:int32:65"}, rows, name)
+    ShardedDataset(streams=build_streams({"a": {"remote": str(folder / "one"), "local": str(folder / "cache")}}))
+
+
+def another_program(folder: Path) -> None:
+    another_cache(folder)
+    shutil.rmtree(folder / "cache")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "thesis.tex").write_text("mine")
+
+
+def another_model(folder: Path) -> None:
+    dcp.save({"vision.weight": torch.ones(2)}, checkpoint_id=folder / "step-2", no_dist=True)
+
+
+def half_a_checkpoint(folder: Path) -> None:
+    (folder / "step-2").mkdir()
+
+
+def begins_from(more: str) -> str:
+    """The job with this in its [checkpoint]."""
+    return jobs.JOB.replace("[checkpoint]\n", f"[checkpoint]\nenable = true\n{more}\n")
+
+
+CACHE = TOKENS.replace("/shards", "/cache") + 'remote = "{folder}/two"\n'
 OWN_TOKENIZER = jobs.JOB.replace("{tokenizer}", "{folder}/tokenizer")
 FLEX = jobs.JOB.replace('"debugmodel"', '"debugmodel_flex_attn"')
 
-REFUSALS: dict[str, Refusal] = {
+REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANGES.items()} | {
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",
         data=with_("eos_token_id = 5"),
@@ -176,6 +262,38 @@ REFUSALS: dict[str, Refusal] = {
         data=streams("per_stream", 'num_canonical_nodes = 16\nshuffle_algo = "py1e"'),
         make=partial(two_streams, big=40, small=8),
     ),
+    "the cache of another remote": Refusal("a cache of {folder}/one, but stream ", data=CACHE, make=another_cache),
+    "a folder of another program": Refusal("no cache of {folder}/two", data=CACHE, make=another_program),
+    "a cache in the data": Refusal(
+        "lies in the data of stream 'a'",
+        data=STREAMS
+        + '[mosaic_dataloader.dataset.streams.a]\nlocal = "{data}"\nsplit = "train"\n'
+        + '[mosaic_dataloader.dataset.streams.b]\nlocal = "{data}/train/cache"\nremote = "s3://bucket/b"\n',
+    ),
+    "a checkpoint of another model": Refusal(
+        "is not a checkpoint of this model: it has vision.weight",
+        job=begins_from('initial_load_path = "{folder}/step-2"'),
+        make=another_model,
+    ),
+    "half a checkpoint": Refusal(
+        "initial_load_path = '{folder}/step-2'",
+        job=begins_from('initial_load_path = "{folder}/step-2"'),
+        make=half_a_checkpoint,
+    ),
+    "a step that was never saved": Refusal("checkpoint.load_step = 7", job=begins_from("load_step = 7")),
+    "a state that is not there": Refusal(
+        "there is no state 'dataloder'. Did you mean 'dataloader'",
+        job=begins_from('exclude_from_loading = ["dataloder"]'),
+    ),
+    "validation beyond the model's positions": Refusal(
+        "the model's positions end at",
+        job=jobs.JOB.replace("[validation]\n", "[validation]\nenable = true\n").replace(
+            "seq_len = 64\nfreq", "seq_len = 65536\nfreq"
+        ),
+    ),
+    "a patience below nothing": Refusal(
+        "download_patience_seconds", job=jobs.JOB + "[mosaic]\ndownload_patience_seconds = -1\n"
+    ),
 }
 
 
@@ -187,16 +305,22 @@ def test_job_and_doctor_refuse_alike(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    case = REFUSALS[name]
-    (tmp_path / "case").mkdir()
-    case.make(tmp_path / "case")
-    job, data = (text.replace("{folder}", str(tmp_path / "case")) for text in (case.job, case.data))
+    case, folder = REFUSALS[name], tmp_path / "case"
+    folder.mkdir()
+    case.make(folder)
+    job, data, says = (text.replace("{folder}", str(folder)) for text in (case.job, case.data, case.says))
     arguments = jobs.write_job(tmp_path, prepared_data, job, data)
+    monkeypatch.chdir(tmp_path)
+    before = files_of(tmp_path)
+    capfd.readouterr()
     assert jobs.run_here(arguments, *case.flags) == 1
-    said = capfd.readouterr().err
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and case.says in said[said.index(errors[0]) :], said
-    assert "Traceback" not in said
+    said = "".join(capfd.readouterr())
+    assert said.count("error: ") == 1 and says in said and "Traceback" not in said, said
     code, said = say_all(arguments, list(case.flags), 1, monkeypatch, capfd)
-    assert code == 1 and case.says in failures(said), said
-    assert not (tmp_path / "out").exists()
+    assert code == 1 and says in failures(said) and "Traceback" not in said, said
+    assert files_of(tmp_path) == before
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All paths there, but for what was fetched into a case's own caches."""
+    return sorted(path for path in folder.rglob("*") if folder / "case" not in path.parents)
