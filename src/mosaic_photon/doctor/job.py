@@ -165,12 +165,11 @@ def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
 
 def _outputs(job: MosaicJobConfig) -> str:
     from mosaic_photon.checks import check_outputs
+    from mosaic_photon.paths import existing
 
     check_outputs(job)
-    folder = Path(job.job.dump_folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return f"{job.job.dump_folder} can be written; {size(shutil.disk_usage(folder).free)} free"
+    free = shutil.disk_usage(existing(job.job.dump_folder)).free
+    return f"{job.job.dump_folder} can be written; {size(free)} free"
 
 
 def _callbacks(job: MosaicJobConfig) -> str:
