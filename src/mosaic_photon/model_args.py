@@ -124,7 +124,7 @@ def merged(args: Any, overrides: dict[str, Any], where: str, owner: str) -> Any:
 def _value(args: Any, name: str, value: Any, expected: Any, where: str) -> Any:
     where, current = f"{where}.{name}", getattr(args, name)
     if current is None and isinstance(value, dict):
-        tables = [option for option in typing.get_args(expected) if dataclasses.is_dataclass(option)]
+        tables: list[Any] = [option for option in typing.get_args(expected) if dataclasses.is_dataclass(option)]
         current = tables[0]() if tables else None  # a table that the flavor does without, such as llama4's rope scaling
     if dataclasses.is_dataclass(current) and isinstance(value, dict):
         return merged(current, value, where, f"the fields of {name}")
