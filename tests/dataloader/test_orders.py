@@ -98,10 +98,13 @@ def test_what_nobody_holds_and_nobody_used_for_a_day_goes_at_a_start(tmp_path: P
         Orders(order, lambda: tmp_path).get(0)
     (tmp_path / "orders" / f"{'0' * 32}.4711.part").write_bytes(b"left by a killed process")
     day_ago = time.time() - node_files.KEEP_S - 60
-    for order in (held, old):
-        os.utime(tmp_path / "orders" / order.name(0), (day_ago, day_ago))
+    theirs = ["faiss.index", "of-a-download.part"]  # a user's, whose node folder has a folder of this name
+    for name in theirs:
+        (tmp_path / "orders" / name).touch()
+    for name in (held.name(0), old.name(0), *theirs):
+        os.utime(tmp_path / "orders" / name, (day_ago, day_ago))
     Orders(fresh, lambda: tmp_path)
-    assert files(tmp_path) == sorted([held.name(0), fresh.name(0)])
+    assert files(tmp_path) == sorted([held.name(0), fresh.name(0), *theirs])
 
 
 def test_the_orders_of_long_past_epochs_go(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from mosaic_photon.dataloader.files import locked
 
 KEEP_S = 24 * 3600.0
 _LOCKS, _PART = "locks", ".part"
+_MADE = re.compile(r"[0-9a-f]{32,64}(\.\d+)?(\.\d+\.part)?")
+"""Names of files that are made here, of their locks and parts. Others are of somebody who has named the node folder."""
 
 
 def map_made(path: Path, make: Callable[[Path], None]) -> mmap.mmap:
@@ -43,9 +46,11 @@ def map_made(path: Path, make: Callable[[Path], None]) -> mmap.mmap:
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove files here that nobody holds and nobody opened for a day, and parts that a killed process left."""
+    """Remove files of ours here that nobody holds and nobody opened for a day, and parts that a killed process left."""
     paths = [path for of in (folder, folder / _LOCKS) if of.is_dir() for path in of.iterdir() if path.is_file()]
     for path in paths:
+        if not _MADE.fullmatch(path.name):
+            continue
         with suppress(FileNotFoundError):  # another process of the node removes them, too
             if path.suffix == _PART:
                 _remove_if_free(path, folder / _LOCKS / path.with_suffix("").stem)
