@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 import socket
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_a_cache_that_a_running_job_reads_does_not_change_under_it(tmp_path: Pat
     assert read(tmp_path / "node", remote, cache) == tokens(500)
 
 
+def test_a_ledger_of_another_index_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """What a worker process that starts late would else count, and evict, as other shards."""
+    remote, cache = write(tmp_path / "A", 0), tmp_path / "cache"
+    stream = {"a": {"remote": str(remote), "local": str(cache)}}
+    running = pickle.dumps(open_dataset(tmp_path / "node", stream).cache)
+    write(remote, 0, SAMPLES + 24)
+    open_dataset(tmp_path / "node", stream)
+    with pytest.raises(DataError, match=r"cache: another job has fetched a newer index meanwhile"):
+        pickle.loads(running)
+
+
 def test_data_that_moved_is_known_by_its_hashes(tmp_path: Path) -> None:
     remote, cache = write(tmp_path / "A", 0), tmp_path / "cache"
     read(tmp_path, remote, cache)
@@ -178,9 +190,13 @@ def test_a_cache_of_streamings_without_a_network(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="another user's file can only be made by root")
-def test_a_cache_that_cannot_be_written_to_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [False, True], ids=["filled by another program", "filled by a job of another user"])
+def test_a_cache_that_cannot_be_written_to_is_read(tmp_path: Path, ours: bool) -> None:
     remote, cache = write(tmp_path / "A", 0), tmp_path / "cache"
-    shutil.copytree(remote, cache)
+    if ours:
+        read(tmp_path / "node-of-root", remote, cache)
+    else:
+        shutil.copytree(remote, cache)
     tmp_path.chmod(0o755)
     for folder in (*tmp_path.parents, tmp_path):
         folder.chmod(folder.stat().st_mode | 0o005)

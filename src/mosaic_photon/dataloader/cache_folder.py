@@ -57,7 +57,8 @@ def open_source(source: Source, allow_unsafe_types: bool = False) -> tuple[Sourc
         answers[key] = once_a_run(key, lambda: _settled(source, allow_unsafe_types, adopt))
     if answers[key]["error"]:
         raise DataError(answers[key]["error"])
-    if read_claim(source.folder) is None:  # nobody knows whose it is, or it can't be written to
+    # Without a claim nobody knows whose it is. Where nothing can be added, no lock can be held either.
+    if read_claim(source.folder) is None or not _is_writable(source.folder):
         source = dataclasses.replace(source, remote=None)
     return source, read_index(source.folder, allow_unsafe_types)
 
@@ -117,7 +118,9 @@ def _settle(source: Source, allow_unsafe_types: bool, adopt: bool) -> None:
     if stamp is None:
         return
     if found.claim and found.is_current(remote, stamp):
-        if adopt and found.claim.kept:
+        if not _is_writable(folder):
+            _say_read_only(source)
+        elif adopt and found.claim.kept:
             dataclasses.replace(found.claim, kept=frozenset()).write(folder)
         return
     # Not fetched into the cache folder, which may turn out not to be ours.
@@ -150,10 +153,19 @@ def _write(source: Source, found: _Found, claim: Claim, index: bytes) -> None:
     except OSError:
         if found.index != index:
             raise
-        logger.warning(f"{source.folder}: can't be written to; stream {source.name!r} reads the shards that are there")
+        _say_read_only(source)
         return
     if found.index != index:
         write_whole(source.folder / INDEX, index)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether shards can be added: not in another user's cache, nor in one that is mounted to be read."""
+    return os.access(folder, os.W_OK)
+
+
+def _say_read_only(source: Source) -> None:
+    logger.warning(f"{source.folder}: can't be written to; stream {source.name!r} reads the shards that are there")
 
 
 def _fetched(source: Source, target: Path, found: _Found) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.claim import PARTS, Claim, lock_path
 from mosaic_photon.dataloader.files import locked, write_whole
-from mosaic_photon.dataloader.index import OWN
+from mosaic_photon.dataloader.index import OWN, DataError
 from mosaic_photon.dataloader.shards import Index
 
 LEDGER = f"{OWN}ledger-"
@@ -71,7 +71,7 @@ class Ledger:
     """The ledger of one cache folder for one index."""
 
     def __init__(self, folder: Path, claim: Claim, index: Index) -> None:
-        """Made of what the folder holds where there is none yet. Raises OSError.
+        """Made of what the folder holds where there is none yet. Raises OSError, and DataError for another index.
 
         Jobs that read only the first shards of the index share the ledger with those that read all.
         """
@@ -82,6 +82,8 @@ class Ledger:
             if new:  # its room is taken now, not when a row is entered
                 write_whole(self._path, np.zeros((3, len(self.index)), np.int64).tobytes())
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(self._fd).st_size != 24 * len(self.index):  # rows would be taken for others
+                raise DataError(f"{folder}: another job has fetched a newer index meanwhile; start this one again")
             if new:
                 self._enter([])
 
