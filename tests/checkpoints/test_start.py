@@ -81,6 +81,20 @@ def test_keep_latest_k_counts_whole_checkpoints_and_removes_nothing_else(
     assert left == ["best-step-1", "step-1", "step-1-keep", "step-3", "step-6", "step-8", "step-9"]
 
 
+def test_what_a_job_writes_that_goes_on_from_an_older_checkpoint_stays(
+    tmp_path: Path, prepared_data: Path, pretrained: Path
+) -> None:
+    checkpoints = tmp_path / "out/checkpoint"
+    for step, like in ((2, "step-2"), (4, "step-2"), (8, "step-4"), (10, "step-4")):
+        shutil.copytree(pretrained.parent / like, checkpoints / f"step-{step}")
+    old = (checkpoints / "step-4/.metadata").stat().st_mtime_ns
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    flags = ("--training.steps=5", "--checkpoint.keep_latest_k=2", "--checkpoint.load_step=2")
+    assert jobs.run_here(arguments, *SAVE, *flags) == 0
+    assert {path.name for path in checkpoints.iterdir()} == {f"step-{step}" for step in (2, 4, 5, 8, 10)}
+    assert (checkpoints / "step-4/.metadata").stat().st_mtime_ns > old
+
+
 def test_ranks_that_see_different_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node whose folder is not the shared one; what the ranks gather is given here."""
     seen = [({}, Start("/shared/step-4", 4)), ({}, Start())]

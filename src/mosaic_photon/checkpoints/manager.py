@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
@@ -18,6 +19,10 @@ from torchtitan.tools.logging import logger
 from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
 
+WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
+"""What must be gone of a checkpoint before it is written over. Torch makes the files in Hugging Face's format of all
+parts that it finds, those that a killed save on more ranks has left half-written too."""
+
 
 class Checkpointer(CheckpointManager):
     """TorchTitan's, except for what it does with folders that are empty, half-written or not its own.
@@ -29,7 +34,7 @@ class Checkpointer(CheckpointManager):
 
     start: Start
     allow_partial_load: bool
-    _writing = -1
+    _writing = _load_step = -1
 
     @classmethod
     def of(cls, titan: CheckpointManager, start: Start, allow_partial_load: bool) -> Checkpointer:
@@ -43,6 +48,7 @@ class Checkpointer(CheckpointManager):
         """Load `start`, in whose choice `step` has had its say; returns whether there was anything to load."""
         if not self.enable:
             return False
+        self._load_step = step
         if dist.get_rank() == 0:
             self._say_start()
         if self.start.path is None:
@@ -80,19 +86,24 @@ class Checkpointer(CheckpointManager):
         """
         self._writing = int(checkpoint_id.rpartition("-")[2])
         if dist.get_rank() == 0:
-            for name in (METADATA, HF_INDEX):
-                path = os.path.join(checkpoint_id, name)
-                if os.path.exists(path):
-                    os.remove(path)
+            for name in WRITTEN_OVER:
+                for path in Path(checkpoint_id).glob(name):
+                    path.unlink()
         return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
     def _purge_stale_checkpoints(self) -> None:
-        """Remove the job's whole checkpoints but for the newest `keep_latest_k`, the one being written included."""
+        """Remove the job's whole checkpoints but for the newest `keep_latest_k`, the one being written included.
+
+        A job that goes on from an older one by `load_step` writes checkpoints that are not among the newest: what it
+        has just written stays, and what the same command begins from.
+        """
         if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         complete = complete_steps(self.folder)
         pending = self.async_mode != AsyncMode.DISABLED and self._writing not in complete
-        for path in list(complete.values())[: pending - self.keep_latest_k]:
+        for step, path in list(complete.items())[: pending - self.keep_latest_k]:
+            if step in (self._writing, self._load_step):
+                continue
             if not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
                 self.purge_queue.put(path)
 
