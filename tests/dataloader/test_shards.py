@@ -24,6 +24,7 @@ from mosaic_photon.dataloader.settings import Settings, in_force
 from mosaic_photon.dataloader.shards import Index, Shards, read_index
 
 PACKED = f"*.{PACKED_VERSION}"
+DEAD = f"{0:064x}.{PACKED_VERSION}.4711.part"
 
 
 def entry(number: int, compression: str | None = None, size: int | None = 68, **changes: Any) -> dict[str, Any]:
@@ -181,13 +182,13 @@ def test_files_that_nobody_used_for_a_day_are_removed(tmp_path: Path, node: Path
         read_index(index_json(tmp_path / name, [entry(len(name))]))
     made = {path: time.time() - path.stat().st_mtime for path in (node / "indexes").glob(PACKED)}
     assert len(made) == 3
-    (node / "indexes" / "dead.part").write_text("left by a process that was killed")
+    (node / "indexes" / DEAD).write_text("left by a process that was killed")
     old = time.time() - node_files.KEEP_S - 60
     of = {len(Index(path.read_bytes())): path for path in made}
     one_shard = sorted(path for path in made if path != of[40])
     for path in (of[40], one_shard[0]):
         os.utime(path, (old, old))
-    (node / "indexes" / "dead.part").touch()
+    (node / "indexes" / DEAD).touch()
     read_index(index_json(tmp_path / "new", [entry(2)]))
     left = {path.name for path in (node / "indexes").iterdir()}
     assert {of[40].name, one_shard[1].name} <= left and len(left) == 4  # with the new one and the lock
