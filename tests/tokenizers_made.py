@@ -71,10 +71,10 @@ def word_level(folder: Path, **config: Any) -> Path:
     return save(folder, tokenizer, eos_token="</s>", unk_token="<unk>", **config)
 
 
-def tekken(folder: Path) -> Path:
-    """Llama 3's kind: a regular expression, then byte level without one."""
+def tekken(folder: Path, after: str = r"[\r\n]*") -> Path:
+    """Llama 3's kind: a regular expression, then byte level without one; `after` belongs to the marks before it."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+" + after
     from tokenizers import Regex
 
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -88,5 +88,5 @@ def tekken(folder: Path) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.train_from_iterator([*WORDS, *["x;\n// why"] * 50], trainer)
     return save(folder, tokenizer, bos_token="<s>", eos_token="</s>")

@@ -69,7 +69,20 @@ def test_what_prepare_wrote_is_no_source_by_any_name(tmp_path, source, out):
     assert {os.path.basename(path) for path in left_out["written by prepare"]} >= {"prepare.json", "index.json"}
 
 
-LINES = ["word", "x = 1;", "the end.", "", "  indented", "trailing  ", "tab\tbed", "1,234", "日本語。", "don't", "\r"]
+LINES = [
+    "word",
+    "x = 1;",
+    "the end.",
+    "",
+    "  indented",
+    "trailing  ",
+    "tab\tbed",
+    "1,234",
+    "日本語。",
+    "don't",
+    "// why",
+    "\r",
+]
 TOKENIZERS = {
     "byte level": (tokenizers_made.byte_level, True),
     "byte level with a space before": (lambda folder: tokenizers_made.byte_level(folder, prefix=True), False),
@@ -77,6 +90,7 @@ TOKENIZERS = {
     "WordPiece": (tokenizers_made.word_piece, True),
     "words": (tokenizers_made.word_level, True),
     "Llama 3's": (tokenizers_made.tekken, True),
+    "GPT-4o's": (lambda folder: tokenizers_made.tekken(folder, r"[\r\n/]*"), True),
 }
 
 

@@ -1,8 +1,8 @@
 """Where a large text file may be cut so that its parts' tokens are the whole's.
 
-A cut lies between a line that ends in a letter, digit or punctuation mark and one that begins with such. There a
-tokenizer's words end, or else the file stays whole: one that puts a space before each text, as SentencePiece does,
-trims its ends, or has words that cross lines has no harmless cut.
+A cut lies between a line that ends in a letter, digit or punctuation mark and one that begins with such, but with no
+slash. There a tokenizer's words end, or else the file stays whole: one that puts a space before each text, as
+SentencePiece does, trims its ends, or has words that cross lines has no harmless cut.
 """
 
 from __future__ import annotations
@@ -20,13 +20,30 @@ WORD_SPLITTERS = {"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "
 LOOKS_BACK = ("(?<", r"\b", r"\B", r"\A", r"\G", r"\Z", r"\z", "^", "$")
 """What lets a pattern know what is before a word, or where a text begins and ends."""
 ENDS = ("a", "Word", "ALL", "don't", "'s", "x1", "42", "1234", ".", ").", "...", "--", "=", "_", "é", "日本", "語。")
-STARTS = ("a", "Word", "'s", "s", "'ll", "ll", "7", "345", ".", "(", "...", "#!", "=", "_x", "é", "日本", "-", '"')
+NO_START = "/"
+"""It belongs to the line end before it for the tokenizers of GPT-4o's and Mistral's kind."""
+STARTS = (
+    "a",
+    "Word",
+    "'s",
+    "s",
+    "'ll",
+    "ll",
+    "7",
+    "345",
+    "...",
+    "#!",
+    "_x",
+    "é",
+    "日本",
+    *string.punctuation.replace(NO_START, ""),
+)
 
 
 def is_cut(before: bytes, after: bytes) -> bool:
     """Whether a file may be cut between a line, with its line end, and the next."""
     last, first = before[-7:-1].decode("utf-8", "ignore")[-1:], after[:4].decode("utf-8", "ignore")[:1]
-    return before.endswith(b"\n") and _is_plain(last) and _is_plain(first)
+    return before.endswith(b"\n") and _is_plain(last) and _is_plain(first) and first not in NO_START
 
 
 def are_harmless(tokenizer_file: str, tokenizer: Any) -> bool:
