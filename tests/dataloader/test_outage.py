@@ -207,3 +207,12 @@ def test_a_restart_on_a_warm_cache_asks_for_no_shard(bucket: str, proxy: Proxy, 
     for _ in zip(build(config), range(110), strict=False):
         pass
     assert proxy.shard_gets == 0 and len(proxy.requests) <= 1
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(0.0, 60.0), (30.0, 30.0), (300.0, 60.0)])
+def test_an_attempt_has_its_time_out_within_the_patience_and_all_of_it_where_there_is_none(
+    seconds: float, longest: float
+) -> None:
+    """`doctor` and `inspect` have none; a store that takes two seconds to answer is no outage for them."""
+    source = Source("a", Path("/cache"), "s3://bucket", timeout=60.0, patience=seconds)
+    assert patience.patiently(source, lambda source: source.timeout) == pytest.approx(longest, abs=1.0)

@@ -69,7 +69,8 @@ def patiently(source: Source, attempt: Callable[[Source], T]) -> T:
     """The result of `attempt`, made anew after each Outage, with back-off, until the source's patience is at an end.
 
     Args:
-        attempt: is given the source with what time is left as its `timeout`, if that is less.
+        attempt: is given the source with what time is left as its `timeout`, if that is less. Who has no patience makes
+            one attempt with the whole time-out.
 
     Raises:
         Outage: it did not end in time.
@@ -78,7 +79,9 @@ def patiently(source: Source, attempt: Callable[[Source], T]) -> T:
     while True:
         left = begun + source.patience - time.monotonic()
         try:
-            result = attempt(replace(source, timeout=min(source.timeout, max(left, 1.0))))
+            result = attempt(
+                replace(source, timeout=min(source.timeout, max(left, 1.0))) if source.patience else source
+            )
         except Outage as outage:
             if not outages:
                 begun = outage.heard or begun  # until then it did answer
