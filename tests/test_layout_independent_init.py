@@ -205,6 +205,18 @@ def test_numbers_of_half_precision_are_those_of_full_rounded_once() -> None:
     assert half.dtype == torch.bfloat16 and torch.allclose(full, half.float(), rtol=2**-8)
 
 
+def test_an_initialisation_may_tie_two_parameters() -> None:
+    """As TorchTitan's qwen3 does, in case that being built on the meta device has untied them."""
+    model = nn.ModuleDict({"tokens": nn.Embedding(9, 5), "head": nn.Linear(5, 9, bias=False)})
+    tokens = model["tokens"].weight
+    with torch.no_grad(), init.initialised_by_parts(model, 1):
+        nn.init.normal_(model["tokens"].weight)
+        model["head"].weight = model["tokens"].weight
+        nn.init.zeros_(model["head"].weight)
+    assert model["head"].weight is model["tokens"].weight is tokens and not tokens.any()
+    assert type(tokens) is nn.Parameter
+
+
 def test_names_seeds_and_repetitions_differ() -> None:
     a = nn.ModuleDict({"a": nn.Linear(9, 9), "b": nn.Linear(9, 9)})
 

@@ -11,7 +11,7 @@ unsharded one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,8 @@ class Part(Tensor):
     places: list[Tensor]
     """Of each dimension, what its indices add to an element's place in the parameter: int64."""
     drawn: Drawn
+    _is_param = True
+    """A module takes it for a parameter: some initialisations tie two."""
 
     @staticmethod
     def __new__(
@@ -201,22 +203,24 @@ FILLS = {"normal_": _normal, "uniform_": _uniform}
 @contextmanager
 def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
     """Within it, the model's parameters are Parts, whose random numbers depend on seed and name alone."""
-    parts: dict[int, Part] = {}
-    held = []
-    for name, parameter in model.named_parameters():
-        parts[id(parameter)] = Part.of(parameter, Drawn(seed, clean_name(name)))
-    for module in model.modules():
-        held += [(module, name, p) for name, p in module._parameters.items() if p is not None]
+    parts = {p: Part.of(p, Drawn(seed, clean_name(name))) for name, p in model.named_parameters()}
+    parameters = {part: parameter for parameter, part in parts.items()}
     upstream = nn.init.trunc_normal_
     try:
-        for module, name, parameter in held:
-            module._parameters[name] = parts[id(parameter)]  # type: ignore[assignment]
+        _exchange(model, parts)
         nn.init.trunc_normal_ = _by_quantile(upstream)
         yield
     finally:
         nn.init.trunc_normal_ = upstream
-        for module, name, parameter in held:
-            module._parameters[name] = parameter
+        _exchange(model, parameters)
+
+
+def _exchange(model: nn.Module, others: Mapping[Any, Any]) -> None:
+    """Put others in the parameters' places, wherever they are now: an initialisation may tie two."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter in others:
+                module._parameters[name] = others[parameter]
 
 
 def _by_quantile(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
