@@ -69,7 +69,7 @@ def streaming_order(dataset: ShardedDataset, batch: int, epoch: int) -> NDArray[
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Streaming's, of few samples and small blocks
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.tuples(SHARDS, WEIGHTS), min_size=1, max_size=3),
     SETTINGS,

@@ -73,11 +73,9 @@ def _fault_of_batch(order: EpochOrder, parts: list[Part], widths: list[int]) -> 
     key = "training.local_batch_size" if method == "device_per_stream" else "training.global_batch_size"
     if min(widths) < 1:
         starved = parts[widths.index(min(widths))]
-        shares = [part.share for part in parts]
-        enough = next(size for size in range(2 * batch, 10**12, batch) if min(portions(shares, size)) >= 1)
         return (
             f"{key}: of {batch} samples none is left for {starved.name}, {starved.share:.3%} of an epoch's;"
-            f" batching_method = {method!r} needs at least {enough}, or a larger share of that stream"
+            f" batching_method = {method!r} needs {_enough(parts, batch)}a larger share of that stream"
         )
     for part, width in zip(parts, widths, strict=True):
         there = math.ceil(part.samples / order.canonical_nodes) * order.canonical_nodes
@@ -87,6 +85,17 @@ def _fault_of_batch(order: EpochOrder, parts: list[Part], widths: list[int]) -> 
                 f" batching_method = {method!r} needs a smaller batch, or more of that stream (choose, repeat)"
             )
     return ""
+
+
+def _enough(parts: list[Part], batch: int) -> str:
+    """'N or ', with a multiple of the batch that leaves each stream a whole sample; '' where none does."""
+    shares = [part.share for part in parts]
+    if min(shares) <= 0:
+        return ""
+    size = math.ceil(1 / min(shares) / batch) * batch
+    while min(portions(shares, size)) < 1:  # where a product falls just short of a whole number
+        size += batch
+    return f"{size} or "
 
 
 def portions(shares: list[float], batch: int) -> list[int]:
