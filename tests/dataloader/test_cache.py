@@ -273,7 +273,7 @@ def test_the_cache_stays_under_its_limit_and_the_samples_the_same(mds: Path, tmp
     most = 0
     for _ in range(150):
         assert numbers(next(limited)) == numbers(next(plain))
-        most = max(most, bytes_in(cache))
+        most = max(most, min(bytes_in(cache) for _ in range(3)))  # a file that moves meanwhile is counted twice
     assert 0 < most <= 5 * largest
 
 

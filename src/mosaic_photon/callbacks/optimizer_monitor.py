@@ -163,12 +163,20 @@ class OptimizerMonitor(Callback):
                         maxima["max/moment2"], maxima["min/moment2"] = extremes(tensors)
         sums = squared_norms(normed)
         like = sums["l2_norm/grad"]
-        sums[REACHED] = like.new_tensor([one.name in self._reached for one in self._trained])
+        sums[REACHED] = self._reached_as(like)
         if self.curvature:
             sums |= {
                 CURVATURE + name: self._curvature_sums.get(name, torch.zeros_like(like)) for name in curvature.SUMS
             }
         return LocalNumbers(sums, self._optimizers_own(), maxima)
+
+    def _reached_as(self, like: torch.Tensor) -> torch.Tensor:
+        """1 for each parameter that had a gradient, else 0; filled on the device, as copying a list there waits."""
+        reached = torch.ones_like(like)
+        for index, one in enumerate(self._trained):
+            if one.name not in self._reached:
+                reached[index] = 0
+        return reached
 
     def _states(self, keys: Sequence[str]) -> list[torch.Tensor]:
         """This rank's shards of one optimizer state, for all parameters; empty where the optimizers do not keep it.
