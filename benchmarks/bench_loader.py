@@ -1,16 +1,18 @@
-"""Tokens per second of this loader, llm-foundry's and Streaming's on the same shards; and a cold start from S3.
+"""Tokens per second of this loader and others on the same samples, and what they take; and a cold start from S3.
 
     python benchmarks/bench_loader.py [--repeats 5] [--memory-batches 10000] [--skip-cold]
 
-Warm: one process, S = 2048, B = 8, shuffled, shards in the page cache; ours without workers, llm-foundry's loader with
-2 workers, Streaming's StreamingDataLoader with 2 workers; rounds of all three in turn, medians. Cold: the same shards
-from a moto S3 server on the loopback interface into an empty cache, against parallel GETs alone.
+Warm: S = 2048, B = 8, shuffled, shards in the page cache; ours without workers, llm-foundry's loader with 2 workers,
+Streaming's StreamingDataLoader with 2 workers, and, where they can be imported, litdata's TokensLoader with 0 and 2
+workers and zephon; rounds of all in turn, each in a process of its own, medians. CPU and memory are of all processes of
+a loader. Cold: the same shards from a moto S3 server on the loopback interface into an empty cache, against parallel
+GETs alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
 import os
 import platform
 import shutil
@@ -88,40 +90,104 @@ def streaming(folder: Path) -> Iterable[Any]:
     return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2, drop_last=True)
 
 
-def rate(loader: Iterable[Any], batches: int, warm_up: int = 50) -> float:
-    """Batches per second after a warm-up."""
-    iterator = iter(loader)
+def litdata(folder: Path, workers: int) -> Iterable[Any]:
+    """Its TokensLoader over the same tokens in chunks of the same size, as its own documentation has it."""
+    from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+
+    block = TokensLoader(block_size=SEQ_LEN + 1)
+    dataset = StreamingDataset(input_dir=str(folder.with_name("litdata")), item_loader=block, shuffle=True)
+    return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+
+def write_litdata(folder: Path, samples: int) -> None:
+    """What `write_data` writes, by litdata's writer; nothing where litdata is not installed."""
+    try:
+        from litdata.streaming import Cache
+        from litdata.streaming.item_loader import TokensLoader
+    except ImportError:
+        return
+    import torch
+
+    rng = np.random.default_rng(0)
+    block = TokensLoader(block_size=SEQ_LEN + 1)
+    cache = Cache(str(folder), chunk_size=(SEQ_LEN + 1) * (samples // SHARDS), item_loader=block)
+    for number in range(samples):
+        cache[number] = torch.from_numpy(rng.integers(3, 2000, SEQ_LEN + 1, dtype=np.int32))
+    cache.done()
+    cache.merge()
+
+
+def zephon(folder: Path) -> Iterable[Any]:
+    """The same shards through its pipeline."""
+    from zephon import Pipeline
+    from zephon.io import Dataset
+    from zephon.work import MixtureSpec, StaticMixtureWorkSource
+
+    dataset = Dataset.from_path("data", str(folder), fmt="mds")
+    source = StaticMixtureWorkSource(datasets=[dataset], mixture=MixtureSpec({"data": 1.0}), seed=0)
+    return Pipeline(source).map_transform(_split).batch(microbatch_size=BATCH)
+
+
+def _split(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": sample["tokens"][:-1], "labels": sample["tokens"][1:]}
+
+
+LOADERS: dict[str, tuple[Callable[[Path], Iterable[Any]], int]] = {
+    "ours, no workers": (lambda folder: ours({"local": str(folder)}), 2000),
+    "llm-foundry, 2 workers": (foundry, 300),
+    "Streaming, 2 workers": (streaming, 300),
+    "litdata, no workers": (lambda folder: litdata(folder, 0), 2000),
+    "litdata, 2 workers": (lambda folder: litdata(folder, 2), 2000),
+    "zephon": (zephon, 1000),
+}
+"""How to make each, and how many batches are timed."""
+
+
+def probe(name: str, folder: Path, warm_up: int = 100) -> dict[str, float]:
+    """Batches per second, CPU ms a batch and MiB (PSS) over all processes of the loader, and how many these are."""
+    make, batches = LOADERS[name]
+    process = psutil.Process()
+    before = process.memory_full_info().pss
+    iterator = iter(make(folder))
     for _ in range(warm_up):
         next(iterator)
-    begin = time.perf_counter()
+
+    def cpu() -> float:
+        return sum(sum(each.cpu_times()[:2]) for each in [process, *process.children(recursive=True)])
+
+    begin, used = time.perf_counter(), cpu()
     for _ in range(batches):
         next(iterator)
-    return batches / (time.perf_counter() - begin)
+    took, used = time.perf_counter() - begin, cpu() - used
+    family = [process, *process.children(recursive=True)]
+    pss = sum(each.memory_full_info().pss for each in family) - before
+    return {"rate": batches / took, "cpu_ms": 1000 * used / batches, "mib": pss / 2**20, "processes": len(family)}
 
 
 def warm(folder: Path, repeats: int) -> None:
-    kinds: dict[str, tuple[Callable[[], Iterable[Any]], int]] = {
-        "ours, no workers": (lambda: ours({"local": str(folder)}), 1500),
-        "llm-foundry, 2 workers": (lambda: foundry(folder), 300),
-        "Streaming, 2 workers": (lambda: streaming(folder), 300),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    """Rounds of all loaders in turn, each in a process of its own; medians."""
+    found: dict[str, list[dict[str, float]]] = {}
     for _ in range(repeats):
-        for name, (make, batches) in kinds.items():
-            loader = make()
-            rates[name].append(rate(loader, batches))
-            if isinstance(loader, DataSpecDataLoader):
-                loader.close()
-            del loader
-            gc.collect()
-    best = statistics.median(rates["ours, no workers"])
-    print(
-        f"{'loader':24} {'batches/s':>10} {'tokens/s':>14} {'ours is':>9}   of {repeats} rounds, B={BATCH} S={SEQ_LEN}"
-    )
-    for name, values in rates.items():
-        median = statistics.median(values)
-        spread = f"{min(values):.0f}-{max(values):.0f}"
-        print(f"{name:24} {median:10.0f} {median * BATCH * SEQ_LEN:14,.0f} {best / median:8.1f}x   {spread}")
+        for name in LOADERS:
+            command = [sys.executable, __file__, "--probe", name, str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                if name not in found:
+                    print(f"{name}: left out: {reason}")
+                continue
+            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+    best = statistics.median(row["rate"] for row in found["ours, no workers"])
+    columns = f"{'batches/s':>10} {'tokens/s':>14} {'ours is':>8} {'CPU ms':>8} {'MiB':>6} {'processes':>9}"
+    print(f"{'loader':24} {columns}   of {repeats} rounds, B={BATCH} S={SEQ_LEN}")
+    for name, rows in found.items():
+        rate, cpu, mib, processes = (
+            statistics.median(row[key] for row in rows) for key in ("rate", "cpu_ms", "mib", "processes")
+        )
+        spread = f"{min(row['rate'] for row in rows):.0f}-{max(row['rate'] for row in rows):.0f}"
+        tokens = rate * BATCH * SEQ_LEN
+        taken = f"{cpu:8.3f} {mib:6.0f} {processes:9.0f}"
+        print(f"{name:24} {rate:10.0f} {tokens:14,.0f} {best / rate:7.1f}x {taken}   {spread}")
 
 
 def memory(folder: Path, batches: int) -> None:
@@ -218,12 +284,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-batches", type=int, default=10_000)
     parser.add_argument("--skip-cold", action="store_true")
+    parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.probe:
+        print(json.dumps(probe(args.probe[0], Path(args.probe[1]))), flush=True)
+        os._exit(0)  # workers of some would be waited for
     versions = {name: sys.modules[name].__version__ for name in ("torch", "streaming", "numpy")}
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_data(root / "shards", SAMPLES)
+        write_litdata(root / "litdata", SAMPLES)
         warm(root / "shards", args.repeats)
         memory(root / "shards", args.memory_batches)
         if not args.skip_cold:
