@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LEAST_BLOCK = {"py1e": 1, "py1br": 2}
 """Samples of a shuffle block from which these algorithms can draw; the others do not use blocks."""
+SEARCHED = 1000
+"""Multiples of a batch among which the least that would do is looked for."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,20 @@ def _fault_of_batch(order: EpochOrder, parts: list[Part], widths: list[int]) -> 
 
 
 def _enough(parts: list[Part], batch: int) -> str:
-    """'N or ', with a multiple of the batch that leaves each stream a whole sample; '' where none does."""
+    """The least multiple of the batch that leaves each stream a sample, as 'at least N, or '; '' where none does.
+
+    Where it is far off, one that surely does is given in its place.
+    """
     shares = [part.share for part in parts]
     if min(shares) <= 0:
         return ""
-    size = math.ceil(1 / min(shares) / batch) * batch
-    while min(portions(shares, size)) < 1:  # where a product falls just short of a whole number
-        size += batch
-    return f"{size} or "
+    sure = math.ceil(1 / min(shares) / batch) * batch
+    for size in range(2 * batch, min(sure, SEARCHED * batch) + 1, batch):
+        if min(portions(shares, size)) >= 1:
+            return f"at least {size}, or "
+    while min(portions(shares, sure)) < 1:  # where a product falls just short of a whole number
+        sure += batch
+    return f"{sure}, or "
 
 
 def portions(shares: list[float], batch: int) -> list[int]:
