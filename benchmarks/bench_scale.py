@@ -38,7 +38,7 @@ DECISIONS = 50
 Row = dict[str, Any]
 
 
-def write_index(folder: Path, shards: int, samples: int, size: int, compressed: bool = False) -> Path:
+def write_index(folder: Path, shards: int, samples: int, size: int) -> Path:
     """An index.json of many shards, whose files need not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     column = {"column_names": ["tokens"], "column_encodings": [f"ndarray:int32:{TOKENS}"], "column_sizes": [4 * TOKENS]}
@@ -48,8 +48,7 @@ def write_index(folder: Path, shards: int, samples: int, size: int, compressed: 
             name, hashes = f"shard.{number:07}.mds", {"xxh64": f"{number:016x}"}
             entry = {"version": 2, "format": "mds", "samples": samples, **column, "hashes": ["xxh64"]}
             entry |= {"raw_data": {"basename": name, "bytes": size, "hashes": hashes}, "size_limit": None}
-            packed = {"basename": f"{name}.zstd", "bytes": size // 2, "hashes": hashes}
-            entry |= {"zip_data": packed if compressed else None, "compression": "zstd" if compressed else None}
+            entry |= {"zip_data": None, "compression": None}
             file.write((", " if number else "") + json.dumps(entry))
         file.write('], "version": 2}')
     return folder
@@ -301,7 +300,7 @@ CLOCK = {"s": "s", "cpu_s": "CPU s", "mib": "MiB", "peak_mib": "MiB at the peak"
 def index_table(args: argparse.Namespace, root: Path, node: Path) -> None:
     table = Table("Index: shards of an index.json opened", CLOCK)
     for shards in powers(1000, args.largest_index):
-        folder = write_index(root / f"index-{shards}", shards, 8000, 65_000_000, compressed=True)
+        folder = write_index(root / f"index-{shards}", shards, 8000, 65_000_000)
         table.add("first rank of a node", shards, probe("index_ours", folder, node))
         table.add("another rank", shards, probe("index_ours", folder, node))
         if shards <= args.streaming_index:

@@ -26,7 +26,8 @@ MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
 PACKED_VERSION = 2
 PACKED_COLUMNS = 5
-_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
+_PLAIN_NAME = re.compile(r"[\w-]+\.\d+\.mds(?:\.(?!part$)\w+)?")
+"""A name as MDSWriter makes it, of which nothing else need be asked."""
 _DIGESTED_AT_ONCE = 4096
 
 
@@ -159,7 +160,7 @@ class _Rows:
         if "format" not in entry or "samples" not in entry:
             return entry
         number = len(self.samples)
-        form = _form(entry, f"{self.where}: shard {number}")
+        form = None if entry["format"] == "mds" else _form(entry, f"{self.where}: shard {number}")
         compression, zipped = entry.get("compression") or None, entry.get("zip_data") or None
         if bool(compression) != bool(zipped):
             raise DataError(f"{self.where}: shard {number} is compressed but has no compressed file, or the reverse")
@@ -173,13 +174,8 @@ class _Rows:
         text = "\0".join((raw_name, zip_name, *raw_hashes.values(), *zip_hashes.values()))
         if text.count("\0") != 1 + len(raw_hashes) + len(zip_hashes):
             raise ValueError(f"a hash of shard {number} holds a NUL")
-        key = (
-            *_column_lists(entry),
-            compression,
-            tuple(raw_hashes),
-            tuple(zip_hashes) if zipped else None,
-            form,
-        )
+        columns = _column_lists(entry)
+        key = (*columns, compression, tuple(raw_hashes), tuple(zip_hashes) if zipped else None, form)
         self._kinds.append(self._kind_numbers.setdefault(key, len(self._kind_numbers)))
         self._text += text.encode()
         self._text_ends.append(len(self._text))
@@ -209,10 +205,9 @@ class _Rows:
 
     def _file(self, entry: dict[str, Any]) -> tuple[str, int, dict[str, str]]:
         basename = str(entry["basename"])
-        if not _PLAIN_NAME.fullmatch(basename) or basename in RESERVED or basename.endswith(".part"):
+        if not _PLAIN_NAME.fullmatch(basename):
             self._check_name(basename)
-        hashes = entry.get("hashes") or {}
-        return basename, int(entry["bytes"]), {str(name): str(digest) for name, digest in hashes.items()}
+        return basename, int(entry["bytes"]), entry.get("hashes") or {}
 
     def _check_name(self, basename: str) -> None:
         path = PurePosixPath(basename)
@@ -229,10 +224,8 @@ class _Rows:
 
 
 def _form(entry: Mapping[str, Any], where: str) -> Form:
-    """Raises DataError for a format that is not known, and for one without line ends to tell its samples apart by."""
+    """Of lines of text. Raises DataError for a format that is not known, and for one without line ends."""
     name = entry["format"]
-    if name == "mds":
-        return Form()
     if name not in ("json", "xsv", "csv", "tsv"):
         raise DataError(f"{where} has format {name!r}; mds, json, xsv, csv and tsv are supported")
     separator = {"json": "", "csv": ",", "tsv": "\t"}.get(name) if name != "xsv" else str(entry["separator"])
@@ -243,12 +236,13 @@ def _form(entry: Mapping[str, Any], where: str) -> Form:
 
 def _column_lists(entry: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
     """Names, encodings and sizes of a shard's columns; in lines of text all sizes vary."""
+    if entry["format"] == "mds":
+        return tuple(entry["column_names"]), tuple(entry["column_encodings"]), tuple(entry["column_sizes"])
     if entry["format"] == "json":
         columns = entry["columns"]
         return tuple(columns), tuple(columns.values()), (None,) * len(columns)
     names = tuple(entry["column_names"])
-    sizes = tuple(entry["column_sizes"]) if entry["format"] == "mds" else (None,) * len(names)
-    return names, tuple(entry["column_encodings"]), sizes
+    return names, tuple(entry["column_encodings"]), (None,) * len(names)
 
 
 def _kind(
@@ -258,10 +252,10 @@ def _kind(
     compression: str | None,
     raw_hashes: tuple[str, ...],
     zip_hashes: tuple[str, ...] | None,
-    form: Form,
+    form: Form | None,
 ) -> Kind:
     columns = tuple(
         Column(str(name), str(encoding), None if size is None else int(size))
         for name, encoding, size in zip(names, encodings, sizes, strict=True)
     )
-    return Kind(columns, compression, raw_hashes, zip_hashes, form)
+    return Kind(columns, compression, raw_hashes, zip_hashes, form or Form())
