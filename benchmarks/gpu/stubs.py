@@ -70,5 +70,21 @@ class Stubs(MetaPathFinder, Loader):
         """Nothing to run."""
 
 
+def hide_versions() -> None:
+    """Let stubs and hidden packages have no version: who asks for one would take the machine's own for there."""
+    from importlib import metadata
+
+    hidden = {name.lower() for name in STUBS | HIDDEN} | {"pillow", "scikit-learn", "nvidia-ml-py"}
+    found = metadata.Distribution.from_name
+
+    def from_name(name: str) -> metadata.Distribution:
+        if name.lower() in hidden:
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    metadata.Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign,assignment]
+
+
 if __name__ == "sitecustomize":
     sys.meta_path.insert(0, Stubs())
+    hide_versions()
