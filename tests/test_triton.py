@@ -26,7 +26,16 @@ def test_the_triton_kernels_compile_for_sm_90(tmp_path: Path) -> None:
     assert sum("flex_attention_backward" in name for name, _, _ in kernels) >= 2
     assert sum("flex_attention_0" in name for name, _, _ in kernels) >= 2
     assert any("sqrt" in name for name, _, _ in kernels)
+    assert any(name == "triton_qhadopt" for name, _, _ in kernels)
     assert all(int(size) > 0 and is_sm_90 == "True" for _, size, is_sm_90 in kernels)
+
+
+def test_the_fused_kernel_computes_the_formula() -> None:
+    """In Triton's interpreter: each dtype, both directions, tensors at addresses that are no multiples of 16 bytes."""
+    worker = TESTS / "optimizers" / "fused_kernel_worker.py"
+    done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 16
 
 
 def test_neither_a_step_nor_a_layer_compiles_flex_attention_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def hide_versions() -> None:
             raise metadata.PackageNotFoundError(name)
         return found(name)
 
-    metadata.Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign,assignment]
+    metadata.Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign]
 
 
 if __name__ == "sitecustomize":

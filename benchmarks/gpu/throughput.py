@@ -57,7 +57,6 @@ LLAMA_TINY = Model("llama3_mosaic", "debugmodel", {"dim": 64, "n_layers": 2, "n_
 
 
 def mpt_125m(options: Options, rows: Rows) -> None:
-    """Also: waits for the device within a step, its kernels, and the time that the loader is waited for."""
     beside_composer(options, rows, options.pick(MPT_125M, MPT_TINY), steps=options.pick(20, 3))
 
 
@@ -66,6 +65,7 @@ def mpt_1b(options: Options, rows: Rows) -> None:
 
 
 def beside_composer(options: Options, rows: Rows, model: Model, steps: int) -> None:
+    """Also: waits for the device within a step, its kernels, and the time that the loader is waited for."""
     from gpu.composer_peer import fit
 
     kept: dict[str, Any] = {}
@@ -78,8 +78,7 @@ def beside_composer(options: Options, rows: Rows, model: Model, steps: int) -> N
             }
             kept["args"] = trainer.model_args
             result, step = timed(trainer, options.device, WARM_UP, steps)
-            if model is not MPT_1B:
-                where.look(step, options, rows)
+            where.look(step, options, rows)
             return result
 
     batch, here = first_that_fits(model.batches(options), measure)

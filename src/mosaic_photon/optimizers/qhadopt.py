@@ -43,7 +43,7 @@ class QHADOPT(Optimizer):
         foreach: many tensors an operation; the default unless fused. False: tensor by tensor.
         maximize: ascend.
         capturable: keep `step` on the parameter's device and never read it on the host (CUDA graphs).
-        fused: one compiled kernel (torch.compile) that reads and writes each element once.
+        fused: one kernel that reads and writes each element once: of Triton on a GPU, of torch.compile elsewhere.
 
     Raises:
         ConfigError: a hyper-parameter is negative, not finite or out of its range.
@@ -162,7 +162,7 @@ class QHADOPT(Optimizer):
             lr = _like(zero, group["lr"])
             clip = math.inf if self.clip_lambda is None else self.clip_lambda(step.to(lr))
             scalars = update.capturable_scalars(h, lr, _like(zero, self._decay(group, lr)), _like(zero, clip), step)
-            form = update.fused if group["fused"] else update.for_loop_traced
+            form = update.compiled if group["fused"] else update.for_loop_traced
             form(tensors, scalars, h.maximize)
             step.add_(1)
 
@@ -198,7 +198,8 @@ class QHADOPT(Optimizer):
     def _row(self, p: Tensor) -> tuple[Tensor, ...]:
         state = self.state[p]
         assert p.grad is not None
-        return tuple(plain(tensor, p) for tensor in (p, p.grad, state["exp_avg"], state["exp_avg_sq"]))
+        row = (p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"])
+        return tuple(plain(tensor, p) for tensor in row) if isinstance(p, DTensor) or p.is_complex() else row
 
     def _by_step(self, params: list[Tensor]) -> Iterator[tuple[float, update.Tensors]]:
         """Parameters of one device, dtype and number of calls together: a late comer has its own call 0."""

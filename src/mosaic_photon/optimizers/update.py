@@ -193,14 +193,31 @@ def for_loop_traced(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
 
 
 def fused(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
-    """`traced`, compiled: one pass over memory and no temporaries."""
+    """`traced` in one pass over memory and without temporaries: our kernel on a GPU, else compiled."""
+    if tensors.p[0].device.type == "cuda":
+        from mosaic_photon.optimizers import fused_kernel  # imports Triton
+
+        dense, tensors = _contiguous(tensors)
+        if dense.p:
+            fused_kernel.step([dense.p, dense.g, dense.m, dense.v], scalars, maximize)
+    for part in _parts(tensors):
+        compiled(part, scalars, maximize)
+
+
+def compiled(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
+    """`traced`, compiled: a kernel a tensor, which a CUDA graph may capture."""
     # A compilation each for a device, a dtype, a direction and one-element tensors: rightly more than torch's 8.
     with torch._dynamo.config.patch(recompile_limit=64):
-        if tensors.p[0].device.type != "cpu":
-            _compiled(False)([tensors.p, tensors.g, tensors.m, tensors.v], scalars, maximize)
-            return
-        for part in _parts(tensors):
-            _compiled(True)([part.p, part.g, part.m, part.v], scalars, maximize)
+        on_cpu = tensors.p[0].device.type == "cpu"
+        _compiled(on_cpu)([tensors.p, tensors.g, tensors.m, tensors.v], scalars, maximize)
+
+
+def _contiguous(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """Those whose elements lie in the same order in all four places, and the others."""
+    dense, others = Tensors(), Tensors()
+    for row in tensors:
+        (dense if all(tensor.is_contiguous() for tensor in row) else others).append(row)
+    return dense, others
 
 
 def _parts(tensors: Tensors) -> Iterator[Tensors]:
