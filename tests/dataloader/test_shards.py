@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -147,6 +148,32 @@ with in_force(Settings(node_folder={str(node)!r})):
     assert [rank.stdout.readline() for rank in ranks] == ["ready\n"] * 3
     assert [rank.communicate("go\n")[0] for rank in ranks[::-1]] == ["40\n"] * 3
     assert log.read_text() == "parsed\n"
+
+
+def test_one_of_a_nodes_ranks_hashes_an_index(tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the file stays what it was; the others take its word for that very file only."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    digest = hashlib.file_digest
+
+    def hashed(file: Any, algorithm: str) -> Any:
+        with (tmp_path / "log").open("a") as log:
+            log.write("hashed\n")
+        return digest(file, algorithm)
+
+    def open_in_a_process() -> None:
+        rank = context.Process(target=lambda: answers.put(len(read_index(folder))))
+        rank.start()
+        rank.join(60)
+
+    monkeypatch.setattr(hashlib, "file_digest", hashed)
+    context = multiprocessing.get_context("fork")
+    answers, folder = context.SimpleQueue(), index_json(tmp_path / "data", ENTRIES)
+    for _ in range(3):
+        open_in_a_process()
+    assert (tmp_path / "log").read_text() == "hashed\n"
+    index_json(folder, [*ENTRIES, entry(40)])
+    open_in_a_process()
+    assert [answers.get() for _ in range(4)] == [40, 40, 40, 41]
 
 
 def test_what_is_refused_is_refused_by_everybody(tmp_path: Path, node: Path) -> None:

@@ -29,6 +29,8 @@ PACKED_COLUMNS = 5
 _PLAIN_NAME = re.compile(r"[\w-]+\.\d+\.mds(?:\.(?!part$)\w+)?")
 """A name as MDSWriter makes it, of which nothing else need be asked."""
 _DIGESTED_AT_ONCE = 4096
+_quoted = json.encoder.encode_basestring_ascii
+"""A text as `json.dumps` writes it."""
 
 
 class DataError(ConfigError):
@@ -153,7 +155,9 @@ class _Rows:
         self.samples, self._raw_bytes, self._zip_bytes = array("q"), array("q"), array("q")
         self._kinds, self._text_ends, self._text = array("q"), array("q"), bytearray()
         self._kind_numbers: dict[tuple[Any, ...], int] = {}
-        self._digest, self._undigested = hashlib.blake2s(b"[", digest_size=8), list[Any]()
+        self._likeness, self._kind = list[Any](), 0
+        """What the last shard has in common with others, and the number of its kind."""
+        self._digest, self._undigested = hashlib.blake2s(b"[", digest_size=8), list[str]()
 
     def add_if_shard(self, entry: dict[str, Any]) -> Any:
         """Take in a JSON object if it is a shard's entry, and give the shard's number in its place."""
@@ -174,15 +178,18 @@ class _Rows:
         text = "\0".join((raw_name, zip_name, *raw_hashes.values(), *zip_hashes.values()))
         if text.count("\0") != 1 + len(raw_hashes) + len(zip_hashes):
             raise ValueError(f"a hash of shard {number} holds a NUL")
-        columns = _column_lists(entry)
-        key = (*columns, compression, tuple(raw_hashes), tuple(zip_hashes) if zipped else None, form)
-        self._kinds.append(self._kind_numbers.setdefault(key, len(self._kind_numbers)))
+        likeness = [*_column_lists(entry), compression, [*raw_hashes], [*zip_hashes] if zipped else None, form]
+        if likeness != self._likeness:  # nearly all are like the one before
+            key = tuple(tuple(part) if isinstance(part, list) else part for part in likeness)
+            self._likeness, self._kind = likeness, self._kind_numbers.setdefault(key, len(self._kind_numbers))
+        self._kinds.append(self._kind)
         self._text += text.encode()
         self._text_ends.append(len(self._text))
         self._raw_bytes.append(raw_bytes)
         self._zip_bytes.append(zip_bytes)
         self.samples.append(samples)
-        self._undigested.append([samples, raw_bytes, sorted(raw_hashes.items())])
+        hashes = ", ".join([f"[{_quoted(name)}, {_quoted(value)}]" for name, value in sorted(raw_hashes.items())])
+        self._undigested.append(f"[{samples}, {raw_bytes}, [{hashes}]]")
         if len(self._undigested) > _DIGESTED_AT_ONCE:
             self._digest_all_but(1)
         return number
@@ -200,7 +207,7 @@ class _Rows:
     def _digest_all_but(self, last: int) -> None:
         """Add to the digest of a JSON list of what the shards hold. One that stays says that more will come."""
         facts = self._undigested[: len(self._undigested) - last]
-        self._digest.update(json.dumps(facts)[1:-1].encode() + b", " * last)
+        self._digest.update(", ".join(facts).encode() + b", " * last)
         del self._undigested[: len(facts)]
 
     def _file(self, entry: dict[str, Any]) -> tuple[str, int, dict[str, str]]:
@@ -234,15 +241,15 @@ def _form(entry: Mapping[str, Any], where: str) -> Form:
     return Form(name, str(entry["newline"]), separator or "")
 
 
-def _column_lists(entry: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+def _column_lists(entry: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Names, encodings and sizes of a shard's columns; in lines of text all sizes vary."""
     if entry["format"] == "mds":
-        return tuple(entry["column_names"]), tuple(entry["column_encodings"]), tuple(entry["column_sizes"])
+        return entry["column_names"], entry["column_encodings"], entry["column_sizes"]
     if entry["format"] == "json":
         columns = entry["columns"]
-        return tuple(columns), tuple(columns.values()), (None,) * len(columns)
-    names = tuple(entry["column_names"])
-    return names, tuple(entry["column_encodings"]), (None,) * len(names)
+        return [*columns], [*columns.values()], [None] * len(columns)
+    names = entry["column_names"]
+    return names, entry["column_encodings"], [None] * len(names)
 
 
 def _kind(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.claim import PARTS, Claim, lock_path
 from mosaic_photon.dataloader.files import locked, write_whole
-from mosaic_photon.dataloader.index import OWN, DataError
+from mosaic_photon.dataloader.index import OWN, RESERVED, DataError
 from mosaic_photon.dataloader.shards import Index
 
 LEDGER = f"{OWN}ledger-"
@@ -46,25 +46,27 @@ class Listing:
 
 
 def list_folder(folder: Path, index: Index) -> Listing:
-    """Which of the index's files the folder holds. Costs what is there, and a dict of the index's names."""
-    rows: dict[str, tuple[int, int]] = {}
-    for row, (raw, zipped) in enumerate(index.names()):
-        rows[raw] = row, 0
-        if zipped:
-            rows[zipped] = row, 1
+    """Which of the index's files the folder holds. Costs what is there, and one pass over the names."""
     sizes = np.full((2, len(index)), -1, np.int64)
     times = np.zeros(len(index), np.int64)
-    for parent in {name.rpartition("/")[0] for name in rows}:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / parent) as entries:
-            for entry in entries:
-                place = rows.get(f"{parent}/{entry.name}" if parent else entry.name)
-                if place is None:
-                    continue
+    here = {f"{parent}{name}" for parent in index.folders() for name in _names(folder / parent)}
+    here = {name for name in here if name not in RESERVED and not name.startswith(OWN)}
+    for row, names in enumerate(index.names()) if here else ():
+        for place, name in enumerate(names):
+            if name in here:
                 with suppress(FileNotFoundError):  # evicted meanwhile, or a link to nothing
-                    found = entry.stat()
-                    sizes[place[1], place[0]] = found.st_size
-                    times[place[0]] = found.st_mtime_ns
+                    found = os.stat(f"{folder}/{name}")
+                    sizes[place, row] = found.st_size
+                    times[row] = times[row] or found.st_mtime_ns
     return Listing(sizes[0], sizes[1], times)
+
+
+def _names(folder: Path) -> list[str]:
+    """Of what the folder holds; none if there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 class Ledger:

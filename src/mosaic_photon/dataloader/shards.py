@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import overload
+from typing import BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ from mosaic_photon.dataloader.index import (
 )
 from mosaic_photon.dataloader.node_files import map_made
 from mosaic_photon.dataloader.node_folder import node_folder
+from mosaic_photon.dataloader.once import once_a_run
 from mosaic_photon.dataloader.settings import settings
 
 SMALL_BYTES = 1 << 20
@@ -81,6 +84,12 @@ class Index(Sequence[Shard]):
             raw, zipped, *_ = text[begin:end].split(b"\0", 2)
             yield raw.decode(), zipped.decode()
             begin = end
+
+    def folders(self) -> set[str]:
+        """What stands before the files' own names: "" or "train/"."""
+        if self.packed.find(b"/", self._text_begin) < 0:
+            return {""}
+        return {name[: name.rfind("/") + 1] for names in self.names() for name in names if name}
 
     @property
     def stored_bytes(self) -> NDArray[np.int64]:
@@ -167,7 +176,7 @@ def read_index(folder: Path, allow_unsafe_types: bool = False) -> Index:
     """The shards of the MDS dataset in `folder`. Raises DataError if it is none, is damaged or points outside."""
     path = folder / INDEX
     try:
-        return open_index(path, str(path), allow_unsafe_types)
+        return open_index(path, str(path), allow_unsafe_types, stays=True)
     except FileNotFoundError as error:
         found = f"; the folder holds {_some_names(folder)}" if folder.is_dir() else "; there is no such folder"
         raise DataError(f"{path}: not found, so {folder} is no MDS dataset{found}") from error
@@ -175,12 +184,14 @@ def read_index(folder: Path, allow_unsafe_types: bool = False) -> Index:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
 
 
-def open_index(path: Path, where: str, allow_unsafe_types: bool = False) -> Index:
+def open_index(path: Path, where: str, allow_unsafe_types: bool = False, stays: bool = False) -> Index:
     """The shards that the index.json at `path` lists. A large one is parsed once a node, whichever folder it lies in.
+
+    `stays`: other processes of the run open this very file; one of them hashes it.
 
     Raises DataError for content that is damaged or not to be trusted, OSError for a file that can't be read.
     """
-    index = _open_small(path, where) if path.stat().st_size < SMALL_BYTES else _open_large(path, where)
+    index = _open_small(path, where) if path.stat().st_size < SMALL_BYTES else _open_large(path, where, stays)
     if not allow_unsafe_types:
         index.refuse_unsafe(where)
     return index
@@ -190,24 +201,40 @@ def _open_small(path: Path, where: str) -> Index:
     return Index(pack_index(path.read_bytes(), where))
 
 
-def _open_large(path: Path, where: str) -> Index:
+def _open_large(path: Path, where: str, stays: bool) -> Index:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-
-    def make(target: Path) -> None:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DataError(f"{where}: was changed while it was read")
-        target.write_bytes(pack_index(data, where))
-
+        digest = _hashed_once(file) if stays else _hashed(file)
     made = node_folder(settings().node_folder) / "indexes" / f"{digest}.{PACKED_VERSION}"
     try:
-        return Index(map_made(made, make))
+        return Index(map_made(made, lambda target: _pack_into(target, path, digest, where)))
     except OSError as error:
         raise DataError(
             f"{error.filename or made}: cannot keep the index of {where} on this node: {error.strerror}; free some"
             " space, or set mosaic.node_folder"
         ) from error
+
+
+def _pack_into(target: Path, path: Path, digest: str, where: str) -> None:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DataError(f"{where}: was changed while it was read")
+    target.write_bytes(pack_index(data, where))
+
+
+def _hashed(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _hashed_once(file: BinaryIO) -> str:
+    """The SHA-256 of a file, computed in one process of a run on this node as long as the file stays as it is."""
+    found = os.fstat(file.fileno())
+    seen = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    with suppress(OSError):  # no room for the answer: said when the index itself finds none
+        answer = once_a_run(f"index {os.path.realpath(file.name)}", lambda: {"file": seen, "sha256": _hashed(file)})
+        if answer["file"] == seen:
+            return answer["sha256"]
+    return _hashed(file)
 
 
 def _digests(shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
