@@ -29,15 +29,13 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import mosaic_photon.compat  # noqa: F401
-
 import numpy as np
 import psutil
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
 ASSETS = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
 BATCH, SEQ_LEN, SAMPLES, SHARDS = 8, 2048, 30 * 1022, 30

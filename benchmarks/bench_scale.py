@@ -90,7 +90,7 @@ def measured(row: Row) -> Iterator[None]:
 
 def dataset_of(folder: str, node: str, **settings: Any) -> Any:
     from mosaic_photon.dataloader.dataset import ShardedDataset
-    from mosaic_photon.dataloader.settings import Settings, in_force
+    from mosaic_photon.dataloader.shards.settings import Settings, in_force
 
     with in_force(Settings(node_folder=node)):
         return ShardedDataset(local=folder, shuffle=True, num_canonical_nodes=64, **settings)
@@ -114,7 +114,7 @@ def index_streaming(row: Row, folder: str, node: str) -> None:
 
 
 def order_ours(row: Row, folder: str, node: str) -> None:
-    from mosaic_photon.dataloader.orders import Orders
+    from mosaic_photon.dataloader.order.orders import Orders
 
     order = dataset_of(folder, node).order(512)
     with measured(row):
@@ -139,7 +139,7 @@ def present(shards: int) -> int:
 
 def cache_ours(row: Row, folder: str, node: str) -> None:
     """Fetches of shards that are not here, each of which evicts another; the copy is part of it on both sides."""
-    from mosaic_photon.dataloader.room import Room
+    from mosaic_photon.dataloader.shards.room import Room
 
     shards = len(json.loads(Path(folder, "index.json").read_text())["shards"])
     cache = Path(tempfile.mkdtemp(dir=node))
@@ -166,7 +166,7 @@ def cache_ours(row: Row, folder: str, node: str) -> None:
 
 def dataset_of_remote(folder: str, cache: str, node: str, limit: int) -> Any:
     from mosaic_photon.dataloader.dataset import ShardedDataset
-    from mosaic_photon.dataloader.settings import Settings, in_force
+    from mosaic_photon.dataloader.shards.settings import Settings, in_force
 
     with in_force(Settings(node_folder=node)):
         return ShardedDataset(remote=folder, local=cache, cache_limit=limit, num_canonical_nodes=64)
@@ -192,7 +192,7 @@ def start_ours(row: Row, folder: str, node: str) -> None:
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
     from mosaic_photon.dataloader import build_mosaic_dataloader
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
 
     assets = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
     job, tokenizer = MosaicJobConfig(), HuggingFaceTokenizer(assets)
@@ -219,10 +219,10 @@ def start_streaming(row: Row, folder: str, node: str) -> None:
 
 def simulate(row: Row, folder: str, node: str) -> None:
     """128 nodes of 8 ranks, 10^9 samples: what a node needs, and what its ranks do for it."""
-    from mosaic_photon.dataloader.epoch import EpochOrder, StreamPart
     from mosaic_photon.dataloader.need import Places
-    from mosaic_photon.dataloader.order import Layout, blocks_of_batches, nodes_of_ranks, places_of_mesh, seats
-    from mosaic_photon.dataloader.orders import Orders
+    from mosaic_photon.dataloader.order.deal import Layout, blocks_of_batches, nodes_of_ranks, places_of_mesh, seats
+    from mosaic_photon.dataloader.order.epoch import EpochOrder, StreamPart
+    from mosaic_photon.dataloader.order.orders import Orders
 
     nodes, per_node, shards, shard_bytes = 128, 8, 10**6, 67 << 20
     sizes = np.full(shards, SAMPLES_PER_SHARD, np.int64)

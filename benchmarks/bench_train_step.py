@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+import mosaic_photon.titan  # noqa: F401  (before TorchTitan)
 
 # isort: split
 import torch
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed import utils as dist_utils
 
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.foundry import ComposerMPTMuPCausalLM, MPTMuPConfig, MPTMuPForCausalLM
 from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name

@@ -15,16 +15,13 @@ import time
 import warnings
 from pathlib import Path
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import numpy as np
 import torch
 from rich.progress import track
 
 from mosaic_photon.cli.coord_check import adamw
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.models.proxy import Hyper, batches, build, loss_of, resized, stdlib_tokens, train_step
+from mosaic_photon.mup.proxy import Hyper, batches, build, loss_of, resized, stdlib_tokens, train_step
 
 ROOT = Path(__file__).parent.parent
 BASE_WIDTH, BASE_DEPTH, SEQ_LEN, BATCH = 64, 2, 64, 8

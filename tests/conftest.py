@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mosaic_photon.compat  # noqa: F401  (before any test imports TorchTitan)
-
 import pytest
+
+import mosaic_photon.titan  # noqa: F401  (before any test imports TorchTitan)
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"

@@ -2,10 +2,10 @@
 
 import re
 
-from mosaic_photon import job_loading
 from mosaic_photon.cli import main
 from mosaic_photon.doctor import job as job_checks
 from mosaic_photon.doctor import machine
+from mosaic_photon.job import load as job_loading
 
 
 def say_all(arguments, flags, processes, monkeypatch, capsys):

@@ -13,12 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mosaic_photon.compat
-
 import llmfoundry.models  # noqa: F401
 import torch
 import torch.utils.tensorboard
-import torchtitan.train
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import mosaic_photon.callbacks.job_state
@@ -28,9 +25,10 @@ import mosaic_photon.models.mpt_mup
 import mosaic_photon.models.mpt_mup.hf
 import mosaic_photon.models.mpt_mup.model
 import mosaic_photon.models.mpt_mup.parallelize
-import mosaic_photon.summary
-import mosaic_photon.trainer  # noqa: F401
+import mosaic_photon.train.summary
+import mosaic_photon.train.trainer  # noqa: F401
 import stock_trainer
+from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.train_with_mosaic import main
 
 
@@ -41,7 +39,7 @@ def rank(arguments: list[str], log: str, public_name: str) -> int:
     os.dup2(file, 2)
     torch.set_num_threads(1)
     # TorchTitan sleeps two seconds after the last step.
-    torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
+    sys.modules[Trainer.__module__].time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
     return stock_trainer.train(arguments, public_name) if public_name else main(arguments)
 
 

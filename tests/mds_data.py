@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 
 ASSETS = Path(__file__).parent / "assets" / "tokenizer"
 SEQ_LEN = 16

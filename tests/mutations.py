@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from mosaic_photon.dataloader import config as data_config
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job import data_config
+from mosaic_photon.job.tables import MosaicJobConfig
 
 Path_ = tuple[Any, ...]
 """Keys from the top of a config down to a value."""

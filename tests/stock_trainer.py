@@ -1,16 +1,13 @@
 """Trains by TorchTitan's own Trainer with what a public name of this package gives it; see `layouts_driver`."""
 
-import mosaic_photon.compat
-
-from torchtitan.protocols.train_spec import get_train_spec
-from torchtitan.train import Trainer
-
 import mosaic_photon
 from mosaic_photon import train_spec
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import MosaicJobConfig
-from mosaic_photon.job_loading import load_job
-from mosaic_photon.model_args import apply_model_overrides
+from mosaic_photon.job.load import load_job
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.models.model_args import apply_model_overrides
+from mosaic_photon.titan.spec import get_train_spec
+from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.train_with_mosaic import leave_process_group, parse_arguments, prepare_process
 
 

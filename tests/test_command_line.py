@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mosaic_photon.compat.tyro_bool_flags import normalise
-
 import pytest
 from torch.distributed.run import parse_args as torchrun_arguments
 
 import jobs
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.compat.tyro_bool_flags import normalise
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.train_with_mosaic import parse_arguments
 
 

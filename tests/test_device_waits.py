@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mosaic_photon.callbacks import OptimizerMonitor
-from mosaic_photon.documents import document_counter
+from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup import attention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP

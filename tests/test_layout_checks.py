@@ -6,9 +6,9 @@ import pytest
 from torchtitan.distributed import ParallelDims
 
 import jobs
-from mosaic_photon.checks import check_job, check_layout
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_loading import load_job
+from mosaic_photon.job.checks import check_job, check_layout
+from mosaic_photon.job.load import load_job
 from mosaic_photon.train_spec import register_for_job
 
 P = "--parallelism."

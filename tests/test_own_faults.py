@@ -17,7 +17,7 @@ from mosaic_photon import errors
 from mosaic_photon.callbacks import optimizer_monitor
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.errors import ConfigError, ask_upstream
-from mosaic_photon.job_config import Optimizer
+from mosaic_photon.job.tables import Optimizer
 from mosaic_photon.optimizers import qhadopt
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.container import GroupedOptimizers

@@ -15,9 +15,9 @@ import jobs
 import tokenizers_made
 from doctor_calls import say_all
 from mosaic_photon.cli import main
-from mosaic_photon.dataloader.tokenizer import check_separators, notes_on, special_tokens
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.tokenizers import check_separators, notes_on, special_tokens
 from mosaic_photon.train_spec import build_train_spec
 from prepare_calls import samples, write_jsonl
 

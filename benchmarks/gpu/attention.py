@@ -10,8 +10,6 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from mosaic_photon.compat import cpu_flex_attention
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torchtitan.models.llama3.model.model import Transformer
 
 from gpu.device import exact_fp32, relative
 from gpu.rows import Options, Rows
+from mosaic_photon.compat import cpu_flex_attention
 from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 

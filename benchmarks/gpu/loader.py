@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from itertools import islice
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import torch
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from gpu.jobs import data_config
 from gpu.rows import Options, Rows
-from mosaic_photon.dataloader import build_mosaic_dataloader, load_data_config
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.dataloader import build_mosaic_dataloader
+from mosaic_photon.job.data_config import load_data_config
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
 BATCHES = 20
 

@@ -7,9 +7,6 @@ import statistics
 import warnings
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import torch
 from composer import Callback, Trainer
 from composer.callbacks import OptimizerMonitor as ComposersMonitor

@@ -12,26 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import numpy as np
 import torch
 from streaming import MDSWriter
-from torchtitan.components.dataloader import BaseDataLoader
-from torchtitan.protocols import train_spec as titan_specs
-from torchtitan.train import Trainer
 
 from gpu.device import peak_gib, wait
 from gpu.jobs import data_config
 from gpu.rows import Options
 from mosaic_photon import train_spec
-from mosaic_photon.checks import check_job
-from mosaic_photon.graceful_stop import GracefulStop
-from mosaic_photon.job_config import MosaicJobConfig
-from mosaic_photon.job_loading import load_job
+from mosaic_photon.job.checks import check_job
+from mosaic_photon.job.load import load_job
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.parts import BaseDataLoader
+from mosaic_photon.titan.spec import train_spec as titan_specs
+from mosaic_photon.titan.trainer import Trainer
+from mosaic_photon.train.stop import GracefulStop
+from mosaic_photon.train.trainer import MosaicTrainer
 from mosaic_photon.train_with_mosaic import prepare_process
-from mosaic_photon.trainer import MosaicTrainer
 
 TOKEN_IDS = 1000
 SAMPLES = 512

@@ -1,9 +1,10 @@
-"""Small files read and written whole, and paths as a message shows them."""
+"""Small files read and written whole, and paths: as a message shows them, and as people write them in a config."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,42 @@ def display(path: str | Path) -> str:
     relative = os.path.relpath(absolute)
     shown = absolute if relative.startswith("..") else relative
     return shown.encode("utf-8", "backslashreplace").decode()
+
+
+def check_path(where: str, path: str, address: bool = False) -> None:
+    """Refuse a path that a shell would have changed, or that is the address of an object store.
+
+    Args:
+        where: the setting, in the message.
+        path: its value.
+        address: addresses (s3://...) are right here.
+
+    Raises:
+        ConfigError: it is one of these, so that a folder of that name would be read or made.
+    """
+    if path.startswith("~") or re.search(r"^\$" if address else r"\$[\w{(]", path):
+        raise ConfigError(
+            f"{where} = {path!r}: '~' and '$' are a shell's; give the whole path (in a YAML data config, "
+            "${oc.env:NAME} is a variable of the environment)."
+        )
+    if "://" in path and not address:
+        raise ConfigError(f"{where} = {path!r}: must be a folder of a file system, not an address.")
+
+
+def existing(path: str) -> str:
+    """The path, or the nearest above it that there is."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def check_writable(where: str, path: str) -> None:
+    """Refuse a folder that cannot be made or written into; nothing is made.
+
+    Raises:
+        ConfigError: the nearest there is above it is a file, or may not be written to.
+    """
+    folder = existing(path)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where} = {path!r}: {folder} is not a folder that can be written to.")

@@ -13,39 +13,40 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
+import numpy as np
+import torch
+import torch.nn as nn
+
 from mosaic_photon.compat import layout_independent_init, tokenizer_end_token
 from mosaic_photon.compat.ddp_gradients import for_averaged_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.unset_parameters import zero_before_init
-
-import numpy as np
-import torch
-import torch.nn as nn
-from torchtitan.components.loss import build_cross_entropy_loss
-from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
-from torchtitan.components.tokenizer import build_hf_tokenizer
-from torchtitan.distributed import ParallelDims
-from torchtitan.models import _supported_models
-from torchtitan.protocols import train_spec as titan_specs
-from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
-
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
+from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.dataloader.loader import Data, EvalLoader
-from mosaic_photon.dataloader.tokenizer import notes_on, special_tokens
-from mosaic_photon.documents import document_counter
 from mosaic_photon.errors import ConfigError, nearest
-from mosaic_photon.job_config import MosaicJobConfig
-from mosaic_photon.metrics import build_metrics_processor
-from mosaic_photon.model_args import apply_model_overrides
+from mosaic_photon.job.load import check_tables, read_toml
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.models.model_args import apply_model_overrides
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import choose as choose_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, multiplier_of
 from mosaic_photon.schedulers.run_length import RunLength
-from mosaic_photon.validator import build_validator
+from mosaic_photon.titan.config import ConfigManager
+from mosaic_photon.titan.layouts import ParallelDims
+from mosaic_photon.titan.parts import (
+    build_cross_entropy_loss,
+    build_hf_tokenizer,
+    build_optimizers_with_moe_load_balancing,
+)
+from mosaic_photon.titan.spec import TrainSpec, _supported_models, get_train_spec, register_train_spec
+from mosaic_photon.titan.spec import train_spec as titan_specs
+from mosaic_photon.tokenizers import notes_on, special_tokens
+from mosaic_photon.train.metrics import build_metrics_processor
+from mosaic_photon.train.validator import build_validator
 
 SUFFIX = "_mosaic"
 NOT_TEXT = {"flux"}
@@ -84,6 +85,24 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
         model_args.update_from_config(job_config)  # for its checks; the trainer's call is the one that counts
     titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
+
+
+def load_job_model(path: str) -> tuple[Any, Any]:
+    """The job config at `path` and a copy of its flavor's model args, `[model.overrides]` applied.
+
+    For commands that need the model but not the data.
+
+    Raises:
+        ConfigError: a missing or malformed file, an unknown table, field, model, flavor or override.
+    """
+    check_tables(read_toml(path), MosaicJobConfig, path)
+    job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])
+    job.checkpoint.initial_load_in_hf = False  # no such command loads those weights, and one makes them
+    if not job.model.hf_assets_path:
+        raise ConfigError(f"{path}: model.hf_assets_path is missing; name a folder with tokenizer.json.")
+    spec = build_train_spec(job.model.name)
+    apply_model_overrides(spec, job)
+    return job, spec.model_args[job.model.flavor]
 
 
 def open_data(

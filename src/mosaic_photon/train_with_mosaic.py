@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
 
 CONFIGS = "examples/mosaic_photon/configs"
 EPILOG = """\
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)  # started without torchrun: one process
     try:
         args, titan_flags = parse_arguments(sys.argv[1:] if argv is None else argv)
-        from mosaic_photon.job_loading import load_job
+        from mosaic_photon.job.load import load_job
 
         job_config = load_job(args.config, args.mosaic_config, titan_flags)
     except ConfigError as error:
@@ -114,14 +114,13 @@ def run(job_config: "MosaicJobConfig") -> int:
     """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it early."""
     prepare_process(job_config)
 
-    from torchtitan.tools.logging import logger
-
     from mosaic_photon import train_spec
     from mosaic_photon.checkpoints.checks import is_finished
-    from mosaic_photon.checks import check_job
-    from mosaic_photon.graceful_stop import GracefulStop
-    from mosaic_photon.summary import print_summary
-    from mosaic_photon.trainer import MosaicTrainer
+    from mosaic_photon.job.checks import check_job
+    from mosaic_photon.titan.tools import logger
+    from mosaic_photon.train.stop import GracefulStop
+    from mosaic_photon.train.summary import print_summary
+    from mosaic_photon.train.trainer import MosaicTrainer
 
     with ExitStack() as cleanup:  # undone in reverse order, each part also when another fails
         stop = GracefulStop()
@@ -152,8 +151,7 @@ def run(job_config: "MosaicJobConfig") -> int:
 def prepare_process(job_config: "MosaicJobConfig") -> None:
     """Logging, the workarounds for this machine, and the rendezvous of a job that is one process."""
     from mosaic_photon.compat import cpu_device_type, cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
-
-    from torchtitan.tools.logging import init_logger
+    from mosaic_photon.titan.tools import init_logger
 
     init_logger()
     logging.getLogger("streaming").setLevel(logging.WARNING)

@@ -7,8 +7,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch
 import torch.distributed as dist
 from composer.core import State

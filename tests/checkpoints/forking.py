@@ -38,16 +38,13 @@ def start(ranks: int, argv: list[str], log: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    import mosaic_photon.compat  # (before TorchTitan)
-
-    # isort: split
     import mosaic_photon.callbacks.job_state
-    import mosaic_photon.checks
     import mosaic_photon.dataloader.build
-    import mosaic_photon.job_loading
-    import mosaic_photon.summary
-    import mosaic_photon.train_spec
-    import mosaic_photon.trainer  # noqa: F401
+    import mosaic_photon.job.checks
+    import mosaic_photon.job.load
+    import mosaic_photon.train.summary
+    import mosaic_photon.train.trainer
+    import mosaic_photon.train_spec  # noqa: F401
 
     for line in sys.stdin:
         pids = start(**json.loads(line))

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from mosaic_photon.checkpoints.contents import read_value, saved_data_state
 from mosaic_photon.checkpoints.find import Start, complete_steps, find_start
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 
 STATE = json.dumps({"version": 1, "samples": 12})
 

@@ -10,8 +10,8 @@ import torch.distributed.checkpoint as dcp
 import jobs
 from mosaic_photon.checkpoints.checks import check_checkpoint, is_finished
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_loading import load_job
-from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.job.load import load_job
+from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.train_spec import register_for_job
 
 WHOLE = ("--checkpoint.enable=true", "--checkpoint.initial_load_model_only=false")

@@ -11,8 +11,8 @@ import jobs
 from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.checkpoints.hf import files_for
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_loading import load_job
-from mosaic_photon.model_args import build_on_meta
+from mosaic_photon.job.load import load_job
+from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.train_spec import register_for_job
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.last_save_model_only=true", "--checkpoint.last_save_in_hf=true")

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import jobs
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.trainer import MosaicTrainer
+from mosaic_photon.train.trainer import MosaicTrainer
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.interval=2")
 

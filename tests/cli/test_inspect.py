@@ -26,8 +26,6 @@ global_batch_size = 8
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two prepared folders: web uncompressed, code compressed; and text to be tokenised on the fly."""
-    import mosaic_photon.compat  # noqa: F401
-
     from streaming import MDSWriter
 
     root = tmp_path_factory.mktemp("data")

@@ -14,7 +14,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from mds_data import ASSETS, job, write_mds
 from mosaic_photon.cli import main
 from mosaic_photon.dataloader import build_mosaic_dataloader
-from mosaic_photon.dataloader.order import nodes_of_ranks, places_of_mesh, rank_batches, seats
+from mosaic_photon.dataloader.order.deal import nodes_of_ranks, places_of_mesh, rank_batches, seats
 
 JOB = f"""
 [model]

@@ -231,8 +231,6 @@ def test_killed_between_the_last_steps(tmp_path):
 
 def test_debug_tokenizer():
     """Both libraries that read it agree, and no special token stands for two things."""
-    import mosaic_photon.compat  # noqa: F401
-
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
     from transformers import AutoTokenizer
 

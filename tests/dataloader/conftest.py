@@ -16,7 +16,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from mds_data import ASSETS, write_mds
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 from s3_proxy import Proxy
 
 

@@ -15,17 +15,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import mosaic_photon.compat  # noqa: F401
-
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
-from torchtitan.distributed import ParallelDims
 
 from mds_data import ASSETS, flat, job, numbers
 from mosaic_photon.dataloader.build import build_mosaic_dataloader
+from mosaic_photon.titan.layouts import ParallelDims
+from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
 
 def rank(launch: dict[str, Any], checkpoint: str) -> list[list[int]]:

@@ -14,8 +14,8 @@ import pytest
 from streaming import MDSWriter
 
 from mds_data import job, numbers, wait_until, write_mds
-from mosaic_photon.dataloader.claim import PARTS
-from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.shards.claim import PARTS
+from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import fault_of_bytes
 from mosaic_photon.errors import ConfigError
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from mds_data import ASSETS, SEQ_LEN, job
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.foundry import _our_datasets
-from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.errors import ConfigError
 
 WIDE = 64

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mosaic_photon.dataloader.config import load_data_config
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.data_config import load_data_config
 
 TEXT = """
 variables:

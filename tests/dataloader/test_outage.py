@@ -11,17 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.compat.streaming_s3_retries import OneTry
-
 import boto3
 import pytest
 import requests
 
 from mds_data import job, numbers, wait_until
-from mosaic_photon.dataloader import patience, store
-from mosaic_photon.dataloader.fetch import Source
-from mosaic_photon.dataloader.index import LOCKS, DataError
+from mosaic_photon.compat.streaming_s3_retries import OneTry
 from mosaic_photon.dataloader.loader import BATCHES_AHEAD
+from mosaic_photon.dataloader.shards import patience, store
+from mosaic_photon.dataloader.shards.fetch import Source
+from mosaic_photon.dataloader.shards.index import LOCKS, DataError
 from mosaic_photon.errors import ConfigError
 from s3_proxy import Proxy, always, first, reset, silent, status, trickling
 

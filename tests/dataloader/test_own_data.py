@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mds_data import sample_tokens, write_mds
-from mosaic_photon.dataloader.config import load_data_config, streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
-from mosaic_photon.dataloader.folders import settle_folders
-from mosaic_photon.dataloader.index import DataError
-from mosaic_photon.dataloader.settings import Settings, in_force
+from mosaic_photon.dataloader.shards.folders import settle_folders
+from mosaic_photon.dataloader.shards.index import DataError
+from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.data_config import load_data_config, streams_of
 
 SAMPLES, PER_SHARD = 80, 4
 fresh = itertools.count()

@@ -19,9 +19,9 @@ from streaming.base.batching import generate_work
 from streaming.base.world import World
 
 from mds_data import SEQ_LEN, flat, job, numbers, write_mds
-from mosaic_photon.dataloader.ahead import ReadAhead
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
-from mosaic_photon.dataloader.order import seats
+from mosaic_photon.dataloader.order.deal import seats
+from mosaic_photon.dataloader.shards.ahead import ReadAhead
 from mosaic_photon.errors import ConfigError
 
 BATCH = 12

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mds_data import job, numbers, wait_until
-from mosaic_photon.dataloader.index import DataError
+from mosaic_photon.dataloader.shards.index import DataError
 from s3_proxy import Proxy, always, broken_off, first, status
 
 

@@ -8,21 +8,18 @@ import json
 import sys
 import warnings
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
-from torchtitan.distributed import ParallelDims
 
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup import parallelize_mpt, pipeline_mpt
 from mosaic_photon.names import clean_name
+from mosaic_photon.titan.layouts import ParallelDims
 
 SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 4, "vocab_size": 128, "max_seq_len": 32}
 SPLIT = {"fused_qkv": False}

@@ -183,7 +183,7 @@ def test_a_config_of_another_program_is_refused(tmp_path):
 
 
 def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path):
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
 
     ours = model()
     save(ours, tmp_path)

@@ -8,20 +8,18 @@ import json
 import sys
 from pathlib import Path
 
-import mosaic_photon.compat  # noqa: F401
-from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
-
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
-from torchtitan.components.optimizer import OptimizersContainer
-from torchtitan.distributed import ParallelDims
 
-from mosaic_photon.job_config import Optimizer as OptimizerConfig
+from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
+from mosaic_photon.job.tables import Optimizer as OptimizerConfig
 from mosaic_photon.optimizers.builder import build_optimizers
+from mosaic_photon.titan.layouts import ParallelDims
+from mosaic_photon.titan.parts import OptimizersContainer
 
 
 def main(steps: str, out: str, checkpoint: str | None = None) -> None:

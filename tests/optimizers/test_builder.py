@@ -15,12 +15,12 @@ from torchtitan.config import Optimizer as TitanOptimizerConfig
 from torchtitan.distributed import ParallelDims
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import Optimizer as OptimizerConfig
+from mosaic_photon.job.tables import Optimizer as OptimizerConfig
+from mosaic_photon.mup.table import ParameterScale
 from mosaic_photon.names import clean_name
 from mosaic_photon.optimizers import ADOPT, QHADOPT
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import OURS, REFUSED, TITAN
-from mosaic_photon.parametrization import ParameterScale
 
 ONE_PROCESS = ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)
 

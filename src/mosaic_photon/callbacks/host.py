@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torchtitan.tools.logging import logger as console
 
 from mosaic_photon.callbacks.states import decode_state, encode_state
-from mosaic_photon.cpu_group import cpu_group
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.titan.tools import logger as console
+from mosaic_photon.train.cpu_group import cpu_group
 
 if TYPE_CHECKING:
     from composer.core import Callback, State

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.callbacks.refused import refusal
 from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
-
-from mosaic_photon.callbacks.refused import refusal
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
-from torchtitan.components.metrics import BaseLogger
-from torchtitan.tools.logging import logger as console
 
 from mosaic_photon.names import clean_name
+from mosaic_photon.titan.parts import BaseLogger
+from mosaic_photon.titan.tools import logger as console
 
 
 class ModelView(ComposerModel):

@@ -4,20 +4,18 @@ import os
 import shutil
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch.nn as nn
-from torchtitan.protocols.train_spec import TrainSpec
-from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
 from mosaic_photon.checkpoints.hf import check_index, check_last_save
 from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, differences, only_model
 from mosaic_photon.errors import ConfigError, nearest
-from mosaic_photon.job_config import MosaicJobConfig
+from mosaic_photon.files import existing
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.names import size
-from mosaic_photon.paths import existing
+from mosaic_photon.titan.spec import TrainSpec
+from mosaic_photon.titan.tools import logger
 
 
 def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module, world_size: int) -> None:

@@ -15,7 +15,7 @@ from mosaic_photon.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 """Name -> shape; None for what is no tensor."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
 
 STEP_FOLDER = re.compile(r"step-(0|[1-9]\d*)")
 METADATA = ".metadata"

@@ -8,22 +8,19 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torchtitan.protocols import BaseStateDictAdapter
-from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.find import HF_INDEX
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.titan.spec import BaseStateDictAdapter
+from mosaic_photon.titan.tools import logger
 
 if TYPE_CHECKING:
-    from torchtitan.protocols.train_spec import TrainSpec
-
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.titan.spec import TrainSpec
 
 
 def in_hf_format(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> tuple[dict[str, Any], list[str]]:

@@ -13,26 +13,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.compat.cpu_device_type import ON_CPU
-
 import torch
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torchtitan.config import TORCH_DTYPE_MAP
-from torchtitan.tools.utils import device_type
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
 from mosaic_photon.checkpoints.hf import in_hf_format
+from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.optimizers.catalog import choose
 from mosaic_photon.optimizers.container import make_state
 from mosaic_photon.optimizers.groups import trainable
+from mosaic_photon.titan.config import TORCH_DTYPE_MAP
+from mosaic_photon.titan.tools import device_type
 
 if TYPE_CHECKING:
-    from torchtitan.protocols.train_spec import TrainSpec
-
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.titan.spec import TrainSpec
 
 STATE, OPTIONS = "optimizer.state.", "optimizer.param_groups."
 POSITION = ("train_state.step", "train_state.ntokens_seen", "lr_scheduler.last_epoch")

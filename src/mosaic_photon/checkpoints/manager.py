@@ -6,18 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.state_dict_loader import load
-from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
-from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
+from mosaic_photon.titan.parts import MODEL, AsyncMode, CheckpointManager
+from mosaic_photon.titan.tools import logger
 
 WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
 """What must be gone of a checkpoint before it is written over. Torch makes the files in Hugging Face's format of all

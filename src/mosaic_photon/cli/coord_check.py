@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mosaic_photon.models.proxy import Hyper
+    from mosaic_photon.mup.proxy import Hyper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from mosaic_photon.models import coord_check, coord_report
-    from mosaic_photon.models.jobs import load_job_model
-    from mosaic_photon.models.proxy import Hyper, stdlib_tokens
+    from mosaic_photon.mup import coord_check, coord_report
+    from mosaic_photon.mup.proxy import Hyper, stdlib_tokens
+    from mosaic_photon.train_spec import load_job_model
 
     axis = "width" if args.depths is None else "depth"
     sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES[axis]))
@@ -82,13 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 def adamw(hyper: Hyper, no_decay: Sequence[str], model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with the groups that the job's optimizer would have on this model."""
-    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
-    # isort: split
-    from torchtitan.distributed import ParallelDims
-
-    from mosaic_photon.job_config import Optimizer
+    from mosaic_photon.job.tables import Optimizer
     from mosaic_photon.optimizers.builder import build_optimizers
+    from mosaic_photon.titan.layouts import ParallelDims
 
     beta1, beta2 = hyper.betas
     config = Optimizer(lr=hyper.lr, beta1=beta1, beta2=beta2, eps=hyper.eps, weight_decay=hyper.weight_decay)
@@ -100,10 +97,9 @@ def factory(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], 
     """seed -> (model class, model args) of one size, `[mup]` applied."""
     import copy
 
-    from torchtitan.models.llama3 import Transformer, TransformerModelArgs
-
     from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
-    from mosaic_photon.models.proxy import resized
+    from mosaic_photon.mup.proxy import resized
+    from mosaic_photon.titan.llama3 import Transformer, TransformerModelArgs
 
     def make(seed: int) -> tuple[Any, Any]:
         base_width = job.mup.base_width if axis == "depth" else None

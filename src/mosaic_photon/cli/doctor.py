@@ -62,11 +62,11 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _check_configs(job_path: str, data_path: str | None, nodes: int, processes_here: int) -> Iterator[Finding]:
-    from mosaic_photon.dataloader.config import load_data_config
-    from mosaic_photon.dataloader.settings import Settings, in_force
+    from mosaic_photon.dataloader.shards.settings import Settings, in_force
     from mosaic_photon.doctor import Finding
     from mosaic_photon.doctor.job import check_data, check_job
-    from mosaic_photon.job_loading import load_job
+    from mosaic_photon.job.data_config import load_data_config
+    from mosaic_photon.job.load import load_job
     from mosaic_photon.train_with_mosaic import CONFIGS
 
     if data_path is None and not _is_job(job_path):
@@ -97,7 +97,7 @@ def _is_job(path: str) -> bool:
     """Whether one config given alone is a job's; a data config says itself what it is."""
     if not path.endswith(".toml") or not os.path.isfile(path):
         return not path.endswith((".yaml", ".yml"))
-    from mosaic_photon.job_loading import read_toml
+    from mosaic_photon.job.load import read_toml
 
     return not {"mosaic_dataloader", "train_loader"} & read_toml(path).keys()
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mosaic_photon.inspection import LoaderReport
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.dataloader.inspection import LoaderReport
+    from mosaic_photon.job.tables import MosaicJobConfig
 
 SHOWN_CHARACTERS = 400
 SHOWN_TOKENS = 24
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 1 where a file is damaged."""
-    from mosaic_photon.dataloader.config import load_data_config
+    from mosaic_photon.job.data_config import load_data_config
 
     _check_nodes(args)
     config = load_data_config(args.config)
@@ -82,7 +82,7 @@ def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, 
     from rich.console import Console
     from rich.progress import Progress
 
-    from mosaic_photon import inspection
+    from mosaic_photon.dataloader import inspection
 
     dataset = inspection.open_dataset(loader)
     report = inspection.inspect_loader(loader, dataset)
@@ -111,19 +111,17 @@ def _vocabulary(folder: str) -> dict[str, Any]:
 
 
 def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
-    from mosaic_photon.job_loading import load_job
+    from mosaic_photon.job.load import load_job
 
     return load_job(args.job, args.config, [])
 
 
 def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
-    import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
 
-    from mosaic_photon.checks import check_batch, check_layout
     from mosaic_photon.dataloader import build_mosaic_dataloader
-
-    from torchtitan.components.tokenizer import HuggingFaceTokenizer  # isort: skip
+    from mosaic_photon.job.checks import check_batch, check_layout
+    from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
     data_parallel = check_layout(job, args.world_size)
     check_batch(job, data_parallel)
@@ -148,7 +146,7 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
 def _nodes(job: MosaicJobConfig, args: argparse.Namespace, data_parallel: int, loader: Any) -> dict[str, Any]:
     """What each node reads and keeps in an epoch. Bytes."""
     from mosaic_photon.dataloader.need import needs_of_nodes, warning
-    from mosaic_photon.dataloader.order import places_of_mesh
+    from mosaic_photon.dataloader.order.deal import places_of_mesh
 
     inner = job.parallelism.tensor_parallel_degree * job.parallelism.context_parallel_degree
     places = places_of_mesh(args.world_size, args.nproc_per_node, data_parallel, inner)

@@ -124,12 +124,12 @@ def _said(left_out: dict[str, list[str]]) -> Iterator[str]:
 
 def _check(args: argparse.Namespace) -> Work:
     """The call as checked work. Raises ConfigError for what cannot be done."""
-    from mosaic_photon.dataloader.tokenizer import notes_on
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work
     from mosaic_photon.prepare.shards import ShardFormat
     from mosaic_photon.prepare.sources import LeftOut, find_sources, stdlib_files
     from mosaic_photon.prepare.tokens import Tokenization, find_tokenizer, load_tokenizer, token_id
+    from mosaic_photon.tokenizers import notes_on
 
     _check_numbers(args)
     hashes = sorted({name for name in args.hashes.split(",") if name})

@@ -71,17 +71,17 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
     Raises:
         ConfigError: as the job itself would for its model, optimizer and schedule.
     """
-    from mosaic_photon.models.jobs import load_job_model
+    from mosaic_photon.train_spec import load_job_model
 
     job, _ = load_job_model(job_path)
 
     import torch
-    from torchtitan.distributed import ParallelDims
 
     from mosaic_photon.optimizers.builder import build_optimizers
     from mosaic_photon.schedulers.builder import build_lr_schedulers
     from mosaic_photon.schedulers.preview import Preview, sampled_steps
     from mosaic_photon.schedulers.run_length import RunLength
+    from mosaic_photon.titan.layouts import ParallelDims
     from mosaic_photon.train_spec import register_for_job
 
     if job.training.steps < 1:

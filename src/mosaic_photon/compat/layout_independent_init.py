@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-from mosaic_photon.counter_random import Stream, normal_cdf, normal_quantile
+from mosaic_photon.compat.counter_random import Stream, normal_cdf, normal_quantile
 from mosaic_photon.names import clean_name
 
 BLOCK = 1 << 17

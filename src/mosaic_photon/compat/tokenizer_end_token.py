@@ -7,7 +7,7 @@ what transformers reads.
 
 from typing import Any
 
-from mosaic_photon.dataloader.tokenizer import special_id
+from mosaic_photon.tokenizers import special_id
 
 
 def complete(tokenizer: Any, folder: str) -> Any:

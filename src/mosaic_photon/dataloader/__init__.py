@@ -5,24 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.build import build_mosaic_dataloader, build_mosaic_eval_dataloader
-    from mosaic_photon.dataloader.config import DataConfig, load_data_config
     from mosaic_photon.dataloader.loader import DataSpecDataLoader
 
 _HOME = {
-    "DataConfig": "config",
     "DataSpecDataLoader": "loader",
     "build_mosaic_dataloader": "build",
     "build_mosaic_eval_dataloader": "build",
-    "load_data_config": "config",
 }
 
-__all__ = [
-    "DataConfig",
-    "DataSpecDataLoader",
-    "build_mosaic_dataloader",
-    "build_mosaic_eval_dataloader",
-    "load_data_config",
-]
+__all__ = ["DataSpecDataLoader", "build_mosaic_dataloader", "build_mosaic_eval_dataloader"]
 
 
 def __getattr__(name: str) -> Any:

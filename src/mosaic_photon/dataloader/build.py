@@ -14,21 +14,21 @@ import torch.distributed as dist
 
 from mosaic_photon.checkpoints.contents import saved_data_state
 from mosaic_photon.checkpoints.find import find_start
-from mosaic_photon.dataloader.config import STREAMING_KEYS, check_loader, streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
-from mosaic_photon.dataloader.files import known_hashes
-from mosaic_photon.dataloader.folders import settle_folders
-from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
-from mosaic_photon.dataloader.order import Layout, nodes_of_ranks, seats
-from mosaic_photon.dataloader.patience import patience_of
+from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.progress import Known, load_state
-from mosaic_photon.dataloader.settings import Settings, in_force
-from mosaic_photon.dataloader.tokenizer import check_separators, special_id
+from mosaic_photon.dataloader.shards.files import known_hashes
+from mosaic_photon.dataloader.shards.folders import settle_folders
+from mosaic_photon.dataloader.shards.index import DataError
+from mosaic_photon.dataloader.shards.patience import patience_of
+from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import MosaicJobConfig
-from mosaic_photon.layout_checks import sequence_divisor
+from mosaic_photon.job.data_config import STREAMING_KEYS, check_loader, streams_of
+from mosaic_photon.job.layout_checks import sequence_divisor
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.tokenizers import check_separators, special_id
 
 logger = logging.getLogger(__name__)
 

@@ -14,24 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.compat import streaming_lazy_package
-from mosaic_photon.compat.streaming_s3_retries import asking_once
-
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.cache import ShardCache
-from mosaic_photon.dataloader.cache_folder import open_source
-from mosaic_photon.dataloader.epoch import EpochOrder, StreamPart
-from mosaic_photon.dataloader.fetch import Source
-from mosaic_photon.dataloader.files import known_hashes
-from mosaic_photon.dataloader.folders import check_apart, place_of
-from mosaic_photon.dataloader.formats import UndecodableError, decode, size_of_encoding
-from mosaic_photon.dataloader.index import INDEX, DataError, Kind
+from mosaic_photon.compat import streaming_lazy_package
+from mosaic_photon.compat.streaming_s3_retries import asking_once
+from mosaic_photon.dataloader.order.epoch import EpochOrder, StreamPart
 from mosaic_photon.dataloader.progress import KnownStream
-from mosaic_photon.dataloader.reader import ShardReader
-from mosaic_photon.dataloader.settings import settings
-from mosaic_photon.dataloader.shards import Index
+from mosaic_photon.dataloader.shards.cache import ShardCache
+from mosaic_photon.dataloader.shards.cache_folder import open_source
+from mosaic_photon.dataloader.shards.fetch import Source
+from mosaic_photon.dataloader.shards.files import known_hashes
+from mosaic_photon.dataloader.shards.folders import check_apart, place_of
+from mosaic_photon.dataloader.shards.formats import UndecodableError, decode, size_of_encoding
+from mosaic_photon.dataloader.shards.index import INDEX, DataError, Kind
+from mosaic_photon.dataloader.shards.reader import ShardReader
+from mosaic_photon.dataloader.shards.settings import settings
+from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.errors import ConfigError
 
 streaming_lazy_package.install()

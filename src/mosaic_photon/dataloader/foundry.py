@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mosaic_photon.dataloader.config import streams_of
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.index import DataError
 from mosaic_photon.dataloader.loader import Data
+from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
+from mosaic_photon.job.data_config import streams_of
 
 _FOUNDRY_CLASSES = {
     "StreamingTextDataset": "llmfoundry.data.text_data",

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before any import of TorchTitan)
-
 import numpy as np
 from numpy.typing import NDArray
-from torchtitan.components.dataloader import BaseDataLoader
-from torchtitan.tools.logging import logger
 
-from mosaic_photon.dataloader.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.node_folder import node_folder
-from mosaic_photon.dataloader.order import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
-from mosaic_photon.dataloader.orders import Orders
+from mosaic_photon.dataloader.order.deal import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
+from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint, load_state
+from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
+from mosaic_photon.dataloader.shards.node_folder import node_folder
 from mosaic_photon.dataloader.tokens import Batch
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.titan.parts import BaseDataLoader
+from mosaic_photon.titan.tools import logger
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4

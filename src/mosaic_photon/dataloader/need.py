@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.cache import ShardCache
-from mosaic_photon.dataloader.epoch import EpochOrder
-from mosaic_photon.dataloader.order import nodes_of_ranks, seats
+from mosaic_photon.dataloader.order.deal import nodes_of_ranks, seats
+from mosaic_photon.dataloader.order.epoch import EpochOrder
+from mosaic_photon.dataloader.shards.cache import ShardCache
 
 ALMOST_ALL = 0.9
 

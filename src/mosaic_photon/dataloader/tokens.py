@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.index import DataError
-from mosaic_photon.dataloader.reader import TokenColumn, token_column
+from mosaic_photon.dataloader.shards.index import DataError
+from mosaic_photon.dataloader.shards.reader import TokenColumn, token_column
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import size
 
 if TYPE_CHECKING:
-    from torchtitan.protocols.train_spec import TrainSpec
-
-    from mosaic_photon.dataloader.config import DataConfig
-    from mosaic_photon.job_config import MosaicJobConfig
+    from mosaic_photon.job.data_config import DataConfig
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.titan.spec import TrainSpec
 
 PROBE_BYTES = 64 << 20
 SLOW_BYTES_PER_S = 100e6
@@ -28,7 +27,7 @@ NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "fuse"
 
 def check_data(data: DataConfig) -> Iterator[Finding]:
     """Each stream of each loader: its index, its cache folder's room; then each cache disk's speed."""
-    from mosaic_photon.dataloader.config import streams_of
+    from mosaic_photon.job.data_config import streams_of
 
     disks: dict[int, Path] = {}
     for kind, loader in (("train", data.train), ("eval", data.eval)):
@@ -100,7 +99,7 @@ def check_disk(folder: Path) -> Finding:
 
 
 def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) -> Iterator[Finding]:
-    from mosaic_photon.inspection import open_dataset
+    from mosaic_photon.dataloader.inspection import open_dataset
 
     start = time.perf_counter()
     dataset = open_dataset(loader)
@@ -143,7 +142,7 @@ def _only_stream(loader: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
     """Its size, counted on a model without memory, and what its training state takes on disk."""
-    from mosaic_photon.model_args import build_on_meta
+    from mosaic_photon.models.model_args import build_on_meta
 
     model = build_on_meta(job, spec)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -151,21 +150,21 @@ def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
 
 
 def _tokenizer(job: MosaicJobConfig, spec: TrainSpec) -> str:
-    from mosaic_photon.checks import check_tokenizer
+    from mosaic_photon.job.checks import check_tokenizer
 
     check_tokenizer(job, spec.model_args[job.model.flavor])
     return f"{job.model.hf_assets_path} fits the model's vocabulary"
 
 
 def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
-    from mosaic_photon.dataloader.tokenizer import notes_on, special_tokens
+    from mosaic_photon.tokenizers import notes_on, special_tokens
 
     return notes_on(special_tokens(job.model.hf_assets_path))
 
 
 def _outputs(job: MosaicJobConfig) -> str:
-    from mosaic_photon.checks import check_outputs
-    from mosaic_photon.paths import existing
+    from mosaic_photon.files import existing
+    from mosaic_photon.job.checks import check_outputs
 
     check_outputs(job)
     free = shutil.disk_usage(existing(job.job.dump_folder)).free
@@ -180,7 +179,7 @@ def _callbacks(job: MosaicJobConfig) -> str:
 
 def _layout(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: int) -> str:
     """Run the job's whole check of its configs."""
-    from mosaic_photon.checks import check_job as check
+    from mosaic_photon.job.checks import check_job as check
 
     with _as_first_rank(nodes * processes_here, processes_here):
         data_parallel = check(job, spec)
@@ -196,9 +195,9 @@ def _layout(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: i
 
 def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: list[str]) -> str:
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
-    from mosaic_photon.checks import check_layout
     from mosaic_photon.dataloader import DataSpecDataLoader
     from mosaic_photon.dataloader.padding import estimate
+    from mosaic_photon.job.checks import check_layout
     from mosaic_photon.train_spec import open_data
 
     job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding

@@ -87,9 +87,9 @@ def check_bounds() -> Iterator[Finding]:
 
 def check_devices(processes_here: int) -> Finding:
     """Whether each process of this machine has a device of its own."""
-    from mosaic_photon.compat.cpu_device_type import ON_CPU
-
     import torch
+
+    from mosaic_photon.compat.cpu_device_type import ON_CPU
 
     cores = len(os.sched_getaffinity(0))
     if ON_CPU:
@@ -113,10 +113,10 @@ def check_devices(processes_here: int) -> Finding:
 
 def check_backend() -> Finding:
     """Whether the job's communication backend starts and reduces, with one process."""
-    from mosaic_photon.compat.cpu_device_type import ON_CPU
-
     import torch
     import torch.distributed as dist
+
+    from mosaic_photon.compat.cpu_device_type import ON_CPU
 
     device = "cpu" if ON_CPU else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
     backend = dist.get_default_backend_for_device(device)

@@ -3,23 +3,23 @@
 `Llama3MuPModelArgs` and `Llama3MuPTransformer` take the place of TorchTitan's pair where a job enables `[mup]`.
 """
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import dataclasses
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchtitan.models.attention import ScaledDotProductAttentionWrapper
-from torchtitan.models.llama3.model.args import TransformerModelArgs
-from torchtitan.models.llama3.model.model import Transformer, TransformerBlock
 
-from mosaic_photon import parametrization as rules
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.mup import table as rules
+from mosaic_photon.mup.table import ParameterScale, Parametrization, Role, parameter_scale
 from mosaic_photon.names import clean_name
-from mosaic_photon.parametrization import ParameterScale, Parametrization, Role, parameter_scale
+from mosaic_photon.titan.llama3 import (
+    ScaledDotProductAttentionWrapper,
+    Transformer,
+    TransformerBlock,
+    TransformerModelArgs,
+)
 
 HIDDEN_STD = 0.02
 """TorchTitan's sigma for hidden weights, at the base width."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch.nn as nn
-from torchtitan.components.optimizer import OptimizersContainer
-from torchtitan.components.optimizer import build_optimizers as titan_build_optimizers
-from torchtitan.config import Optimizer as TitanOptimizerConfig
-from torchtitan.distributed import ParallelDims
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import Optimizer as OptimizerConfig
+from mosaic_photon.job.tables import Optimizer as OptimizerConfig
 from mosaic_photon.optimizers.catalog import TITAN, Choice, choose
 from mosaic_photon.optimizers.container import GroupedOptimizers
 from mosaic_photon.optimizers.groups import compile_patterns, parameter_groups, scales_of, trainable
+from mosaic_photon.titan.config import Optimizer as TitanOptimizerConfig
+from mosaic_photon.titan.layouts import ParallelDims
+from mosaic_photon.titan.parts import OptimizersContainer
+from mosaic_photon.titan.parts import build_optimizers as titan_build_optimizers
 
 
 def build_optimizers(

@@ -14,7 +14,7 @@ from mosaic_photon.errors import ConfigError, nearest, nearest_if_close
 from mosaic_photon.optimizers.qhadopt import ADOPT, QHADOPT
 
 if TYPE_CHECKING:
-    from mosaic_photon.job_config import Optimizer as OptimizerConfig
+    from mosaic_photon.job.tables import Optimizer as OptimizerConfig
 
 TITAN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 OURS = {"QHADOPT": QHADOPT, "ADOPT": ADOPT, "qhadopt": QHADOPT, "adopt": ADOPT}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch
 import torch.nn as nn
-from torchtitan.components.optimizer import OptimizersContainer
-from torchtitan.tools.logging import logger
 
 from mosaic_photon.errors import ask_upstream
 from mosaic_photon.optimizers.catalog import Choice
+from mosaic_photon.titan.parts import OptimizersContainer
+from mosaic_photon.titan.tools import logger
 
 PREFIX = "param_groups."
 NOT_COMPARED = {"lr", "foreach", "fused", "capturable", "differentiable"}

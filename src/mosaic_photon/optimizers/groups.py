@@ -9,8 +9,8 @@ from typing import Any
 import torch.nn as nn
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.mup.table import ParameterScale
 from mosaic_photon.names import clean_name
-from mosaic_photon.parametrization import ParameterScale
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

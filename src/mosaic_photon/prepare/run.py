@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mosaic_photon.dataloader.files import locked
+from mosaic_photon.dataloader.shards.files import locked
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare import record as records

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.dataloader.tokenizer import special_tokens
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare.read import Fragment, read_piece
 from mosaic_photon.prepare.sources import Piece
+from mosaic_photon.tokenizers import special_tokens
 
 SPLITS = ("train", "val")
 

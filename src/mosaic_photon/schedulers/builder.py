@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
 import torch
-from torchtitan.components.lr_scheduler import LRSchedulersContainer
-from torchtitan.components.lr_scheduler import build_lr_schedulers as titan_build_lr_schedulers
-from torchtitan.components.optimizer import OptimizersContainer
-from torchtitan.config import LRScheduler as TitanLRSchedulerConfig
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job_config import LRScheduler as LRSchedulerConfig
+from mosaic_photon.job.tables import LRScheduler as LRSchedulerConfig
 from mosaic_photon.schedulers.catalog import Multiplier, build_multiplier
 from mosaic_photon.schedulers.container import PositionOnlySchedulers
 from mosaic_photon.schedulers.run_length import RunLength
+from mosaic_photon.titan.config import LRScheduler as TitanLRSchedulerConfig
+from mosaic_photon.titan.parts import LRSchedulersContainer, OptimizersContainer
+from mosaic_photon.titan.parts import build_lr_schedulers as titan_build_lr_schedulers
 
 
 def build_lr_schedulers(

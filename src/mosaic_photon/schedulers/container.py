@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-from torchtitan.components.lr_scheduler import LRSchedulersContainer
+from mosaic_photon.titan.parts import LRSchedulersContainer
 
 
 class PositionOnlySchedulers(LRSchedulersContainer):

@@ -5,11 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon import parametrization as rules
 from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.models.mpt_mup.hf import logit_scale
+from mosaic_photon.mup import table as rules
 
 
 def check_config(folder: str | Path, args: MPTMuPModelArgs) -> None:

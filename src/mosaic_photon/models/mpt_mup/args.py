@@ -1,19 +1,16 @@
 """The model args of `mpt_mup_mosaic`: llm-foundry's MPT config as a self-checking dataclass; needs no llm-foundry."""
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torchtitan.protocols.model import BaseModelArgs
 
-from mosaic_photon import parametrization as rules
 from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError, nearest
-from mosaic_photon.parametrization import Parametrization
+from mosaic_photon.mup import table as rules
+from mosaic_photon.mup.table import Parametrization
+from mosaic_photon.titan.spec import BaseModelArgs
 
 ATTN_KEYS = {
     "attn_type": "multihead_attention",

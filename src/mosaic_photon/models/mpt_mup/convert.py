@@ -7,9 +7,6 @@ python -m mosaic_photon.models.mpt_mup.convert export CHECKPOINT OUT --job JOB.t
     TorchTitan checkpoint (outputs/checkpoint/step-N) -> a folder that `transformers` loads, tokenizer included.
 """
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -30,7 +27,7 @@ from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
 
 def job_model(path: str) -> tuple[Any, MPTMuPModelArgs]:
     """The job and its model args, `[model.overrides]` and `[mup]` applied."""
-    from mosaic_photon.models.jobs import load_job_model
+    from mosaic_photon.train_spec import load_job_model
 
     job, args = load_job_model(path)
     if not isinstance(args, MPTMuPModelArgs):

@@ -21,10 +21,10 @@ from llmfoundry.models.mpt import ComposerMPTCausalLM, MPTConfig, MPTForCausalLM
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from mosaic_photon import parametrization as rules
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest
 from mosaic_photon.models.mpt_mup.attention import sdpa_attention
-from mosaic_photon.parametrization import Parametrization, Role
+from mosaic_photon.mup import table as rules
+from mosaic_photon.mup.table import Parametrization, Role
 
 if "sdpa" not in attention_implementations.get_all():  # the package runs from a source tree without its entry points
     attention_implementations.register("sdpa", func=sdpa_attention)

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mosaic_photon import parametrization as rules
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
+from mosaic_photon.mup import table as rules
 
 STUB = "modeling_mpt_mup.py"
 STUB_TEXT = '''"""Loads the MPT of mosaic-photon; needs `pip install mosaic-photon`."""

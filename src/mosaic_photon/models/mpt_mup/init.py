@@ -2,12 +2,11 @@
 
 import warnings
 
-from mosaic_photon.compat.layout_independent_init import initialised_by_parts
-
 import torch
 from llmfoundry.layers_registry import param_init_fns
 from torch import nn
 
+from mosaic_photon.compat.layout_independent_init import initialised_by_parts
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig
 
 

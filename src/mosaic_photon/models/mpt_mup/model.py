@@ -5,24 +5,21 @@ checkpointing and compilation know: `tok_embeddings`, `layers`, `norm`, `output`
 Shapes: B batch, S sequence, M d_model, V vocabulary.
 """
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchtitan.protocols.model import ModelProtocol
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.attention import attention_bias, in_dtype
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
 from mosaic_photon.models.mpt_mup.init import init_parameters
+from mosaic_photon.mup.table import ParameterScale, Role, parameter_scale
 from mosaic_photon.names import clean_name
-from mosaic_photon.parametrization import ParameterScale, Role, parameter_scale
+from mosaic_photon.titan.spec import ModelProtocol
 
 
 def build_foundry_model(args: MPTMuPModelArgs, device: str) -> MPTMuPForCausalLM:

@@ -4,9 +4,6 @@ TorchTitan's own functions for Llama 3, wherever they do not name Llama's module
 `MPTMuPModelArgs.update_from_config`, before anything is built.
 """
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 from typing import Any
 
 from torch import nn
@@ -21,21 +18,21 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from torchtitan.config import TORCH_DTYPE_MAP
-from torchtitan.distributed import ParallelDims
-from torchtitan.distributed.activation_checkpoint import apply_ac
-from torchtitan.distributed.pipeline_parallel import pipeline_llm
-from torchtitan.distributed.tensor_parallel import maybe_enable_async_tp
-from torchtitan.models.llama3.infra.parallelize import (
-    _op_sac_save_list,
-    apply_compile,
-    apply_ddp,
-    disable_fsdp_gradient_division,
-)
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
+from mosaic_photon.titan.config import TORCH_DTYPE_MAP
+from mosaic_photon.titan.layouts import (
+    ParallelDims,
+    _op_sac_save_list,
+    apply_ac,
+    apply_compile,
+    apply_ddp,
+    disable_fsdp_gradient_division,
+    maybe_enable_async_tp,
+    pipeline_llm,
+)
 
 __all__ = ["parallelize_mpt", "pipeline_mpt"]
 
@@ -176,7 +173,7 @@ class TiedHeadParallel(ParallelStyle):
 
 def apply_cp(model: TitanComposerMPTMuP, mesh: DeviceMesh) -> None:
     """Ring attention: TorchTitan's hook, on a module in place of each block's attention function."""
-    from torchtitan.distributed.context_parallel import apply_cp_to_attention_module
+    from mosaic_photon.titan.layouts import apply_cp_to_attention_module
 
     if mesh.device_type == "cpu":
         raise ConfigError("context parallelism has no attention kernel on CPU; set context_parallel_degree = 1.")

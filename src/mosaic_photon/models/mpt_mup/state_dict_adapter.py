@@ -1,13 +1,9 @@
 """Names of the TorchTitan model's parameters in llm-foundry and Hugging Face MPT checkpoints, and back."""
 
-import mosaic_photon.compat  # noqa: F401  (before TorchTitan)
-
-# isort: split
 from typing import Any
 
-from torchtitan.protocols.state_dict_adapter import StateDictAdapter
-
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
+from mosaic_photon.titan.spec import StateDictAdapter
 
 PREFIXES = (
     ("tok_embeddings.wte.", "transformer.wte."),

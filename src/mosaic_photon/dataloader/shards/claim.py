@@ -1,0 +1,123 @@
+"""What a cache folder says of itself, `.mosaic_photon.json`: whose data it holds, and what is not ours in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from urllib.parse import quote
+
+from mosaic_photon.dataloader.shards.files import write_whole
+from mosaic_photon.dataloader.shards.folders import file_path
+from mosaic_photon.dataloader.shards.index import LOCKS, OWN, Shard, ShardFile
+
+CLAIM = f"{OWN}json"
+PARTS = f"{OWN}parts"
+NOTHING = {LOCKS, "lost+found"}
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The content of `.mosaic_photon.json`."""
+
+    remote: str
+    index: str
+    """Digest of the remote's index.json."""
+    stamp: str
+    """What the store said of that index.json, see `stamp_of`."""
+    kept: frozenset[str] = frozenset()
+    """Files that were in the folder before it became a cache of ours, by their basename in the index."""
+
+    def may_remove(self, basename: str) -> bool:
+        """Whether the shard's file was fetched by us."""
+        return basename not in self.kept
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder, which is made where it is absent."""
+        record = {"version": VERSION, **asdict(self), "kept": sorted(self.kept)}
+        write_whole(folder / CLAIM, json.dumps(record, indent=1).encode())
+
+
+def read_claim(folder: Path) -> Claim | None:
+    """The folder's claim; None if it has none or one that can't be read."""
+    try:
+        record = json.loads((folder / CLAIM).read_bytes())
+        if record["version"] != VERSION:
+            return None
+        return Claim(record["remote"], record["index"], record["stamp"], frozenset(record["kept"]))
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def canonical(remote: str) -> str:
+    """A remote's name as claims hold it: for a folder of this machine the path without links."""
+    path = file_path(remote)
+    return remote.rstrip("/") if path is None else os.path.realpath(path)
+
+
+def digest_of(index: bytes) -> str:
+    """Of the content of an index.json."""
+    return hashlib.blake2s(index, digest_size=16).hexdigest()
+
+
+def files_of(shard: Shard) -> list[ShardFile]:
+    """The shard's raw file and, if it has one, its compressed one."""
+    return [file for file in (shard.raw, shard.zip) if file]
+
+
+def contents(folder: Path) -> list[str]:
+    """Names of what the folder holds, without what is ours or nobody's; [] if there is no such folder."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if name not in NOTHING and not name.startswith(OWN))
+
+
+def names_here(folder: Path, shards: Iterable[Shard]) -> set[str]:
+    """Basenames, as an index has them, of all files in the folders that hold the shards' files. Links are not followed.
+
+    Costs what is there, not what the index lists.
+    """
+    parents = {os.path.dirname(file.basename) for shard in shards for file in files_of(shard)}
+    return {f"{parent}/{name}".lstrip("/") for parent in parents for name in _names(folder / parent)}
+
+
+def lock_path(folder: Path, basename: str) -> Path:
+    """The lock file of one of the folder's files."""
+    return folder / LOCKS / quote(basename, safe="")
+
+
+def in_use(folder: Path) -> FileIO | None:
+    """Keeps the folder's index as it is while the file is open; None in a folder that can't be written to."""
+    try:
+        path = use_path(folder)
+        path.parent.mkdir(exist_ok=True)
+        held = FileIO(path, "a")
+    except OSError:
+        return None
+    fcntl.flock(held, fcntl.LOCK_SH)
+    return held
+
+
+def use_path(folder: Path) -> Path:
+    """The file that every process which reads the cache holds a shared lock of."""
+    return lock_path(folder, f"{OWN}use")
+
+
+def part_path(folder: Path, basename: str) -> Path:
+    """The folder in which a file is made while it is fetched."""
+    return folder / PARTS / quote(basename, safe="")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder) if not entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,156 @@
+"""Room in the caches of a dataset: what they hold, kept under `cache_limit` by evicting what was opened longest ago."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mosaic_photon.dataloader.shards.claim import Claim, files_of, lock_path, part_path, read_claim
+from mosaic_photon.dataloader.shards.fetch import Source
+from mosaic_photon.dataloader.shards.files import locked, size_of
+from mosaic_photon.dataloader.shards.index import DataError, Shard
+from mosaic_photon.dataloader.shards.ledger import BYTES, KEPT, OPENED, Ledger
+from mosaic_photon.dataloader.shards.table import Shards
+
+ROOM_TIMEOUT_S = 60.0
+
+
+class Room:
+    """The caches among a dataset's sources. Safe to use from any thread and process, and after a fork."""
+
+    def __init__(self, sources: Sequence[Source], shards: Shards, limit: int | None) -> None:
+        """`limit` bounds the bytes of all caches together; None: no bound. Raises DataError, OSError."""
+        self.sources, self.shards, self.limit = sources, shards, limit
+        self.claims: list[Claim | None] = [read_claim(source.cache) if source.cache else None for source in sources]
+        ledgers: dict[tuple[int, int], Ledger] = {}  # by inode: streams may share a folder by several names
+        self._ledger_of: list[Ledger | None] = []
+        self._stream_of: dict[int, int] = {}
+        for number, (source, claim) in enumerate(zip(sources, self.claims, strict=True)):
+            if source.cache is None or claim is None:
+                self._ledger_of.append(None)
+                continue
+            found = source.cache.stat()
+            key = found.st_dev, found.st_ino
+            if key not in ledgers:
+                ledgers[key] = Ledger(source.cache, claim, shards.indexes[number])
+            self._ledger_of.append(ledgers[key])
+            self._stream_of.setdefault(id(ledgers[key]), number)
+        self._ledgers = [ledgers[key] for key in sorted(ledgers)]  # in an order that is every job's
+
+    def ledger(self, number: int) -> Ledger | None:
+        """The ledger of a source; None where it is no cache."""
+        return self._ledger_of[number]
+
+    def may_remove(self, number: int, basename: str) -> bool:
+        """Whether the file in the source's cache was fetched by us."""
+        claim = self.claims[number]
+        return claim is not None and claim.may_remove(basename)
+
+    def opened(self, shard_id: int) -> None:
+        """Eviction takes the shard least recently opened."""
+        number, row = self.shards.place(shard_id)
+        ledger = self._ledger_of[number]
+        if ledger is not None:
+            ledger.set(OPENED, row, time.time_ns())
+
+    def enter(self, shard_id: int) -> None:
+        """Enter what is in the folder of the shard now. The caller holds its lock."""
+        number, row = self.shards.place(shard_id)
+        ledger, shard = self._ledger_of[number], self.shards[shard_id]
+        if ledger is not None:
+            ledger.set(BYTES, row, sum(size_of(ledger.folder / file.basename) or 0 for file in files_of(shard)))
+
+    def reserve(self, shard_id: int, part: Path) -> None:
+        """Take room for the shard and create `part`, evicting others where there is a limit. The caller holds its lock.
+
+        Raises DataError if there is none within a minute in which nobody fetches.
+        """
+        deadline = time.monotonic() + ROOM_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with self._sought():
+                enough, others_fetch = self._evict_for(shard_id)
+                if enough:
+                    self._take(shard_id)
+                    part.mkdir(parents=True, exist_ok=True)
+                    return
+            if others_fetch:
+                deadline = time.monotonic() + ROOM_TIMEOUT_S  # that ends by itself, and then there is room
+            time.sleep(0.05)
+        raise DataError(
+            f"cache_limit: no room for {self.shards[shard_id].raw.basename} within {ROOM_TIMEOUT_S:.0f} s, as the other"
+            f" shards here can't be removed; raise cache_limit ({self.limit} bytes)"
+        )
+
+    def kept_bytes(self) -> int:
+        """Bytes of shards that are not ours to remove."""
+        tables = [ledger.read() for ledger in self._ledgers]
+        return int(sum((table[BYTES] * table[KEPT]).sum() for table in tables))
+
+    @contextmanager
+    def _sought(self) -> Iterator[None]:
+        """One process at a time seeks room in a folder."""
+        with ExitStack() as locks:
+            for ledger in self._ledgers if self.limit is not None else ():
+                locks.enter_context(locked(lock_path(ledger.folder, "limit")))
+            yield
+
+    def _take(self, shard_id: int) -> None:
+        number, row = self.shards.place(shard_id)
+        ledger = self._ledger_of[number]
+        if ledger is not None:
+            ledger.set(BYTES, row, self.shards[shard_id].max_bytes)
+            ledger.set(OPENED, row, time.time_ns())
+
+    def _evict_for(self, shard_id: int) -> tuple[bool, bool]:
+        """Whether there is room for the shard now, and whether some of what fills the caches is being fetched."""
+        if self.limit is None:
+            return True, False
+        number, row = self.shards.place(shard_id)
+        tables = [ledger.read() for ledger in self._ledgers]
+        for ledger, table in zip(self._ledgers, tables, strict=True):
+            if ledger is self._ledger_of[number]:
+                table[BYTES, row] = 0  # what is there of the shard itself counts as the whole shard
+        surplus = int(sum(table[BYTES].sum() for table in tables)) + self.shards[shard_id].max_bytes - self.limit
+        fetching = False
+        for ledger, oldest in _oldest_first(self._ledgers, tables) if surplus > 0 else ():
+            if surplus <= 0:
+                break
+            freed = self._evict(ledger, oldest)
+            fetching |= freed is None
+            surplus -= freed or 0
+        return surplus <= 0, fetching
+
+    def _evict(self, ledger: Ledger, row: int) -> int | None:
+        """Remove the shard's files. Returns the bytes freed, None if it is being fetched, 0 if they can't be."""
+        shard = ledger.index[row]
+        with locked(lock_path(ledger.folder, shard.raw.basename), wait=False) as free:
+            if not free:
+                return None
+            before = int(ledger.read_one(BYTES, row))
+            try:
+                _remove(ledger.folder, shard)
+            except PermissionError:  # another user's
+                return 0
+            ledger.set(BYTES, row, 0)
+            return before
+
+
+def _oldest_first(ledgers: Sequence[Ledger], tables: Sequence[np.ndarray]) -> Iterator[tuple[Ledger, int]]:
+    """Rows of what is ours and takes room, the one opened longest ago first."""
+    rows = [np.flatnonzero((table[BYTES] > 0) & (table[KEPT] == 0)) for table in tables]
+    opened = np.concatenate([table[OPENED, chosen] for table, chosen in zip(tables, rows, strict=True)])
+    whose = np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
+    joined = np.concatenate(rows)
+    for place in np.argsort(opened, kind="stable").tolist():
+        yield ledgers[whose[place]], int(joined[place])
+
+
+def _remove(folder: Path, shard: Shard) -> None:
+    for file in files_of(shard):
+        (folder / file.basename).unlink(missing_ok=True)
+    shutil.rmtree(part_path(folder, shard.raw.basename), ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Values that TorchTitan takes and fails on later, some after its last step: found before anything is built."""
+
+import importlib.util
+from typing import Any
+
+from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job.tables import MosaicJobConfig
+
+AT_LEAST = {
+    "training.steps": 1,
+    "training.local_batch_size": 1,
+    "training.seq_len": 1,
+    "training.gc_freq": 1,
+    "validation.freq": 1,
+    "validation.local_batch_size": 1,
+    "validation.seq_len": 1,
+    "metrics.log_freq": 1,
+    "checkpoint.interval": 1,
+    "checkpoint.keep_latest_k": 0,
+    "profiling.profiler_active": 1,
+    "profiling.profiler_warmup": 0,
+    "comm.init_timeout_seconds": 1,
+    "comm.train_timeout_seconds": 1,
+    "parallelism.pipeline_parallel_microbatch_size": 1,
+    "parallelism.pipeline_parallel_layers_per_stage": 1,
+}
+ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
+"""-1 stands for TorchTitan's own choice."""
+MOST_POSITIONS = 1 << 31
+"""Of a micro-batch: beyond it no device holds what a layer makes of them."""
+NOT_READ = {"experimental.custom_args_module": "job.custom_config_module"}
+"""Fields that TorchTitan's config has and nothing reads."""
+
+
+def check_values(job: MosaicJobConfig) -> None:
+    """Numbers must be in range, and what is named by a string must exist.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    check_ranges(job)
+    check_micro_batches(job)
+    for name, instead in NOT_READ.items():
+        if value := field_of(job, name):
+            raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it; {instead} is right.")
+    profiling = job.profiling
+    if profiling.enable_profiling and profiling.profile_freq < profiling.profiler_warmup + profiling.profiler_active:
+        raise ConfigError(
+            f"profiling.profile_freq = {profiling.profile_freq}: must be at least profiler_warmup "
+            f"{profiling.profiler_warmup} + profiler_active {profiling.profiler_active}."
+        )
+    if job.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("metrics.enable_wandb = true needs the package wandb (pip install wandb).")
+    if job.experimental.custom_import:
+        check_importable("experimental.custom_import", job.experimental.custom_import)
+    if job.compile.enable:
+        check_compile_backend(job.compile.backend)
+
+
+def field_of(job: MosaicJobConfig, name: str) -> Any:
+    """The value of a field by its name, "table.field"."""
+    table, field = name.split(".")
+    return getattr(getattr(job, table), field)
+
+
+def check_ranges(job: MosaicJobConfig) -> None:
+    """Numbers that have a least value, and the clipping norm."""
+    for name, least in {**AT_LEAST, **ALL_OR_AT_LEAST}.items():
+        value = field_of(job, name)
+        if value is not None and value < least and not (name in ALL_OR_AT_LEAST and value == -1):
+            also = ", or -1" if name in ALL_OR_AT_LEAST else ""
+            raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
+    if not job.training.max_norm > 0:
+        raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
+    seed = job.debug.seed
+    if seed is not None and not -(1 << 63) <= seed < 1 << 63:
+        raise ConfigError(f"debug.seed = {seed}: must be a number of 64 bits.")
+
+
+def check_micro_batches(job: MosaicJobConfig) -> None:
+    """A micro-batch must be of a size that some device can hold."""
+    for table in ("training", "validation"):
+        batch, length = getattr(job, table).local_batch_size, getattr(job, table).seq_len
+        if batch * length > MOST_POSITIONS:
+            raise ConfigError(
+                f"{table}.local_batch_size = {batch} sequences of seq_len = {length} are more than a micro-batch can "
+                f"hold: at most {MOST_POSITIONS:,} positions."
+            )
+
+
+def check_importable(name: str, module: str) -> None:
+    """A module that a setting names must be there."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ConfigError(f"{name} = {module!r}: there is no such module.")
+
+
+def check_compile_backend(backend: str) -> None:
+    """torch.compile's backend must be one that torch knows."""
+    if backend == "inductor":
+        return
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=())
+    if backend not in known:
+        raise ConfigError(f"compile.backend = {backend!r}.{nearest(backend, known)}")

@@ -1,0 +1,1 @@
+"""muP and CompleteP: the table of factors as pure functions, and the coordinate check."""

@@ -1,0 +1,5 @@
+"""TorchTitan's training loop."""
+
+from torchtitan.train import Trainer
+
+__all__ = ["Trainer"]

@@ -1,0 +1,104 @@
+"""The table that a job shows before its first step."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from mosaic_photon.compat.cpu_device_type import ON_CPU
+from mosaic_photon.dataloader.padding import estimate
+from mosaic_photon.titan.tools import logger
+
+if TYPE_CHECKING:
+    from mosaic_photon.train.trainer import MosaicTrainer
+
+
+def print_summary(trainer: "MosaicTrainer") -> None:
+    """Print the table on rank 0. Collective under pipeline parallelism."""
+    parameters = count_parameters(trainer)
+    if dist.get_rank() != 0:
+        return
+    rows = job_rows(trainer, parameters)
+    table = Table(show_header=False, title="mosaic-photon", title_justify="left", pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    width = None if os.isatty(2) else 120
+    Console(stderr=True, width=width).print(table)
+
+
+def job_rows(trainer: "MosaicTrainer", parameters: int) -> list[tuple[str, str]]:
+    """Name and value of each line: model, data, batch, layout, device, outputs."""
+    job = trainer.job_config
+    rows = [("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters")]
+    rows += data_rows(trainer)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    peak = max(float(group["initial_lr"]) for group in groups)
+    schedule = job.lr_scheduler.name or "TorchTitan"
+    rows.append(("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"))
+    rows.append(("layout", layout_line(trainer)))
+    metrics = job.metrics
+    sinks = [name for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb)) if on]
+    where = os.path.join(job.job.dump_folder, metrics.save_tb_folder)
+    rows.append(("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"))
+    folder = os.path.join(job.job.dump_folder, job.checkpoint.folder)
+    rows.append(
+        (
+            "checkpoints",
+            f"{folder}, every {job.checkpoint.interval} steps" if job.checkpoint.enable else "off",
+        )
+    )
+    return rows
+
+
+def data_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
+    """The streams, what an epoch of them is worth, and the global batch."""
+    training, data = trainer.job_config.training, trainer.dataloader.summary
+    estimated = estimate(trainer.dataloader.data, training.seq_len)
+    rows = [
+        (f"stream {stream.name}", f"{stream.samples:,} samples, {tokens} ({stream.share:.0%})")
+        for stream, tokens in zip(data.streams, estimated.streams, strict=True)
+    ]
+    if estimated.said:
+        rows.append(("padding", estimated.said))
+    if estimated.warning:
+        logger.warning(estimated.warning)
+    epochs = training.steps / data.steps_per_epoch
+    rows.append(("epoch", f"{data.steps_per_epoch:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
+    accumulation = trainer.gradient_accumulation_steps
+    size = trainer.dataloader.layout.global_batch
+    accumulated = f", {accumulation} accumulated" if accumulation > 1 else ""
+    tokens = f"{size} × {training.seq_len} = {size * training.seq_len:,} tokens a step"
+    return [*rows, ("batch", f"{tokens} (micro-batches of {training.local_batch_size}{accumulated})")]
+
+
+def count_parameters(trainer: "MosaicTrainer") -> int:
+    """Parameters of the whole model, over all pipeline stages; shards count once."""
+    count = torch.tensor([sum(p.numel() for part in trainer.model_parts for p in part.parameters())])
+    mesh = trainer.parallel_dims.get_optional_mesh("pp")
+    if mesh is not None:
+        count = count.to(trainer.device)
+        dist.all_reduce(count, group=mesh.get_group())
+    return int(count)
+
+
+def layout_line(trainer: "MosaicTrainer") -> str:
+    """Processes, the parallel degrees above 1, device and precision."""
+    dims = trainer.parallel_dims
+    degrees = {
+        "replicate": dims.dp_replicate,
+        "shard": dims.dp_shard,
+        "cp": dims.cp,
+        "tp": dims.tp,
+        "pp": dims.pp,
+        "ep": dims.ep,
+    }
+    active = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    device = f"{torch.get_num_threads()} CPU threads each" if ON_CPU else torch.cuda.get_device_name(trainer.device)
+    processes = f"{dims.world_size} process{'es' if dims.world_size > 1 else ''}"
+    precision = trainer.job_config.training.mixed_precision_param
+    return f"{processes}{f' ({active})' if active else ''} on {device}, {precision}"
