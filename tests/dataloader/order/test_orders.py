@@ -69,7 +69,7 @@ def test_small_orders_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def start(script: str, order: EpochOrder, folder: Path, **popen: Any) -> subprocess.Popen[bytes]:
     """A process that runs `script` with `order` and `folder`."""
-    given = "import pickle, sys; from pathlib import Path; from mosaic_photon.dataloader.order.deal import orders;"
+    given = "import pickle, sys; from pathlib import Path; from mosaic_photon.dataloader.order import orders;"
     given += "orders.SMALL = 0; order, folder = pickle.load(sys.stdin.buffer);"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", given + script], env=environment, stdin=subprocess.PIPE, **popen)

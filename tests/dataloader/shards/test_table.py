@@ -129,7 +129,7 @@ def test_processes_that_start_together_parse_it_once(tmp_path: Path, node: Path)
     code = f"""
 import sys, time
 from pathlib import Path
-from mosaic_photon.dataloader.shards.table import table as shards
+from mosaic_photon.dataloader.shards import table as shards
 from mosaic_photon.dataloader.shards.index import pack_index
 from mosaic_photon.dataloader.shards.settings import Settings, in_force
 def pack(data, where):
