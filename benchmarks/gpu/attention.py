@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torchtitan.models import attention
 from torchtitan.models.llama3.model.args import TransformerModelArgs
 from torchtitan.models.llama3.model.model import Transformer
@@ -78,7 +79,7 @@ def compare(name: str, build: Callable[[str], tuple[nn.Module, Inputs]], device:
     with dense_flex_attention():
         reference, inputs = build("cpu")
         right = results(reference, inputs)
-    with dense_flex_attention() if device == "cpu" else nullcontext():
+    with dense_flex_attention() if device == "cpu" else untuned_flex_attention():
         model, inputs = build(device)
         model.load_state_dict(reference.state_dict())
         given = results(model, inputs)
@@ -95,6 +96,17 @@ def dense_flex_attention() -> Iterator[None]:
         yield
     finally:
         attention._compiled_create_block_mask, attention.FlexAttentionWrapper._compiled_flex_attn = before
+
+
+@contextmanager
+def untuned_flex_attention() -> Iterator[None]:
+    """Meanwhile TorchTitan's flex attention is compiled as it stands: trying dozens of float32 kernels takes minutes."""
+    before = attention.FlexAttentionWrapper._compiled_flex_attn
+    attention.FlexAttentionWrapper._compiled_flex_attn = torch.compile(flex_attention, dynamic=False)
+    try:
+        yield
+    finally:
+        attention.FlexAttentionWrapper._compiled_flex_attn = before
 
 
 def results(model: nn.Module, inputs: Inputs) -> dict[str, list[Tensor]]:

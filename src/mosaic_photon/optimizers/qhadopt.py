@@ -131,7 +131,8 @@ class QHADOPT(Optimizer):
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
             for p in with_grad:
-                self._init_state(p, group)
+                if not self.state[p]:
+                    self._init_state(p, group)
             if group["capturable"]:
                 self._step_capturable(group, with_grad)
             else:
@@ -149,8 +150,8 @@ class QHADOPT(Optimizer):
                 update.for_loop(tensors, h)
             else:
                 update.foreach(tensors, h)
-        if params:
-            torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
+        if params:  # one tensor of 1: a number would be made a tensor for each parameter
+            torch._foreach_add_([self.state[p]["step"] for p in params], torch.ones(()), alpha=1.0)
 
     def _step_capturable(self, group: dict[str, Any], params: list[Tensor]) -> None:
         h = self._hyper({**group, "lr": 0.0}, 0)
@@ -190,10 +191,9 @@ class QHADOPT(Optimizer):
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
+        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _row(self, p: Tensor) -> tuple[Tensor, ...]:
         state = self.state[p]
@@ -206,18 +206,21 @@ class QHADOPT(Optimizer):
         buckets: dict[tuple[Any, ...], update.Tensors] = {}
         for p in params:
             row = self._row(p)
-            key = (self.state[p]["step"].item(), row[0].device, row[0].dtype)
+            key = (self.state[p]["step"].item(), p.device, p.dtype)
+            if key not in buckets:
+                buckets[key] = update.Tensors()
             if row[0].numel():  # a shard may be empty
-                buckets.setdefault(key, update.Tensors()).append(row)
+                buckets[key].append(row)
         for key, tensors in buckets.items():
-            yield key[0], tensors
+            if tensors.p:
+                yield key[0], tensors
 
     def _lrs(self) -> list[float | Tensor]:
         return [group["lr"] for group in self.param_groups]
 
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
-            if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+            if any((gradient := p.grad) is not None and gradient.is_sparse for p in group["params"]):
                 name = type(self).__name__
                 raise RuntimeError(f"{name} does not take sparse gradients: build nn.Embedding with sparse=False")
 

@@ -66,8 +66,11 @@ class Tensors:
         return zip(self.p, self.g, self.m, self.v, strict=True)
 
     def append(self, row: tuple[Tensor, ...]) -> None:
-        for column, tensor in zip((self.p, self.g, self.m, self.v), row, strict=True):
-            column.append(tensor)
+        p, g, m, v = row
+        self.p.append(p)
+        self.g.append(g)
+        self.m.append(m)
+        self.v.append(v)
 
 
 def _gradient(p: Tensor, g: Tensor, h: Hyper) -> Tensor:
@@ -215,6 +218,8 @@ def compiled(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
 def _contiguous(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """Those whose elements lie in the same order in all four places, and the others."""
     dense, others = Tensors(), Tensors()
+    if all(tensor.is_contiguous() for tensor in (*tensors.p, *tensors.g, *tensors.m, *tensors.v)):
+        return tensors, others
     for row in tensors:
         (dense if all(tensor.is_contiguous() for tensor in row) else others).append(row)
     return dense, others
