@@ -100,7 +100,7 @@ def dense_flex_attention() -> Iterator[None]:
 
 @contextmanager
 def untuned_flex_attention() -> Iterator[None]:
-    """Meanwhile TorchTitan's flex attention is compiled as it stands: trying dozens of float32 kernels takes minutes."""
+    """Meanwhile TorchTitan's flex attention is compiled as it stands: tuning it in float32 takes minutes."""
     before = attention.FlexAttentionWrapper._compiled_flex_attn
     attention.FlexAttentionWrapper._compiled_flex_attn = torch.compile(flex_attention, dynamic=False)
     try:
