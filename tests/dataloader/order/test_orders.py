@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from dataloader.order.test_epoch import one_stream
 from mds_data import flat, job, numbers, wait_until, write_mds
+from mosaic_photon.dataloader.loader import BATCHES_AHEAD
 from mosaic_photon.dataloader.order import orders
 from mosaic_photon.dataloader.order.epoch import EpochOrder
 from mosaic_photon.dataloader.order.orders import Orders
@@ -144,6 +146,12 @@ def test_the_next_one_is_made_by_another_process(tmp_path: Path, made: list[int]
     run.close()
 
 
+def test_the_process_that_makes_it_ends_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    maker = orders.Maker.start(one_stream(SHARDS), 0, tmp_path / "order")
+    assert maker.process.wait(60) == 0 and (tmp_path / "order").exists()
+    assert capfd.readouterr().err == ""
+
+
 def test_the_process_that_makes_it_ends_with_the_one_that_asked(tmp_path: Path) -> None:
     """Also where that one is killed: a large order takes minutes."""
     script = (
@@ -174,3 +182,81 @@ def test_a_loader_goes_from_epoch_to_epoch_through_files(tmp_path: Path, build: 
     monkeypatch.setattr(orders, "SMALL", 1 << 20)
     assert seen == [numbers(batch) for batch, _ in zip(build(config), range(130), strict=False)]
     assert len(set(flat(seen[:50]))) == 200
+
+
+EPOCH = 50
+"""Micro-batches of an epoch of `loader_and_gate`'s."""
+
+
+@pytest.fixture
+def loader_and_gate(tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
+    """A loader before its first batch; every order but the first one's is made only when the gate is there."""
+    config = job({"local": str(write_mds(tmp_path / "data", 203)), "shuffle": True}, local=4, batch=8)
+    config.mosaic.node_folder = str(tmp_path / "node")
+    loader, gate = build(config), tmp_path / "gate"
+    wait_until((tmp_path / "node" / "orders" / loader.orders.order.name(0)).exists)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(f"""
+import time
+from pathlib import Path
+from mosaic_photon.dataloader.order.epoch import EpochOrder
+fill = EpochOrder.fill
+def fill_when_let(self, epoch, out):
+    Path({str(tmp_path)!r}, "begun").touch()
+    while not Path({str(gate)!r}).exists():
+        time.sleep(0.02)
+    fill(self, epoch, out)
+EpochOrder.fill = fill_when_let
+""")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "slow"), *sys.path]))
+    return loader, gate
+
+
+@pytest.fixture
+def got(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The epochs whose order was asked for, and by which thread."""
+    asked: list[tuple[int, str]] = []
+    get = Orders.get
+
+    def asking(self: Orders, epoch: int) -> Any:
+        asked.append((epoch, threading.current_thread().name))
+        return get(self, epoch)
+
+    monkeypatch.setattr(Orders, "get", asking)
+    return asked
+
+
+def test_an_order_that_is_late_is_waited_for_and_not_made_again(
+    loader_and_gate: tuple[Any, Path], made: list[int], got: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    loader, gate = loader_and_gate
+    batches, first = iter(loader), list[list[int]]()
+    for _ in range(EPOCH - BATCHES_AHEAD):
+        next(batches)
+    wait_until((tmp_path / "begun").exists)
+    for _ in range(BATCHES_AHEAD):
+        next(batches)
+    step = threading.Thread(target=lambda: first.append(numbers(next(batches))), daemon=True)
+    step.start()
+    wait_until(lambda: (1, "mosaic-read") in got)
+    assert step.is_alive() and not first
+    gate.touch()
+    step.join(60)
+    order = loader.orders.get(1)
+    assert 1 not in made and first == [order[:4].tolist()]
+
+
+def test_at_an_epochs_begin_the_step_finds_its_batch_and_computes_nothing(
+    loader_and_gate: tuple[Any, Path], made: list[int], got: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    loader, gate = loader_and_gate
+    gate.touch()
+    batches = iter(loader)
+    for _ in range(EPOCH - BATCHES_AHEAD):
+        next(batches)
+    wait_until((tmp_path / "node" / "orders" / loader.orders.order.name(1)).exists)
+    next(batches)
+    wait_until(lambda: 1 in [epoch for epoch, _ in got])  # before any step has asked for more
+    for _ in range(EPOCH):
+        next(batches)
+    assert made == [] and {thread for _, thread in got} == {"mosaic-read"}

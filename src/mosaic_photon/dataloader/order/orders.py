@@ -151,7 +151,7 @@ def main(stdin: IO[bytes]) -> None:
 
 
 def _end_with_parent(stdin: IO[bytes]) -> None:
-    stdin.read()
+    os.read(stdin.fileno(), 1)  # stdin.read() would hold a lock that the interpreter wants when it ends
     os._exit(0)
 
 
