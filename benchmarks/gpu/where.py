@@ -58,8 +58,9 @@ def kernels(step: Callable[[], None], options: Options, rows: Rows) -> None:
     if on_gpu:
         intervals = [(e.time_range.start, e.time_range.end) for e in profiler.events() if is_kernel(e)]
         rows.figure("share of a step without a kernel", 1 - covered(intervals) / (plain * 1e6), "of the step")
-    spent = sorted(profiler.key_averages(), key=lambda event: -own_time(event, on_gpu))[:KERNELS]
-    total = sum(own_time(event, on_gpu) for event in profiler.key_averages())
+    averages = [event for event in profiler.key_averages() if not event.is_user_annotation]
+    spent = sorted(averages, key=lambda event: -own_time(event, on_gpu))[:KERNELS]
+    total = sum(own_time(event, on_gpu) for event in averages)
     for event in spent:
         rows.figure(f"kernel {event.key[:80]}", own_time(event, on_gpu) / max(total, 1), "of all kernels' time")
 
