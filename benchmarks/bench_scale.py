@@ -1,14 +1,15 @@
 """What the data plane costs as data sets and jobs grow: the index, an epoch's order, eviction and start-up.
 
-    python benchmarks/bench_scale.py [--largest-order 100000000] [--streaming-order 10000000]
+    python benchmarks/bench_scale.py [--repeats 5] [--largest-order 100000000] [--streaming-order 10000000]
         [--largest-index 1000000] [--streaming-index 100000] [--largest-cache 100000] [--streaming-cache 10000]
         [--only index order eviction start] [--simulate]
 
-Each figure is of a process of its own, Streaming's of its own code on the same files in the same run. Seconds are of
-the clock, with those of the CPU beside them; MiB are the growth of the process's proportional set (PSS) at its end, and
-of its peak. The slope says by which power of the size a cost grows between the two largest sizes. `--simulate` foresees
-a job of 128 nodes of 8 ranks on 10^9 samples in 10^6 shards with 128 canonical nodes, and makes the order of its first
-epoch, 4 GB.
+Each figure is of a process of its own, Streaming's of its own code on the same files in the same run: medians of rounds
+in which they take turns, each on an empty node folder, and the median ratio of ours to Streaming's in a round. "Another
+rank" belongs to the run of the first one of its node, a "second start" does not. Seconds are of the clock, with those
+of the CPU; MiB are the growth of the process's proportional set (PSS) at its end, and of its peak; the slope says by
+which power of the size a cost grows between the two largest. `--simulate` foresees a job of 128 nodes of 8 ranks on
+10^9 samples in 10^6 shards with 128 canonical nodes, and makes the order of its first epoch, 4 GB.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,10 @@ PRESENT_SHARE = 10
 """Of the shards, one in this many is in the cache when others are fetched; at most 10,000."""
 DECISIONS = 50
 Row = dict[str, Any]
+Probes = dict[str, tuple[str, float]]
 
 
-def write_index(folder: Path, shards: int, samples: int, size: int) -> Path:
+def write_index(folder: Path, shards: int, samples: int, size: int, compressed: bool = False) -> Path:
     """An index.json of many shards, whose files need not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     column = {"column_names": ["tokens"], "column_encodings": [f"ndarray:int32:{TOKENS}"], "column_sizes": [4 * TOKENS]}
@@ -48,7 +52,8 @@ def write_index(folder: Path, shards: int, samples: int, size: int) -> Path:
             name, hashes = f"shard.{number:07}.mds", {"xxh64": f"{number:016x}"}
             entry = {"version": 2, "format": "mds", "samples": samples, **column, "hashes": ["xxh64"]}
             entry |= {"raw_data": {"basename": name, "bytes": size, "hashes": hashes}, "size_limit": None}
-            entry |= {"zip_data": None, "compression": None}
+            packed = {"basename": f"{name}.zstd", "bytes": size // 2, "hashes": hashes} if compressed else None
+            entry |= {"zip_data": packed, "compression": "zstd" if compressed else None}
             file.write((", " if number else "") + json.dumps(entry))
         file.write('], "version": 2}')
     return folder
@@ -88,19 +93,19 @@ def measured(row: Row) -> Iterator[None]:
     row |= {"mib": after - before, "peak_mib": top - peak}
 
 
-def dataset_of(folder: str, node: str, **settings: Any) -> Any:
+def dataset_of(node: str, **settings: Any) -> Any:
     from mosaic_photon.dataloader.dataset import ShardedDataset
     from mosaic_photon.dataloader.shards.settings import Settings, in_force
 
     with in_force(Settings(node_folder=node)):
-        return ShardedDataset(local=folder, shuffle=True, num_canonical_nodes=64, **settings)
+        return ShardedDataset(num_canonical_nodes=64, **settings)
 
 
 def index_ours(row: Row, folder: str, node: str) -> None:
     import mosaic_photon.dataloader.dataset  # noqa: F401
 
     with measured(row):
-        dataset_of(folder, node)
+        dataset_of(node, local=folder, shuffle=True)
 
 
 def index_streaming(row: Row, folder: str, node: str) -> None:
@@ -116,7 +121,7 @@ def index_streaming(row: Row, folder: str, node: str) -> None:
 def order_ours(row: Row, folder: str, node: str) -> None:
     from mosaic_photon.dataloader.order.orders import Orders
 
-    order = dataset_of(folder, node).order(512)
+    order = dataset_of(node, local=folder, shuffle=True).order(512)
     with measured(row):
         orders = Orders(order, lambda: Path(node))
         orders.get(0)
@@ -127,7 +132,7 @@ def order_streaming(row: Row, folder: str, node: str) -> None:
     from streaming.base.batching import generate_work
     from streaming.base.world import World
 
-    dataset = dataset_of(folder, node)
+    dataset = dataset_of(node, local=folder, shuffle=True)
     dataset.batch_size = 512
     with measured(row):
         generate_work("random", dataset, World(1, 1, 1, 0), 0, 0)
@@ -142,9 +147,8 @@ def cache_ours(row: Row, folder: str, node: str) -> None:
     from mosaic_photon.dataloader.shards.room import Room
 
     shards = len(json.loads(Path(folder, "index.json").read_text())["shards"])
-    cache = Path(tempfile.mkdtemp(dir=node))
     limit = present(shards) * Path(folder, "shard.0000000.mds").stat().st_size
-    dataset = dataset_of_remote(folder, str(cache), node, limit)
+    dataset = dataset_of(node, remote=folder, local=tempfile.mkdtemp(dir=node), cache_limit=limit)
     for shard_id in range(present(shards)):
         dataset.cache.ensure(shard_id)
     decisions: list[float] = []
@@ -162,14 +166,6 @@ def cache_ours(row: Row, folder: str, node: str) -> None:
         for shard_id in range(present(shards), present(shards) + DECISIONS):
             dataset.cache.ensure(shard_id)
     row |= {"ms_each": 1000 * row["s"] / DECISIONS, "ms_decision": 1000 * float(np.median(decisions))}
-
-
-def dataset_of_remote(folder: str, cache: str, node: str, limit: int) -> Any:
-    from mosaic_photon.dataloader.dataset import ShardedDataset
-    from mosaic_photon.dataloader.shards.settings import Settings, in_force
-
-    with in_force(Settings(node_folder=node)):
-        return ShardedDataset(remote=folder, local=cache, cache_limit=limit, num_canonical_nodes=64)
 
 
 def cache_streaming(row: Row, folder: str, node: str) -> None:
@@ -228,19 +224,17 @@ def simulate(row: Row, folder: str, node: str) -> None:
     sizes = np.full(shards, SAMPLES_PER_SHARD, np.int64)
     stream = StreamPart("data", sizes, 0, shards * SAMPLES_PER_SHARD, 1.0)
     order = EpochOrder((stream,), "random", 4096, nodes, True, 1, "py1e", 9176, 1 << 18)
-    begin = time.perf_counter()
-    needed = order.shards_of_nodes(0, nodes)
-    row["foreseen_s"] = time.perf_counter() - begin
-    row |= {"shards_of_a_node": max(map(len, needed)), "tb_of_a_node": max(map(len, needed)) * shard_bytes / 1e12}
-    made: Row = {}
+    foreseen, made = Row(), Row()
+    with measured(foreseen):
+        most = max(map(len, order.shards_of_nodes(0, nodes)))
+    row |= {"foreseen_s": foreseen["s"], "shards_of_a_node": most, "tb_of_a_node": most * shard_bytes / 1e12}
     with measured(made):
         ids = Orders(order, lambda: Path(node)).get(0)
     row |= {f"order_{name}": value for name, value in made.items()} | {"order_gb": ids.nbytes / 1e9}
     places: Places = places_of_mesh(nodes * per_node, per_node, nodes * per_node, 1)
     turns, found = seats(nodes_of_ranks(places)), set()
     for rank in range(per_node):
-        own: Row = {}
-        layout = Layout(nodes * per_node, rank, 4, 4096, 1, turns)
+        own, layout = Row(), Layout(nodes * per_node, rank, 4, 4096, 1, turns)
         with measured(own):
             for block in blocks_of_batches(ids, 0, layout):
                 found |= set(np.unique(block // SAMPLES_PER_SHARD).tolist())
@@ -256,10 +250,11 @@ PROBES: dict[str, Callable[[Row, str, str], None]] = {
 }  # fmt: skip
 
 
-def probe(name: str, folder: Path, node: Path) -> Row:
+def probe(name: str, folder: Path, node: Path, **environment: str) -> Row:
     """The figures of a process of its own."""
     command = [sys.executable, __file__, "--probe", name, str(folder), str(node)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -277,10 +272,28 @@ class Table:
         print(f"\n## {title}\n\n| who | size | {' | '.join(columns.values())} |")
         print("|---" * (2 + len(columns)) + "|")
 
-    def add(self, who: str, size: int, row: Row) -> None:
-        self.rows.setdefault(who, []).append((size, row))
+    def measure(self, size: int, folder: Path, node: Path, probes: dict[str, str], repeats: int) -> None:
+        """Medians over rounds of all `probes`, by whose they are; ratios of the first one's to Streaming's."""
+        rounds: dict[str, list[Row]] = {who: [] for who in probes}
+        for _ in range(repeats):
+            shutil.rmtree(node, ignore_errors=True)
+            node.mkdir()
+            for who, name in probes.items():
+                rounds[who].append(probe(name, folder, node, **RUN.get(who, {})))
+        for who, rows in rounds.items():
+            row = {name: statistics.median(found[name] for found in rows) for name in rows[0]}
+            self.rows.setdefault(who, []).append((size, row))
+            self._show(who, f"{size:,}", row)
+        ours, *others = rounds
+        for theirs in (who for who in others if who.startswith("Streaming")):
+            pairs = list(zip(rounds[ours], rounds[theirs], strict=True))
+            shared = [name for name in self.columns if all(a.get(name) and b.get(name, 0) > 0 for a, b in pairs)]
+            ratios = {name: statistics.median(a[name] / b[name] for a, b in pairs) for name in shared}
+            self._show(f"{ours} / {theirs}", f"{size:,}", ratios)
+
+    def _show(self, who: str, size: str, row: Row) -> None:
         shown = (f"{row[name]:.3g}" if name in row else "" for name in self.columns)
-        print(f"| {who} | {size:,} | {' | '.join(shown)} |", flush=True)
+        print(f"| {who} | {size} | {' | '.join(shown)} |", flush=True)
 
     def slopes(self) -> None:
         for who, rows in self.rows.items():
@@ -294,61 +307,57 @@ class Table:
             print(f"| {who} | slope | {' | '.join(shown)} |", flush=True)
 
 
+FIRST, OTHER = "first rank of a node", "another rank"
+RUN = {FIRST: {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "0"}, OTHER: {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "1"}}
 CLOCK = {"s": "s", "cpu_s": "CPU s", "mib": "MiB", "peak_mib": "MiB at the peak"}
 
 
-def index_table(args: argparse.Namespace, root: Path, node: Path) -> None:
-    table = Table("Index: shards of an index.json opened", CLOCK)
-    for shards in powers(1000, args.largest_index):
-        folder = write_index(root / f"index-{shards}", shards, 8000, 65_000_000)
-        table.add("first rank of a node", shards, probe("index_ours", folder, node))
-        table.add("another rank", shards, probe("index_ours", folder, node))
-        if shards <= args.streaming_index:
-            table.add("Streaming, each rank", shards, probe("index_streaming", folder, node))
+def fill(
+    table: Table, args: argparse.Namespace, node: Path, sizes: list[int], write: Callable[..., Path], probes: Probes
+) -> None:
+    """Measure each size by the probes, each up to the size that it is given with."""
+    for size in sizes:
+        folder = write(node.with_name("data"), size)
+        chosen = {who: name for who, (name, most) in probes.items() if size <= most}
+        table.measure(size, folder, node, chosen, args.repeats)
         shutil.rmtree(folder)
     table.slopes()
 
 
-def order_table(args: argparse.Namespace, root: Path, node: Path) -> None:
+def index_table(args: argparse.Namespace, node: Path) -> None:
+    probes: Probes = {who: ("index_ours", math.inf) for who in (FIRST, OTHER)}
+    probes["Streaming, each rank"] = "index_streaming", args.streaming_index
+    for packed in (False, True):
+        table = Table(f"Index: {'compressed shards without a cache' if packed else 'shards'} of an index.json", CLOCK)
+        write = partial(write_index, samples=8000, size=65_000_000, compressed=packed)
+        fill(table, args, node, powers(1000, args.largest_index), write, probes)
+
+
+def order_table(args: argparse.Namespace, node: Path) -> None:
+    def write(folder: Path, samples: int) -> Path:
+        return write_index(folder, max(1, samples // SAMPLES_PER_SHARD), SAMPLES_PER_SHARD, 65_000_000)
+
     table = Table("Order of an epoch: samples, 64 canonical nodes, py1e", CLOCK | {"file_mib": "MiB of the file"})
-    for samples in powers(10_000, args.largest_order):
-        shards = max(1, samples // SAMPLES_PER_SHARD)
-        folder = write_index(root / f"order-{samples}", shards, SAMPLES_PER_SHARD, 65_000_000)
-        table.add("first rank of a node", samples, probe("order_ours", folder, node))
-        table.add("another rank", samples, probe("order_ours", folder, node))
-        if samples <= args.streaming_order:
-            table.add("Streaming, each rank", samples, probe("order_streaming", folder, node))
-        shutil.rmtree(folder)
-    table.slopes()
+    probes: Probes = {who: ("order_ours", math.inf) for who in (FIRST, OTHER)}
+    probes["Streaming, each rank"] = "order_streaming", args.streaming_order
+    fill(table, args, node, powers(10_000, args.largest_order), write, probes)
 
 
-def eviction_table(args: argparse.Namespace, root: Path, node: Path) -> None:
+def eviction_table(args: argparse.Namespace, node: Path) -> None:
     columns = {"ms_decision": "ms a decision", "ms_each": "ms a fetch with it", "cpu_s": f"CPU s of {DECISIONS}"}
     table = Table("Eviction: shards, a tenth of them (10,000 at most) in the cache", columns)
-    for shards in powers(1000, args.largest_cache):
-        folder = write_shards(root / f"cache-{shards}", shards, 10)
-        table.add("ours", shards, probe("cache_ours", folder, node))
-        if shards <= args.streaming_cache:
-            table.add("Streaming", shards, probe("cache_streaming", folder, node))
-        shutil.rmtree(folder)
-    table.slopes()
+    probes: Probes = {"ours": ("cache_ours", math.inf), "Streaming": ("cache_streaming", args.streaming_cache)}
+    fill(table, args, node, powers(1000, args.largest_cache), partial(write_shards, samples=10), probes)
 
 
-def start_table(args: argparse.Namespace, root: Path, node: Path) -> None:
+def start_table(args: argparse.Namespace, node: Path) -> None:
     table = Table("Start: shards of 100 samples that are here, to the first batch", CLOCK)
-    for shards in powers(1000, args.largest_cache):
-        folder = write_shards(root / f"start-{shards}", shards, 100)
-        table.add("first rank of a node", shards, probe("start_ours", folder, node))
-        table.add("second start", shards, probe("start_ours", folder, node))
-        if shards <= args.streaming_cache:
-            table.add("Streaming", shards, probe("start_streaming", folder, node))
-        shutil.rmtree(folder)
-    table.slopes()
+    probes: Probes = {who: ("start_ours", math.inf) for who in (FIRST, "second start")}
+    probes["Streaming"] = "start_streaming", args.streaming_cache
+    fill(table, args, node, powers(1000, args.largest_cache), partial(write_shards, samples=100), probes)
 
 
-def simulation(args: argparse.Namespace, root: Path, node: Path) -> None:
-    if not args.simulate:
-        return
+def simulation(root: Path, node: Path) -> None:
     print("\n## 128 nodes of 8 ranks, 10^9 samples in 10^6 shards of 67 MiB, 128 canonical nodes\n")
     for name, value in probe("simulate", root, node).items():
         print(f"- {name.replace('_', ' ')}: {value:,.4g}", flush=True)
@@ -363,6 +372,7 @@ def main() -> None:
     for name, (ours, theirs) in defaults.items():
         parser.add_argument(f"--largest-{name}", type=int, default=ours)
         parser.add_argument(f"--streaming-{name}", type=int, default=theirs)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of which medians are taken (default: 5)")
     parser.add_argument("--only", choices=TABLES, nargs="*", default=list(TABLES), help="tables (default: all)")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
@@ -375,15 +385,15 @@ def main() -> None:
     import streaming
     import torch
 
-    load = os.getloadavg()[0]
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs (load {load:.1f} before), Python {platform.python_version()},")
-    print(f"torch {torch.__version__}, mosaicml-streaming {streaming.__version__}, numpy {np.__version__}")
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs (load {os.getloadavg()[0]:.1f} before), {args.repeats} rounds,")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, mosaicml-streaming {streaming.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         root, node = Path(folder), Path(folder, "node")
         node.mkdir()
         for name in args.only:
-            TABLES[name](args, root, node)
-        simulation(args, root, node)
+            TABLES[name](args, node)
+        if args.simulate:
+            simulation(root, node)
 
 
 if __name__ == "__main__":
