@@ -114,6 +114,16 @@ def test_data_without_a_remote_is_neither_downloaded_nor_kept(
     assert all(node["bytes"] > 0 for node in found["nodes"]) and found["world_size"] == 2
 
 
+def test_compressed_data_without_a_remote_is_kept_unpacked_and_not_downloaded(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(f"{JOB}[mosaic]\nnode_folder = '{tmp_path / 'node'}'\n")
+    config = tmp_path / "data.toml"
+    config.write_text(f"[mosaic_dataloader]\nname = 'text'\n[mosaic_dataloader.dataset]\nlocal = '{shards}'\n")
+    found = json.loads(inspect(capsys, config, "--job", tmp_path / "job.toml", "--nnodes", 2, "--json"))["job"]
+    assert found["download_bytes"] == 0 and all(node["kept_bytes"] > node["bytes"] for node in found["nodes"])
+
+
 def test_nodes_are_those_of_a_job(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in ((["--nnodes", "2"], "name it with --job"), (["--nnodes", "0"], "at least 1")):
         code = main(["inspect", data_config(tmp_path, shards), *words])

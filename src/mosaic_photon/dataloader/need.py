@@ -27,7 +27,7 @@ class NodeNeed:
     download_bytes: int
     """Of them from remotes, by a node whose caches are empty."""
     kept_bytes: int
-    """In its caches at the end, unpacked."""
+    """In its caches at the end, unpacked, and of compressed data on its own disk what is unpacked of them."""
 
 
 Places = list[tuple[int, Hashable]]
@@ -73,11 +73,12 @@ def _need(cache: ShardCache, shards: NDArray[np.int64]) -> NodeNeed:
     stored = np.concatenate([index.stored_bytes for index in indexes])[shards]
     keep_zip = [source.keep_zip for source in cache.sources]
     kept = [index.max_bytes if both else index.raw_bytes for index, both in zip(indexes, keep_zip, strict=True)]
-    remote = np.repeat([source.remote is not None for source in cache.sources], counts)[shards]
-    kept_bytes = int(np.concatenate(kept)[shards][remote].sum())
+    cached = np.repeat([source.cache is not None for source in cache.sources], counts)[shards]
+    fetched = np.repeat([source.remote is not None and not source.data for source in cache.sources], counts)[shards]
+    kept_bytes = int(np.concatenate(kept)[shards][cached].sum())
     return NodeNeed(
         shards=len(shards),
         bytes=int(stored.sum()),
-        download_bytes=int(stored[remote].sum()),
+        download_bytes=int(stored[fetched].sum()),
         kept_bytes=kept_bytes if cache.limit is None else min(kept_bytes, cache.limit),
     )
