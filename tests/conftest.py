@@ -1,8 +1,11 @@
 """Shared fixtures: small real data, and real jobs launched as a user launches them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: another number of threads adds up in another order
 
 import pytest
 

@@ -102,7 +102,7 @@ def start(arguments: list[str], *flags: str, ranks: int = 1) -> subprocess.Popen
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("MASTER_")} | {"OMP_NUM_THREADS": "1"},
+        env={k: v for k, v in os.environ.items() if not k.startswith("MASTER_")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -14,8 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import llmfoundry.models  # noqa: F401
-import torch
-import torch.utils.tensorboard
+import torch.utils.tensorboard  # noqa: F401
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import mosaic_photon.callbacks.job_state
@@ -37,7 +36,6 @@ def rank(arguments: list[str], log: str, public_name: str) -> int:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    torch.set_num_threads(1)
     # TorchTitan sleeps two seconds after the last step.
     sys.modules[Trainer.__module__].time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
     return stock_trainer.train(arguments, public_name) if public_name else main(arguments)

@@ -143,7 +143,7 @@ def run_plan(plan: list[dict[str, object]], folder: Path) -> None:
     """Run the jobs one after the other; prints each job's seconds, and the log of one that fails."""
     (folder / "plan.json").write_text(json.dumps(plan))
     driver = [sys.executable, str(Path(__file__).parent / "layouts_driver.py"), str(folder / "plan.json")]
-    settings = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with (folder / "driver.log").open("w") as errors:
         process = subprocess.Popen(driver, env=os.environ | settings, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None

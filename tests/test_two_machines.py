@@ -1,6 +1,5 @@
 """Two machines, as two torchrun agents with caches of their own; then one of them is lost."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -61,7 +60,6 @@ def agent(
     return subprocess.Popen(
         command,
         cwd=jobs.ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=log.open("w") if log else subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

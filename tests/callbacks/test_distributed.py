@@ -1,6 +1,5 @@
 """On four ranks: norms of whole parameters in every layout, agreed stops, and a failure on one rank that ends all."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ def test_four_ranks(tmp_path, prepared_data):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(WORKER)]
     run = subprocess.run(
         [*command, str(tmp_path), str(prepared_data), *ports],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,

@@ -81,7 +81,7 @@ class Machine:
         paths = [str(Path(__file__).parent), str(jobs.ROOT / "tests"), str(jobs.ROOT / "src")]
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "forking.py")],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

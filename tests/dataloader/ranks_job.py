@@ -15,7 +15,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -28,7 +27,6 @@ from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
 def rank(launch: dict[str, Any], checkpoint: str) -> list[list[int]]:
     """One rank's life: mesh, loader, checkpoint, steps, checkpoint. Returns the samples of each step."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     tp, pp = launch.get("tp", 1), launch.get("pp", 1)
     shard = launch["world"] // (tp * pp)

@@ -22,8 +22,7 @@ def start(tmp_path: Path, launches: list[dict[str, Any]], name: str = "plan", **
     plan = {"launches": launches, "out": str(tmp_path / f"{name}.out"), "checkpoint": str(tmp_path / "checkpoint")}
     (tmp_path / f"{name}.json").write_text(json.dumps(plan))
     command = [sys.executable, str(SCRIPT), str(tmp_path / f"{name}.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **popen)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **popen)
 
 
 def results(tmp_path: Path, name: str = "plan") -> list[dict[str, Any]]:

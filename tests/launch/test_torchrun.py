@@ -28,7 +28,7 @@ def agent(arguments: list[str], *torchrun: str, log: Path) -> subprocess.Popen[b
     command = [sys.executable, "-m", "torch.distributed.run", *torchrun, "--rdzv_backend=c10d", "--rdzv_id=job"]
     command += ["-m", "mosaic_photon.train_with_mosaic", *arguments, "--", "--validation.no-enable"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{jobs.ROOT / 'src'}:{jobs.ROOT / 'tests'}"}
+    environment |= {"PYTHONPATH": f"{jobs.ROOT / 'src'}:{jobs.ROOT / 'tests'}"}
     with log.open("wb") as out:
         return subprocess.Popen(
             command, cwd=jobs.ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
