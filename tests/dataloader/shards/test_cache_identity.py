@@ -8,6 +8,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,15 @@ def test_a_ledger_of_another_index_is_not_taken_for_this_one(tmp_path: Path) -> 
     open_dataset(tmp_path / "node", stream)
     with pytest.raises(DataError, match=r"cache: another job has fetched a newer index meanwhile"):
         pickle.loads(running)
+
+
+def test_a_cache_that_outlives_its_modules_ends_without_a_word(tmp_path: Path) -> None:
+    """As one does that something still holds when the interpreter ends."""
+    remote = write(tmp_path / "A", 0)
+    dataset = open_dataset(tmp_path / "node", {"a": {"remote": str(remote), "local": str(tmp_path / "cache")}})
+    script = "import os, pickle, sys; os.kept = pickle.load(sys.stdin.buffer), [*sys.modules.values()]"
+    ended = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(dataset.cache), capture_output=True)
+    assert (ended.returncode, ended.stderr.decode()) == (0, "")
 
 
 def test_data_that_moved_is_known_by_its_hashes(tmp_path: Path) -> None:

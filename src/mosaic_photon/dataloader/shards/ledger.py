@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,14 +85,11 @@ class Ledger:
             if new:  # its room is taken now, not when a row is entered
                 write_whole(self._path, np.zeros((3, len(self.index)), np.int64).tobytes())
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._fd).atexit = False  # a thread may use it to the process's end
             if os.fstat(self._fd).st_size != 24 * len(self.index):  # rows would be taken for others
                 raise DataError(f"{folder}: another job has fetched a newer index meanwhile; start this one again")
             if new:
                 self._enter([])
-
-    def __del__(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.close(self._fd)
 
     def read(self) -> NDArray[np.int64]:
         """All rows as they are now, of shape (3, shards)."""
