@@ -97,21 +97,20 @@ def test_a_run_that_diverged_has_grown():
 
 
 def test_mup_passes_where_the_standard_parametrization_fails():
-    torch.manual_seed(0)
     tokens = stdlib_tokens("tests/assets/tokenizer", 50_000)
     base = MPTMuPModelArgs(d_model=64, **SIZE)
     verdicts = {}
-    for name in ("mup", "standard"):
+    # From seed to seed the slopes of models as narrow as these scatter by 0.1 around 0: three seeds seldom tell.
+    for name, seeds in {"mup": 8, "standard": 3}.items():
 
         def make(width, mup=name == "mup"):
             args = resized(base, width=width)
             if mup:
                 args.mup = {"enabled": True, "width": width / 64}
-            args._init_seed = 300  # from seed to seed the slopes of models as narrow as these scatter by 0.1
             return lambda seed: (TitanComposerMPTMuP, args)
 
         runs = {width: make(width) for width in (64, 128, 256)}
-        traces = list(coord_check.check(runs, tokens, partial(adamw, Hyper(lr=2e-3), []), seeds=3, steps=4))
+        traces = list(coord_check.check(runs, tokens, partial(adamw, Hyper(lr=2e-3), []), seeds, steps=4))
         verdicts[name] = coord_check.judge(coord_check.collect("width", traces))
     assert verdicts["mup"].word == "PASS"
     assert verdicts["standard"].word == "FAIL"
