@@ -109,7 +109,8 @@ class ShardCache:
 
         A damaged file is removed if it is ours and the remote can give it again; otherwise, and if data without a
         remote lacks one, DataError is raised. What a killed job left is removed. One process of a node lists the
-        folders, so it costs what is there.
+        folders, once, and asks for the size of each shard that is there: a start needs it, so that what is damaged or
+        missing is found before the first step, and so that a complete cache starts no fetching threads.
         """
         answers = [once_a_run(self._survey_key(n), partial(self._surveyed, n)) for n in range(len(self.sources))]
         for answer in answers:
