@@ -17,12 +17,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from streaming import MDSWriter
+from streaming import MDSWriter, StreamingDataset
 from transformers import AutoTokenizer
 
 from mds_data import ASSETS, SEQ_LEN, job
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
-from mosaic_photon.dataloader.foundry import _our_datasets
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.errors import ConfigError
 
@@ -125,10 +124,9 @@ def test_closing_ends_the_workers(text: Path, build: Any) -> None:
     assert not alive
 
 
-def test_spawned_workers_find_the_dataset_classes(text: Path, build: Any) -> None:
-    loader = build(job({"local": str(text)}))
-    again = pickle.loads(pickle.dumps(loader.data.dataset))
-    assert again[3] == loader.data.dataset[3]
+def test_spawned_workers_can_be_sent_the_dataset(text: Path, build: Any) -> None:
+    samples = build(job({"local": str(text)})).data.make_batch.samples
+    assert pickle.loads(pickle.dumps(samples))[3] == samples[3]
 
 
 SPAWN = """
@@ -171,13 +169,15 @@ def test_an_error_in_a_worker_has_the_message_alone(text: Path, tmp_path: Path, 
         next(iter(loader))
 
 
-def test_llm_foundry_is_left_as_it_was() -> None:
-    from llmfoundry.data import text_data
-
-    original = text_data.StreamingTextDataset
-    with _our_datasets():
-        assert text_data.StreamingTextDataset is not original
-    assert text_data.StreamingTextDataset is original
+def test_llm_foundry_and_streaming_are_left_as_they_were(pairs: Path, build: Any) -> None:
+    refused = finetuning(pairs)
+    del refused["dataset"]["decoder_only_format"]
+    original = StreamingDataset.__init__
+    build(job(loader=finetuning(pairs), seq_len=WIDE))
+    assert StreamingDataset.__init__ is original
+    with pytest.raises(ConfigError):
+        build(job(loader=refused, seq_len=WIDE))
+    assert StreamingDataset.__init__ is original
 
 
 def test_what_llm_foundry_refuses_is_a_config_error(pairs: Path, build: Any) -> None:

@@ -52,15 +52,14 @@ logger = logging.getLogger(__name__)
 class ShardedDataset(StreamingDataset):
     """A StreamingDataset of StreamingDataset's arguments that any process may read by sample id, in any order.
 
-    Has the attributes that Streaming's `generate_work` needs. As a second base beside a subclass of StreamingDataset
-    (llm-foundry's StreamingTextDataset, ...) it takes StreamingDataset's place under that subclass.
+    Has the attributes that Streaming's `generate_work` needs.
     """
 
-    names: Sequence[str] = ()
-    """Of the streams, where those who build them have no place for it."""
+    def __init__(self, names: Sequence[str] = (), **kwargs: Any) -> None:
+        """Fetches the indexes. Raises DataError for data that can't be used, ConfigError for wrong settings.
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Fetches the indexes. Raises DataError for data that can't be used, ConfigError for wrong settings."""
+        `names` are the streams', where those who build them have no place for it.
+        """
         bound = SIGNATURE.bind(self, **kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
@@ -69,7 +68,7 @@ class ShardedDataset(StreamingDataset):
         self.initial_physical_nodes = None
         self.epoch_seed_change = self.shuffle and self.sampling_method == "balanced"
         self.streams = _streams(arguments)
-        for name, stream in zip(self.names, self.streams, strict=False):
+        for name, stream in zip(names, self.streams, strict=False):
             stream.name = name
         self.num_streams = len(self.streams)
         self._load_shards(arguments["cache_limit"])

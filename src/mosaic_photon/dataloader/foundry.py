@@ -1,18 +1,17 @@
 """Loaders that need llm-foundry: text tokenised on the fly, and finetuning data.
 
-`llmfoundry.data.dataloader.build_dataloader` gets the user's config and builds its dataset and collator; both are taken
-out of the DataLoader that it returns, so that samples are assigned and counted here.
+`llmfoundry.data.dataloader.build_dataloader` gets the user's config and builds its dataset and collator. Both are taken
+out of the DataLoader that it returns: the dataset turns what is stored of a sample into tokens, the collator makes a
+batch of them. Which samples a batch has, and reading them, is this package's.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,6 @@ from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window, length_witho
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 from mosaic_photon.job.data_config import streams_of
 
-_FOUNDRY_CLASSES = {
-    "StreamingTextDataset": "llmfoundry.data.text_data",
-    "StreamingFinetuningDataset": "llmfoundry.data.finetuning.tasks",
-}
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
@@ -49,46 +44,60 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in each forked worker
     else:
         config |= {"prefetch_factor": None, "persistent_workers": False}
-    with _our_datasets(list(streams_of(config["dataset"]))):
+    with _reading_ours(list(streams_of(config["dataset"]))):
         kinds = (ValueError, TypeError, RuntimeError)
         refused = "the data config is refused by llm-foundry"
         spec = ask_upstream(refused, kinds, build_dataloader, config, tokenizer, local_batch)
-    dataset, collate = spec.dataloader.dataset, spec.dataloader.collate_fn
-    collate = getattr(collate, "base_collator", collate)  # its wrapper counts tokens, and can't be sent to a worker
+    theirs = spec.dataloader
+    collate = getattr(theirs.collate_fn, "base_collator", theirs.collate_fn)  # without a wrapper that no worker can get
     vocab_size = 1 + max(tokenizer.get_vocab().values())
-    samples, collate = _Samples(dataset), _Collate(dataset, collate, vocab_size)
-
-    def make_batch(sample_ids: NDArray[np.int64]) -> Batch:
-        chosen = [samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
-        if not chosen:  # a rank whose part of the last batch of validation is empty
-            nothing = np.full((len(sample_ids), window.width), IGNORED)
-            return window.batch(np.zeros_like(nothing), nothing)
-        return _to_batch(collate(chosen), len(sample_ids), window)
-
-    def length(sample_id: int) -> int:
-        return length_without(tokenizer.pad_token_id, collate([samples[sample_id]])["input_ids"][0].numpy())
+    samples = _Samples(theirs.dataset)
+    batches = FoundryBatches(samples, _Collate(samples.dataset, collate, vocab_size), window, tokenizer.pad_token_id)
 
     def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[Batch, None, None]:
-        with closing(_from_workers(_worker_loader(samples, collate, ids, spec.dataloader))) as batches:
-            for batch in batches:
+        with closing(_from_workers(_worker_loader(samples, batches.collate, ids, theirs))) as made:
+            for batch in made:
                 yield _to_batch(batch, local_batch, window)
 
-    pin_memory = (
-        spec.dataloader.pin_memory and torch.cuda.is_available()
-    )  # of the batches, not of what they are cut from
-    return Data(dataset, make_batch, length, workers=through_workers if workers else None, pin_memory=pin_memory)
+    pin_memory = theirs.pin_memory and torch.cuda.is_available()  # of batches, not of what they are cut from
+    return Data(
+        samples.dataset, batches, batches.length, workers=through_workers if workers else None, pin_memory=pin_memory
+    )
+
+
+@dataclass(frozen=True)
+class FoundryBatches:
+    """Makes the micro-batch of given sample ids with llm-foundry's dataset and collator."""
+
+    samples: _Samples
+    collate: _Collate
+    window: Window
+    pad_id: int | None
+
+    def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
+        """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
+        chosen = [self.samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
+        if not chosen:  # a rank whose part of the last batch of validation is empty
+            nothing = np.full((len(sample_ids), self.window.width), IGNORED)
+            return self.window.batch(np.zeros_like(nothing), nothing)
+        return _to_batch(self.collate(chosen), len(sample_ids), self.window)
+
+    def length(self, sample_id: int) -> int:
+        """Tokens of a sample, without the pad tokens behind them."""
+        return length_without(self.pad_id, self.collate([self.samples[sample_id]])["input_ids"][0].numpy())
 
 
 class _Samples(Dataset[Any]):
     """A dataset by sample id: torch's DataLoader would iterate over a StreamingDataset."""
 
-    def __init__(self, dataset: ShardedDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, lender: Any) -> None:
+        """`lender` is llm-foundry's dataset, which lends its tokenising."""
+        self.lender, self.dataset = lender, lender.sharded
 
     def __getitem__(self, sample_id: int) -> tuple[int, Any]:
         """The sample as llm-foundry makes it, behind its id. Raises DataError for one that it can't use."""
         with _naming(self.dataset, sample_id):
-            return sample_id, self.dataset[sample_id]
+            return sample_id, self.lender[sample_id]
 
 
 @dataclass(frozen=True)
@@ -144,31 +153,29 @@ def _tokenizer(assets: str) -> Any:
         raise ConfigError(f"model.hf_assets_path: no tokenizer for transformers in {assets!r}: {error}") from error
 
 
-@cache
-def __getattr__(name: str) -> type:
-    """An llm-foundry dataset class over ShardedDataset in StreamingDataset's place. Pickle finds it here, too."""
-    if name not in _FOUNDRY_CLASSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    original = getattr(importlib.import_module(_FOUNDRY_CLASSES[name]), name)
-    ours = type(name, (original, ShardedDataset), {"__module__": __name__})
-    ours.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # llm-foundry reads it
-    return ours
-
-
 @contextmanager
-def _our_datasets(names: Sequence[str] = ()) -> Iterator[None]:
-    """Within it, llm-foundry builds its datasets over ShardedDataset, with streams of these names."""
-    modules = {name: importlib.import_module(module) for name, module in _FOUNDRY_CLASSES.items()}
-    originals = {name: getattr(module, name) for name, module in modules.items()}
-    for name, module in modules.items():
-        setattr(module, name, __getattr__(name))
-    ShardedDataset.names = names
+def _reading_ours(names: Sequence[str]) -> Iterator[None]:
+    """Within it, a StreamingDataset is made without shared memory, over a ShardedDataset with streams of these names.
+
+    llm-foundry's builders make their datasets themselves and take none that is given, so that nothing but
+    StreamingDataset's constructor is left to be replaced. The ShardedDataset is the attribute `sharded`.
+    """
+    from streaming.base.dataset import StreamingDataset
+
+    theirs = StreamingDataset.__init__
+
+    @wraps(theirs)  # its signature is the list of keys that llm-foundry takes from the config
+    def ours(self: Any, **arguments: Any) -> None:
+        self.sharded = ShardedDataset(names, **arguments)
+        self.get_item = self.sharded.get_item
+        for name in ("num_samples", "num_canonical_nodes", "length"):  # what the builders look at
+            setattr(self, name, getattr(self.sharded, name))
+
+    StreamingDataset.__init__ = ours
     try:
         yield
     finally:
-        ShardedDataset.names = ()
-        for name, module in modules.items():
-            setattr(module, name, originals[name])
+        StreamingDataset.__init__ = theirs
 
 
 def _worker_loader(
