@@ -1,14 +1,57 @@
-"""Small files read and written whole, and paths: as a message shows them, and as people write them in a config."""
+"""Small files read and written whole, locks, and paths: as a message shows them, as people write them in a config."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True, remove: bool = False) -> Iterator[bool]:
+    """Hold the lock file; yields whether it is held, always with `wait`. With `remove` the file goes in the end."""
+    fd = _open_lock(path)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(path, fd):
+                break
+            os.close(fd)  # another holder has removed it since it was opened
+            fd = _open_lock(path)
+        try:
+            yield True
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # not only close: a process forked meanwhile holds a copy of fd
+    finally:
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, content: object) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import tokenizers_made
-from mosaic_photon.dataloader.shards.files import locked
+from mosaic_photon.files import locked
 from mosaic_photon.prepare import read, sources
 from mosaic_photon.prepare.cuts import are_harmless
 from mosaic_photon.prepare.shards import TokenSequence, read_tokens

@@ -25,9 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mosaic_photon.dataloader.shards.files import locked
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import display, write_json
+from mosaic_photon.files import display, locked, write_json
 from mosaic_photon.prepare import record as records
 from mosaic_photon.prepare.pool import run_parallel
 from mosaic_photon.prepare.shards import ShardFormat, TokenSequence, write_index, write_shard

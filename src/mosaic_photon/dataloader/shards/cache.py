@@ -20,13 +20,14 @@ import numpy as np
 
 from mosaic_photon.dataloader.shards.claim import PARTS, files_of, in_use, lock_path, part_path
 from mosaic_photon.dataloader.shards.fetch import Source, download, no_access, unpack
-from mosaic_photon.dataloader.shards.files import best_hash, fault_of, locked, size_of
+from mosaic_photon.dataloader.shards.files import best_hash, fault_of, size_of
 from mosaic_photon.dataloader.shards.index import INDEX, LOCKS, DataError, Shard, ShardFile
 from mosaic_photon.dataloader.shards.ledger import list_folder
 from mosaic_photon.dataloader.shards.once import once_a_run
 from mosaic_photon.dataloader.shards.patience import Outage, patiently
 from mosaic_photon.dataloader.shards.room import Room
 from mosaic_photon.dataloader.shards.table import Index, Shards
+from mosaic_photon.files import locked
 
 logger = logging.getLogger(__name__)
 

@@ -1,39 +1,12 @@
-"""Files that several processes of a node share: their locks, and whether one is whole."""
+"""Files that several processes of a node share: written whole, and whether one is whole."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from mosaic_photon.dataloader.shards.index import OWN, ShardFile
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True, remove: bool = False) -> Iterator[bool]:
-    """Hold the lock file; yields whether it is held, always with `wait`. With `remove` the file goes in the end."""
-    fd = _open_lock(path)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            if _is_at(path, fd):
-                break
-            os.close(fd)  # another holder has removed it since it was opened
-            fd = _open_lock(path)
-        try:
-            yield True
-        finally:
-            if remove:
-                path.unlink(missing_ok=True)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # not only close: a process forked meanwhile holds a copy of fd
-    finally:
-        os.close(fd)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -45,21 +18,6 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def fault_of(path: Path, file: ShardFile, algorithm: str | None) -> str:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.shards.claim import PARTS, Claim, lock_path
-from mosaic_photon.dataloader.shards.files import locked, write_whole
+from mosaic_photon.dataloader.shards.files import write_whole
 from mosaic_photon.dataloader.shards.index import OWN, RESERVED, DataError
 from mosaic_photon.dataloader.shards.table import Index
+from mosaic_photon.files import locked
 
 LEDGER = f"{OWN}ledger-"
 BYTES, OPENED, KEPT = range(3)

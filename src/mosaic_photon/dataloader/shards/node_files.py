@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mosaic_photon.dataloader.shards.files import locked
+from mosaic_photon.files import locked
 
 KEEP_S = 24 * 3600.0
 _LOCKS, _PART = "locks", ".part"

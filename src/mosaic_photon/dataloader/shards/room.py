@@ -12,10 +12,11 @@ import numpy as np
 
 from mosaic_photon.dataloader.shards.claim import Claim, files_of, lock_path, part_path, read_claim
 from mosaic_photon.dataloader.shards.fetch import Source
-from mosaic_photon.dataloader.shards.files import locked, size_of
+from mosaic_photon.dataloader.shards.files import size_of
 from mosaic_photon.dataloader.shards.index import DataError, Shard
 from mosaic_photon.dataloader.shards.ledger import BYTES, KEPT, OPENED, Ledger
 from mosaic_photon.dataloader.shards.table import Shards
+from mosaic_photon.files import locked
 
 ROOM_TIMEOUT_S = 60.0
 
