@@ -21,7 +21,9 @@ from rich.progress import track
 
 from mosaic_photon.cli.coord_check import adamw
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.mup.proxy import Hyper, batches, build, loss_of, resized, stdlib_tokens, train_step
+from mosaic_photon.models.resized import build, resized
+from mosaic_photon.mup.proxy import AdamWSettings, batches, loss_of, train_step
+from mosaic_photon.prepare.tokenization import stdlib_tokens
 
 ROOT = Path(__file__).parent.parent
 BASE_WIDTH, BASE_DEPTH, SEQ_LEN, BATCH = 64, 2, 64, 8
@@ -45,7 +47,7 @@ def model_args(axis: str, size: int, mup: bool) -> MPTMuPModelArgs:
 
 def final_loss(args: MPTMuPModelArgs, tokens: torch.Tensor, lr: float, steps: int) -> float:
     """Mean loss of the last tenth of the steps; linear warm-up over the first tenth, then constant."""
-    model, hyper = build(TitanComposerMPTMuP, args, 0, "cpu"), Hyper(lr=lr)
+    model, hyper = build(TitanComposerMPTMuP, args, 0), AdamWSettings(lr=lr)
     optimizer, stream, losses = adamw(hyper, [], model), batches(tokens, BATCH, SEQ_LEN, 0), []
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps / 10)))
     for _ in range(steps):
@@ -100,7 +102,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     rates = [2.0**-n for n in range(11, 4, -1)]
-    tokens, start = stdlib_tokens(str(ROOT / "tests/assets/tokenizer"), 2_000_000), time.monotonic()
+    start = time.monotonic()
+    tokens = torch.tensor(stdlib_tokens(str(ROOT / "tests/assets/tokenizer"), 2_000_000))
     plan = [
         (name, axis, size)
         for axis, sizes in (("width", options.widths), ("depth", options.depths))

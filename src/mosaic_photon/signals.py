@@ -7,7 +7,7 @@ from types import FrameType
 AGAIN_AFTER_S = 0.05
 
 
-def put_off(number: int, frame: FrameType | None) -> bool:
+def postponed_by_import(number: int, frame: FrameType | None) -> bool:
     """Whether the signal interrupts an import; it is then sent again a moment later. To be asked before raising.
 
     Args:

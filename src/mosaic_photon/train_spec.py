@@ -83,6 +83,10 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
     if job_config.mup.enabled or job_config.model.name == "mpt_mup_mosaic":
         model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
         model_args.update_from_config(job_config)  # for its checks; the trainer's call is the one that counts
+    if job_config.model.name == "mpt_mup_mosaic":
+        from mosaic_photon.models.mpt_mup.hf import check_initial_load
+
+        check_initial_load(job_config, model_args)
     titan_specs._extra_train_specs[job_config.model.name] = spec
     return spec
 

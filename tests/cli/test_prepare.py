@@ -19,7 +19,7 @@ from jobs import slow_imports
 from mosaic_photon.cli import main
 from mosaic_photon.prepare import read, sources
 from mosaic_photon.prepare.sources import stdlib_files
-from mosaic_photon.prepare.tokens import split_of
+from mosaic_photon.prepare.tokenization import split_of
 from prepare_calls import SEQ_LEN, TOKENIZER, documents, prepare, samples, tree, write_jsonl
 
 COMMAND = str(Path(sys.executable).with_name("mosaic-photon"))

@@ -192,22 +192,22 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     job.training.seq_len = 32
     job.checkpoint.enable = job.checkpoint.initial_load_in_hf = True
     job.checkpoint.initial_load_path = str(tmp_path)
-    MPTMuPModelArgs(**SIZE).update_from_config(job)
+    hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
     for other, says in [
         ({"n_layers": 3}, "layers.2.* is missing"),
         ({"attn_config": {"fused_qkv": False}}, "convert it"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            MPTMuPModelArgs(**SIZE | other).update_from_config(job)
+            hf.check_initial_load(job, MPTMuPModelArgs(**SIZE | other))
     job.checkpoint.initial_load_path = str(tmp_path / "empty")
     with pytest.raises(ConfigError, match="no safetensors here"):
-        MPTMuPModelArgs(**SIZE).update_from_config(job)
+        hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
     resumes = tmp_path / "out" / job.checkpoint.folder / "step-1"
     resumes.mkdir(parents=True)
     with pytest.raises(ConfigError, match="no safetensors here"):  # half-written: the weights still count
-        MPTMuPModelArgs(**SIZE).update_from_config(job)
+        hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
     (resumes / ".metadata").touch()
-    MPTMuPModelArgs(**SIZE).update_from_config(job)
+    hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
 
 
 def test_import_makes_the_folder_that_the_job_names(tmp_path):

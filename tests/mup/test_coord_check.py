@@ -12,9 +12,11 @@ from mosaic_photon.cli.coord_check import adamw
 from mosaic_photon.compat import layout_independent_init
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
+from mosaic_photon.models.resized import build, resized
 from mosaic_photon.mup import coord_check, coord_report
 from mosaic_photon.mup.coord_check import Activations
-from mosaic_photon.mup.proxy import KINDS, Hyper, build, resized, stdlib_tokens
+from mosaic_photon.mup.proxy import KINDS, AdamWSettings
+from mosaic_photon.prepare.tokenization import stdlib_tokens
 
 SIZE = {"n_heads": 2, "n_layers": 2, "vocab_size": 2048, "max_seq_len": 128}
 
@@ -97,7 +99,7 @@ def test_a_run_that_diverged_has_grown():
 
 
 def test_mup_passes_where_the_standard_parametrization_fails():
-    tokens = stdlib_tokens("tests/assets/tokenizer", 50_000)
+    tokens = torch.tensor(stdlib_tokens("tests/assets/tokenizer", 50_000))
     base = MPTMuPModelArgs(d_model=64, **SIZE)
     verdicts = {}
     # From seed to seed the slopes of models as narrow as these scatter by 0.1 around 0: three seeds seldom tell.
@@ -107,10 +109,10 @@ def test_mup_passes_where_the_standard_parametrization_fails():
             args = resized(base, width=width)
             if mup:
                 args.mup = {"enabled": True, "width": width / 64}
-            return lambda seed: (TitanComposerMPTMuP, args)
+            return partial(build, TitanComposerMPTMuP, args)
 
-        runs = {width: make(width) for width in (64, 128, 256)}
-        traces = list(coord_check.check(runs, tokens, partial(adamw, Hyper(lr=2e-3), []), seeds, steps=4))
+        models = {width: make(width) for width in (64, 128, 256)}
+        traces = list(coord_check.check(models, tokens, partial(adamw, AdamWSettings(lr=2e-3), []), seeds, steps=4))
         verdicts[name] = coord_check.judge(coord_check.collect("width", traces))
     assert verdicts["mup"].word == "PASS"
     assert verdicts["standard"].word == "FAIL"
@@ -131,7 +133,7 @@ def test_it_measures_what_a_job_trains():
     """The job's parameter groups, found by the same code, and the weights that its seed gives in every layout."""
     args = MPTMuPModelArgs(d_model=64, mup={"enabled": True, "width": 4.0, "depth": 2.0}, **SIZE)
     model = build(TitanComposerMPTMuP, args, 3, "cpu")
-    optimizer = adamw(Hyper(lr=1e-2, weight_decay=0.1, eps=1e-8), ["tok_embeddings"], model)
+    optimizer = adamw(AdamWSettings(lr=1e-2, weight_decay=0.1, eps=1e-8), ["tok_embeddings"], model)
     found = sorted((g["lr"], g["weight_decay"], g["eps"]) for g in optimizer.param_groups)
     expected = [(0.0025, 0.4, 1.25e-9), (0.01, 0.0, 1.25e-9), (0.01, 0.0, 1e-8)]
     np.testing.assert_allclose(found, expected)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mosaic_photon.mup.proxy import Hyper
+    from mosaic_photon.mup.proxy import AdamWSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
     from rich.progress import track
 
     from mosaic_photon.mup import coord_check, coord_report
-    from mosaic_photon.mup.proxy import Hyper, stdlib_tokens
+    from mosaic_photon.mup.proxy import AdamWSettings
+    from mosaic_photon.prepare.tokenization import stdlib_tokens
     from mosaic_photon.train_spec import load_job_model
 
     axis = "width" if args.depths is None else "depth"
@@ -53,15 +55,14 @@ def run(args: argparse.Namespace) -> int:
     job, model_args = load_job_model(args.job)
     job.mup.enabled = job.mup.enabled and not args.no_mup
     job.training.seq_len = coord_check.SEQ_LEN
-    runs = {size: factory(job, model_args, axis, size) for size in sizes}
-    for make in runs.values():  # mistakes in any size are found before the first run
-        make(0)
-    tokens = stdlib_tokens(job.model.hf_assets_path, 400_000)
+    job.debug.seed = None  # each run has its own
+    models = {size: model_of_size(job, model_args, axis, size) for size in sizes}
+    tokens = torch.tensor(stdlib_tokens(job.model.hf_assets_path, 400_000))
     start, lr = time.monotonic(), args.lr or coord_check.DEFAULT_LR[axis]
-    optimizer = partial(adamw, Hyper(lr=lr), job.optimizer.no_decay)
+    optimizer = partial(adamw, AdamWSettings(lr=lr), job.optimizer.no_decay)
     traces = list(
         track(
-            coord_check.check(runs, tokens, optimizer, args.seeds, args.steps),
+            coord_check.check(models, tokens, optimizer, args.seeds, args.steps),
             description=f"{axis}s {sizes}", total=len(sizes) * args.seeds, console=Console(stderr=True),
         )
     )  # fmt: skip
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return verdict.exit_code
 
 
-def adamw(hyper: Hyper, no_decay: Sequence[str], model: nn.Module) -> torch.optim.Optimizer:
+def adamw(hyper: AdamWSettings, no_decay: Sequence[str], model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with the groups that the job's optimizer would have on this model."""
 
     from mosaic_photon.job.tables import Optimizer
@@ -93,33 +94,26 @@ def adamw(hyper: Hyper, no_decay: Sequence[str], model: nn.Module) -> torch.opti
     return build_optimizers([model], config, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)).optimizers[0]
 
 
-def factory(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], tuple[Any, Any]]:
-    """seed -> (model class, model args) of one size, `[mup]` applied."""
-    import copy
-
+def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:
+    """seed -> the initialised model of one size, `[mup]` applied."""
     from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
-    from mosaic_photon.mup.proxy import resized
+    from mosaic_photon.models.resized import build, resized
     from mosaic_photon.titan.llama3 import Transformer, TransformerModelArgs
 
-    def make(seed: int) -> tuple[Any, Any]:
-        base_width = job.mup.base_width if axis == "depth" else None
-        args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
-        job.debug.seed = seed
-        if hasattr(args, "d_model"):
-            from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
+    base_width = job.mup.base_width if axis == "depth" else None
+    args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
+    if hasattr(args, "d_model"):
+        from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 
-            model_cls: Any = TitanComposerMPTMuP
-        elif isinstance(args, TransformerModelArgs):
-            model_cls = Transformer
-            if job.mup.enabled:
-                model_cls, args = Llama3MuPTransformer, Llama3MuPModelArgs.of(args)
-        else:
-            raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
-        args = copy.deepcopy(args)
-        args.update_from_config(job)
-        return model_cls, args
-
-    return make
+        model_cls: Any = TitanComposerMPTMuP
+    elif isinstance(args, TransformerModelArgs):
+        model_cls = Transformer
+        if job.mup.enabled:
+            model_cls, args = Llama3MuPTransformer, Llama3MuPModelArgs.of(args)
+    else:
+        raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
+    args.update_from_config(job)
+    return partial(build, model_cls, args)
 
 
 def describe(job: Any) -> str:

@@ -100,7 +100,7 @@ def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, 
 
 def _vocabulary(folder: str) -> dict[str, Any]:
     """The tokenizer's number of ids and its way back to text."""
-    from mosaic_photon.prepare.tokens import find_tokenizer, load_tokenizer
+    from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
 
     tokenizer = load_tokenizer(find_tokenizer(folder)[0])
 

@@ -14,7 +14,7 @@ from mosaic_photon.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
-    from mosaic_photon.prepare.sources import Source
+    from mosaic_photon.prepare.sources import TextSource
 
 SHOWN_PATHS = 5
 
@@ -128,7 +128,7 @@ def _check(args: argparse.Namespace) -> Work:
     from mosaic_photon.prepare.run import Work
     from mosaic_photon.prepare.shards import ShardFormat
     from mosaic_photon.prepare.sources import LeftOut, find_sources, stdlib_files
-    from mosaic_photon.prepare.tokens import Tokenization, find_tokenizer, load_tokenizer, token_id
+    from mosaic_photon.prepare.tokenization import Tokenization, find_tokenizer, load_tokenizer, token_id
     from mosaic_photon.tokenizers import notes_on
 
     _check_numbers(args)
@@ -175,7 +175,7 @@ def _check(args: argparse.Namespace) -> Work:
     return Work(sources, how, form, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)
 
 
-def _may_cut(sources: list[Source], file: str, tokenizer: Any) -> bool:
+def _may_cut(sources: list[TextSource], file: str, tokenizer: Any) -> bool:
     """Whether large text files may be tokenized in parts; a line says so of those that may not."""
     from mosaic_photon.files import display
     from mosaic_photon.prepare.cuts import are_harmless
@@ -192,7 +192,7 @@ def _may_cut(sources: list[Source], file: str, tokenizer: Any) -> bool:
 
 
 def _pad_id(tokenizer: Any, special: dict[str, str]) -> int:
-    from mosaic_photon.prepare.tokens import token_id
+    from mosaic_photon.prepare.tokenization import token_id
 
     pad = token_id(tokenizer, special.get("pad_token"), "pad_token")
     if pad is None:

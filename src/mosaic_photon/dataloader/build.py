@@ -17,12 +17,12 @@ from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
-from mosaic_photon.dataloader.progress import Known, load_state
+from mosaic_photon.dataloader.progress import known_data, load_state
 from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
-from mosaic_photon.dataloader.shards.settings import Settings, in_force
+from mosaic_photon.dataloader.shards.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import STREAMING_KEYS, check_loader, streams_of
@@ -44,7 +44,7 @@ def build_mosaic_dataloader(
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
     layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
     state = saved_data_state(find_start(job_config), job_config)
-    known = Known.of(state) if state is not None else None
+    known = known_data(state) if state is not None else None
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
     with in_force(_settings(job_config, known)):
@@ -85,7 +85,7 @@ def build_mosaic_eval_dataloader(
     return EvalLoader(data, layout)
 
 
-def _settings(job_config: MosaicJobConfig, known: Known | None = None) -> Settings:
+def _settings(job_config: MosaicJobConfig, known: KnownData | None = None) -> Settings:
     patience = patience_of(job_config, int(os.environ.get("WORLD_SIZE", 1)))
     return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience, known=known)
 
@@ -102,7 +102,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     settle_folders(config)
     dataset = _token_dataset(config, where) if loader["name"] == "text" else None
     if dataset is None:
-        from mosaic_photon.dataloader.foundry import foundry_data
+        from mosaic_photon.dataloader.foundry_loader import foundry_data
 
         data = foundry_data(loader, assets, layout.local_batch, window)
     else:

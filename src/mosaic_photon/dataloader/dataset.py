@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from mosaic_photon.compat import streaming_lazy_package
 from mosaic_photon.compat.streaming_s3_retries import asking_once
 from mosaic_photon.dataloader.order.epoch import EpochOrder, StreamPart
-from mosaic_photon.dataloader.progress import KnownStream
 from mosaic_photon.dataloader.shards.cache import ShardCache
 from mosaic_photon.dataloader.shards.cache_folder import open_source
 from mosaic_photon.dataloader.shards.fetch import Source
@@ -29,7 +28,7 @@ from mosaic_photon.dataloader.shards.folders import check_apart, place_of
 from mosaic_photon.dataloader.shards.formats import UndecodableError, decode, size_of_encoding
 from mosaic_photon.dataloader.shards.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.shards.reader import ShardReader
-from mosaic_photon.dataloader.shards.settings import settings
+from mosaic_photon.dataloader.shards.settings import KnownStream, settings
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.errors import ConfigError
 

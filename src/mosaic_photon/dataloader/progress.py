@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.dataloader.shards.settings import KnownData, KnownStream
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,30 +51,12 @@ class Progress:
         )
 
 
-@dataclass(frozen=True)
-class KnownStream:
-    """What a checkpoint knows of one stream."""
-
-    shards: int | None
-    """How many it had; None in version 1, which did not count them."""
-    content: str
-    """The digest of their index."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a checkpoint knows of the data and no config may say: found before the data is opened."""
-
-    num_canonical_nodes: int
-    streams: tuple[KnownStream, ...]
-
-    @classmethod
-    def of(cls, text: str) -> Known:
-        """From a checkpoint's data state. Raises ConfigError for a version that this release does not read."""
-        marks = _parse(text)["fingerprint"]
-        numbers = sorted(int(key.split(".")[1]) for key in marks if key.endswith(".content"))
-        streams = (KnownStream(marks.get(f"streams.{n}.shards"), marks[f"streams.{n}.content"]) for n in numbers)
-        return cls(marks["num_canonical_nodes"], tuple(streams))
+def known_data(text: str) -> KnownData:
+    """What a checkpoint's data state knows of the data. Raises ConfigError for a version that is not read here."""
+    marks = _parse(text)["fingerprint"]
+    numbers = sorted(int(key.split(".")[1]) for key in marks if key.endswith(".content"))
+    streams = (KnownStream(marks.get(f"streams.{n}.shards"), marks[f"streams.{n}.content"]) for n in numbers)
+    return KnownData(marks["num_canonical_nodes"], tuple(streams))
 
 
 def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mosaic_photon.mup.proxy import KINDS, Hyper, batches, build, loss_of, measured, train_step
+from mosaic_photon.mup.proxy import KINDS, AdamWSettings, batches, loss_of, measured, train_step
 
 BATCH, SEQ_LEN = 4, 128
 """Sequences and tokens of each a step: small, for two CPU cores; the reference uses 8 x 1024 on a GPU."""
@@ -90,7 +90,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Finding:
+class SlopeFinding:
     """A slope out of bounds, or one of which the seeds cannot tell."""
 
     kind: str
@@ -109,7 +109,7 @@ class Verdict:
     """PASS: all slopes within their bounds. FAIL: one wholly beyond. UNDECIDED: neither, with these seeds."""
 
     word: str
-    findings: list[Finding]
+    findings: list[SlopeFinding]
     seeds_needed: int | None = None
     """How many would tell, if the slopes stay about what they are; 100 stands for more than 99."""
 
@@ -127,7 +127,7 @@ class Verdict:
 def judge(activations: Activations) -> Verdict:
     """The verdict on all kinds of layers."""
     bounds = BOUNDS[activations.axis]
-    findings: list[Finding] = []
+    findings: list[SlopeFinding] = []
     for row, kind in zip(activations.late_slopes().T, KINDS, strict=True):
         sides = [bounds.growth] if kind == "logits" else [bounds.growth, -bounds.shrink]
         findings += [found for bound in sides if (found := _beyond(kind, row, bound)) is not None]
@@ -138,13 +138,13 @@ def judge(activations: Activations) -> Verdict:
     return Verdict("UNDECIDED", findings, max(needed)) if needed else Verdict("PASS", [])
 
 
-def _beyond(kind: str, samples: NDArray[np.float64], bound: float) -> Finding | None:
+def _beyond(kind: str, samples: NDArray[np.float64], bound: float) -> SlopeFinding | None:
     """What there is to say of a slope's samples [seed] and one bound; None: it is within."""
     interval = Interval.of(samples)
     inner, outer = (interval.low, interval.high) if bound > 0 else (-interval.high, -interval.low)
     if outer <= abs(bound):
         return None
-    return Finding(kind, interval, bound, None if inner > abs(bound) else seeds_needed(samples, bound))
+    return SlopeFinding(kind, interval, bound, None if inner > abs(bound) else seeds_needed(samples, bound))
 
 
 def seeds_needed(samples: NDArray[np.float64], bound: float) -> int:
@@ -161,7 +161,7 @@ def _half_width(deviation: float, n: int) -> float:
 
 
 def check(
-    runs: dict[int, Callable[[int], tuple[Any, Any]]],
+    models: dict[int, Callable[[int], nn.Module]],
     tokens: Tensor,
     optimizer: Callable[[nn.Module], Any],
     seeds: int,
@@ -171,13 +171,13 @@ def check(
     """Train each size with each seed, yielding (size, seed, mean |activation| by kind for steps 0..steps).
 
     Args:
-        runs: size -> seed -> (model class, model args).
+        models: size -> seed -> the model on `device`, initialised.
         tokens: text to train on, [n].
         optimizer: of a model, with the peak learning rate of the base size, constant over the run.
     """
-    for size, make in runs.items():
+    for size, make in models.items():
         for seed in range(seeds):
-            model = build(*make(seed), seed, device)
+            model = make(seed)
             yield size, seed, trace(model, optimizer(model), batches(tokens, BATCH, SEQ_LEN, seed), steps, device)
 
 
@@ -191,7 +191,7 @@ def trace(
             loss = loss_of(model, next(stream), device)
         record.append(activations)
         if step < steps:
-            train_step(model, optimizer, loss, Hyper.max_norm)
+            train_step(model, optimizer, loss, AdamWSettings.max_norm)
     return record
 
 

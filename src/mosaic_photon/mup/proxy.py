@@ -1,26 +1,20 @@
-"""Small training runs of a job's model at other sizes: what the coordinate check and the LR sweep measure."""
+"""Short training runs of small models: what the coordinate check and the LR sweep measure."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaic_photon.compat.layout_independent_init import seed_init_by_name
-from mosaic_photon.compat.unset_parameters import zero_before_init
-from mosaic_photon.errors import ConfigError
-
 KINDS = ("embedding", "attention", "feed-forward", "block", "logits")
 """Layers whose outputs are measured; attention and feed-forward averaged over the blocks, block is the last one."""
 
 
 @dataclass(frozen=True)
-class Hyper:
+class AdamWSettings:
     """AdamW's settings of the CompleteP reference's coordinate check."""
 
     lr: float
@@ -28,73 +22,6 @@ class Hyper:
     eps: float = 1e-8
     weight_decay: float = 0.1
     max_norm: float = 1.0
-
-
-def resized(args: Any, width: int | None = None, depth: int | None = None) -> Any:
-    """Model args at another width, head size and grouping kept, or depth. For MPT's and Llama's args.
-
-    Raises:
-        ConfigError: the width is no multiple of the head size, or of a group of heads.
-    """
-    is_mpt = hasattr(args, "d_model")
-    changes: dict[str, Any] = {"n_layers": depth or args.n_layers}
-    if is_mpt:  # the batches of such a run have no documents
-        changes["attn_config"] = args.attn_config | {"attn_uses_sequence_id": False}
-    if width is None:
-        return dataclasses.replace(args, **changes)
-    own_width = args.d_model if is_mpt else args.dim
-    d_head = own_width // args.n_heads
-    if width % d_head:
-        raise ConfigError(f"width {width} is no multiple of the model's head size {d_head}.")
-    heads = width // d_head
-    changes |= {"d_model" if is_mpt else "dim": width, "n_heads": heads}
-    if is_mpt:
-        changes["attn_config"]["kv_n_heads"] = kv_heads(args.attn_config["kv_n_heads"], args.n_heads, heads)
-        ffn_size = args.ffn_config.get("ffn_hidden_size")
-        if ffn_size:
-            changes["ffn_config"] = args.ffn_config | {"ffn_hidden_size": ffn_size * width // own_width}
-    else:
-        changes["n_kv_heads"] = kv_heads(args.n_kv_heads, args.n_heads, heads)
-        # Feed-forward sizes are rounded up to a multiple of it: rounded alike, they keep their proportion.
-        changes["multiple_of"] = max(1, args.multiple_of * width // own_width)
-    return dataclasses.replace(args, **changes)
-
-
-def kv_heads(own: int | None, own_heads: int, heads: int) -> int | None:
-    """Key and value heads of a model with `heads` query heads in groups of the same size."""
-    if own is None:
-        return None
-    group = own_heads // own
-    if heads % group:
-        raise ConfigError(f"{heads} query heads do not divide into the model's groups of {group}; choose other widths.")
-    return heads // group
-
-
-def build(model_cls: Callable[[Any], nn.Module], args: Any, seed: int, device: str) -> nn.Module:
-    """The model on `device`, with the weights that a job with this seed begins from."""
-    with torch.device("meta"):
-        model = model_cls(args)
-    zero_before_init(model)
-    seed_init_by_name(model, seed)
-    model.to_empty(device=device)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        model.init_weights()  # type: ignore[operator]
-    return model.train()
-
-
-def stdlib_tokens(tokenizer_folder: str, n_tokens: int) -> Tensor:
-    """The first `n_tokens` tokens [n_tokens] of the running Python's standard library: text that is always there."""
-    from mosaic_photon.prepare.sources import stdlib_files
-    from mosaic_photon.prepare.tokens import find_tokenizer, load_tokenizer
-
-    tokenizer = load_tokenizer(find_tokenizer(tokenizer_folder)[0])
-    ids: list[int] = []
-    for path in stdlib_files():
-        ids += tokenizer.encode(Path(path).read_text(encoding="utf-8", errors="replace")).ids
-        if len(ids) >= n_tokens:
-            break
-    return torch.tensor(ids[:n_tokens])
 
 
 def batches(tokens: Tensor, batch_size: int, seq_len: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

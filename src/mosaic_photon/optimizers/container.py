@@ -50,7 +50,7 @@ class GroupedOptimizers(OptimizersContainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take state from the checkpoint and options from the job."""
         options = {key: value for key, value in self.state_dict().items() if key.startswith(PREFIX)}
-        for line in differences(options, state_dict):
+        for line in changed_options(options, state_dict):
             logger.info(line)
         super().load_state_dict({**state_dict, **options})
 
@@ -85,7 +85,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[p]["step"].zero_()
 
 
-def differences(job: dict[str, Any], checkpoint: dict[str, Any]) -> list[str]:
+def changed_options(job: dict[str, Any], checkpoint: dict[str, Any]) -> list[str]:
     """One line for each option whose value in the checkpoint is not the job's; keys are `param_groups.NAME.OPTION`."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for key, ours in job.items():

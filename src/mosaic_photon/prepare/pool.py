@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.signals import put_off
+from mosaic_photon.signals import postponed_by_import
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,7 +28,7 @@ def stop_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise Stopped inside."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if not put_off(number, frame):
+        if not postponed_by_import(number, frame):
             raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, read_json
-from mosaic_photon.prepare.sources import Source
+from mosaic_photon.prepare.sources import TextSource
 
 VERSION = 2
 FILE = "prepare.json"
@@ -35,7 +35,7 @@ class Options:
     bad_lines: str  # stop or skip
 
 
-def make_record(options: Options, sources: Iterable[Source]) -> dict[str, Any]:
+def make_record(options: Options, sources: Iterable[TextSource]) -> dict[str, Any]:
     """The record of a piece of work: two are equal where their output would be."""
     digest = hashlib.sha256()
     sources = list(sources)
@@ -66,7 +66,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'seq_len is 2048, asked for 1024' for each entry in which two records differ."""
     if before.get("version") != now["version"]:
         return [f"it is of another version of prepare ({before.get('version')!r}, this one's is {now['version']})"]

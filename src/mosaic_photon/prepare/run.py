@@ -30,8 +30,8 @@ from mosaic_photon.files import display, locked, write_json
 from mosaic_photon.prepare import record as records
 from mosaic_photon.prepare.pool import run_parallel
 from mosaic_photon.prepare.shards import ShardFormat, TokenSequence, write_index, write_shard
-from mosaic_photon.prepare.sources import Piece, Source, cut
-from mosaic_photon.prepare.tokens import (
+from mosaic_photon.prepare.sources import Piece, TextSource, cut
+from mosaic_photon.prepare.tokenization import (
     SPLITS,
     Count,
     Tokenization,
@@ -47,7 +47,7 @@ UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or
 class Work:
     """One call, checked."""
 
-    sources: list[Source]
+    sources: list[TextSource]
     how: Tokenization
     form: ShardFormat
     record: dict[str, Any]
@@ -118,7 +118,7 @@ def _is_done(work: Work) -> bool:
     before = records.read_record(work.out)
     if before is None:
         return False
-    changed = records.differences(before, work.record)
+    changed = records.changed_options(before, work.record)
     if changed and not work.overwrite:
         raise ConfigError(
             f"{display(work.out)} was prepared otherwise: {'; '.join(changed)}. "
@@ -134,7 +134,7 @@ def _claim(work: Work) -> Iterator[None]:
     with _lock(partial.with_name(partial.name + ".lock"), work.out):
         records.read_record(work.replaced)  # refuses someone else's before the work, not after it
         before = records.read_record(partial)
-        changed = [] if before is None else records.differences(before, work.record)
+        changed = [] if before is None else records.changed_options(before, work.record)
         if changed and not work.overwrite:
             raise ConfigError(
                 f"{display(partial)} holds unfinished work of another call: {'; '.join(changed)}. "

@@ -31,7 +31,7 @@ STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One file, or one folder written by `datasets.Dataset.save_to_disk` (kind "dataset")."""
 
     path: str
@@ -72,7 +72,7 @@ def stdlib_files() -> list[str]:
     return files
 
 
-def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None) -> list[Source]:
+def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None) -> list[TextSource]:
     """Sources named on the command line, in the order given, each folder and glob sorted by path, each file once.
 
     Args:
@@ -83,7 +83,7 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None
         ConfigError: nothing at a path, a pattern without a match, nothing to read, or an unreadable file.
     """
     left_out = LeftOut() if left_out is None else left_out
-    found: dict[str, Source] = {}
+    found: dict[str, TextSource] = {}
     given_as: dict[str, str] = {}
     out = os.path.realpath(out)
     own = (f"{out}/", f"{out}.partial/", f"{out}.partial.lock", f"{out}.replaced/")
@@ -102,7 +102,7 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None
     return list(found.values())
 
 
-def cut(source: Source, cuttable: bool) -> list[Piece]:
+def cut(source: TextSource, cuttable: bool) -> list[Piece]:
     """The pieces of a source, in reading order; a text that is not `cuttable` is one."""
     ranges = {"parquet": _row_groups, "dataset": _row_ranges}.get(source.kind)
     if ranges is not None:
@@ -205,11 +205,11 @@ def _identity(folder: str) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _source(path: str) -> Source:
+def _source(path: str) -> TextSource:
     if os.path.isdir(path):
         files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
         size = sum(stat.st_size for stat in files)
-        return Source(path, "dataset", "", size, max(stat.st_mtime_ns for stat in files))
+        return TextSource(path, "dataset", "", size, max(stat.st_mtime_ns for stat in files))
     if not os.path.isfile(path):
         raise ConfigError(f"{path} is not a file: a pipe, a device or a broken link")
     if not os.access(path, os.R_OK):
@@ -220,10 +220,10 @@ def _source(path: str) -> Source:
     if codec and kind in ("parquet", "arrow"):
         raise ConfigError(f"{path}: a {kind} file is compressed inside; decompress the outer {suffix} first")
     stat = os.stat(path)
-    return Source(path, kind, codec, stat.st_size, stat.st_mtime_ns)
+    return TextSource(path, kind, codec, stat.st_size, stat.st_mtime_ns)
 
 
-def _row_groups(source: Source) -> list[tuple[int, int]]:
+def _row_groups(source: TextSource) -> list[tuple[int, int]]:
     """Ranges of one row group each (numbers of row groups, not rows)."""
     import pyarrow.parquet
 
@@ -232,7 +232,7 @@ def _row_groups(source: Source) -> list[tuple[int, int]]:
     return [(group, group + 1) for group in range(groups)]
 
 
-def _row_ranges(source: Source) -> list[tuple[int, int]]:
+def _row_ranges(source: TextSource) -> list[tuple[int, int]]:
     """Ranges of rows of a saved dataset, about PIECE_BYTES each."""
     from datasets import load_from_disk
 

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from mosaic_photon.signals import put_off
+from mosaic_photon.signals import postponed_by_import
 from mosaic_photon.titan.tools import logger
 from mosaic_photon.train.cpu_group import cpu_group
 
@@ -108,7 +108,7 @@ class GracefulStop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self._asked and time.monotonic() - self._asked_at > REPEAT_AFTER_S
         if not self._active or again:
-            if put_off(number, frame):
+            if postponed_by_import(number, frame):
                 return
             sys.exit(128 + number)
         if not self._asked:

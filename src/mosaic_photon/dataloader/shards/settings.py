@@ -9,8 +9,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mosaic_photon.dataloader.progress import Known
     from mosaic_photon.job.tables import Mosaic
+
+
+@dataclass(frozen=True)
+class KnownStream:
+    """What a checkpoint knows of one stream."""
+
+    shards: int | None
+    """How many it had; None in version 1, which did not count them."""
+    content: str
+    """The digest of their index."""
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """What a checkpoint knows of the data and no config may say: found before the data is opened."""
+
+    num_canonical_nodes: int
+    streams: tuple[KnownStream, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Settings:
     """What was found out of each cache already: a remote is asked once, though its dataset may be opened twice."""
     patience: float = 0.0
     """Seconds to wait for a remote that does not answer."""
-    known: Known | None = None
+    known: KnownData | None = None
     """What the checkpoint knows that the job goes on from; of its streams only the shards that it knew are read."""
 
     @classmethod

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, ask_upstream
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
-from mosaic_photon.models.mpt_mup.hf import logit_scale
 from mosaic_photon.mup import table as rules
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.mup import table as rules
 from mosaic_photon.mup.table import Parametrization
@@ -168,8 +167,8 @@ class MPTMuPModelArgs(BaseModelArgs):
         """Read the sequence length and `[mup]` from the job, and refuse what this model cannot run.
 
         Raises:
-            ConfigError: a parallelism or sequence length that this model cannot have, a bad `[mup]` table, model args
-                that llm-foundry refuses, or initial weights of another model.
+            ConfigError: a parallelism or sequence length that this model cannot have, a bad `[mup]` table, or model
+                args that llm-foundry refuses.
         """
         seq_len = job_config.training.seq_len
         if seq_len > self.max_seq_len:
@@ -189,14 +188,6 @@ class MPTMuPModelArgs(BaseModelArgs):
         from mosaic_photon.models.mpt_mup.foundry import check_model
 
         check_model(self)
-        self._check_initial_load(job_config)
-
-    def _check_initial_load(self, job_config: Any) -> None:
-        start = find_start(job_config)
-        if start.hf and start.path:
-            from mosaic_photon.models.mpt_mup import hf
-
-            hf.check_folder(start.path, self)
 
     def _check_parallelism(self, parallelism: Any) -> None:
         tp, pp = parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree
@@ -248,6 +239,13 @@ class MPTMuPModelArgs(BaseModelArgs):
         nparams = sum(p.numel() for p in model.parameters())
         active = nparams - (0 if self.tie_word_embeddings else self.vocab_size * self.d_model)
         return nparams, 6 * active + 12 * self.n_layers * self.d_model * seq_len
+
+
+def logit_scale(model: Any) -> float:
+    """llm-foundry's logit_scale times the parametrization's output multiplier; `model` is its args or its config."""
+    given = model.logit_scale
+    base = model.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
+    return base * rules.output_multiplier(model.parametrization)
 
 
 def _check_keys(table: str, given: Any, known: Any) -> None:

@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
+from mosaic_photon.models.mpt_mup.architecture import check_config
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
 from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
 from mosaic_photon.mup import table as rules
 
@@ -53,6 +55,17 @@ def read_checkpoint(path: str | Path, args: MPTMuPModelArgs) -> dict[str, Tensor
     state = match_qkv(named_tensors(path, weight_files(Path(path))), args)
     check_state(path, state, args)
     return state
+
+
+def check_initial_load(job_config: Any, args: MPTMuPModelArgs) -> None:
+    """Where the job begins from safetensors, compare them with the model.
+
+    Raises:
+        ConfigError: as `check_folder`.
+    """
+    start = find_start(job_config)
+    if start.hf and start.path:
+        check_folder(start.path, args)
 
 
 def check_folder(path: str | Path, args: MPTMuPModelArgs) -> None:
@@ -89,8 +102,6 @@ def check_state(path: str | Path, state: dict[str, Tensor], args: MPTMuPModelArg
     Raises:
         ConfigError: another architecture or size, or a head of its own where the model's is tied.
     """
-    from mosaic_photon.models.mpt_mup.architecture import check_config
-
     if args.tie_word_embeddings:
         head = state.pop("output.lm_head.weight", None)  # transformers saves a tied head twice
         embedding = state.get("tok_embeddings.wte.weight")
@@ -260,13 +271,6 @@ def fold(named: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
     if not args.tie_word_embeddings or inner != 1.0 or outer != 1.0:
         out["lm_head.weight"] = named.get("lm_head.weight", embedding) * outer
     return out
-
-
-def logit_scale(model: Any) -> float:
-    """llm-foundry's logit_scale times the parametrization's output multiplier; `model` is its args or its config."""
-    given = model.logit_scale
-    base = model.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
-    return base * rules.output_multiplier(model.parametrization)
 
 
 def native_config(args: MPTMuPModelArgs) -> dict[str, Any]:

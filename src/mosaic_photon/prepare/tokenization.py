@@ -17,7 +17,7 @@ import numpy as np
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare.read import Fragment, read_piece
-from mosaic_photon.prepare.sources import Piece
+from mosaic_photon.prepare.sources import Piece, stdlib_files
 from mosaic_photon.tokenizers import special_tokens
 
 SPLITS = ("train", "val")
@@ -80,6 +80,17 @@ def find_tokenizer(folder: str) -> tuple[str, dict[str, str]]:
     if not file.is_file():
         raise ConfigError(f"no tokenizer.json in {folder!r}: it must hold a fast tokenizer (use_fast=True)")
     return str(file), special_tokens(root)
+
+
+def stdlib_tokens(tokenizer_folder: str, count: int) -> list[int]:
+    """The first `count` tokens of the running Python's standard library: text that is always there."""
+    tokenizer = load_tokenizer(find_tokenizer(tokenizer_folder)[0])
+    ids: list[int] = []
+    for path in stdlib_files():
+        ids += tokenizer.encode(Path(path).read_text(encoding="utf-8", errors="replace")).ids
+        if len(ids) >= count:
+            break
+    return ids[:count]
 
 
 def token_id(tokenizer: Any, text: str | None, option: str) -> int | None:
