@@ -1,4 +1,4 @@
-"""llm-foundry's own train finds optimizer and schedule by name; Composer's monitor reads the optimizer."""
+"""llm-foundry's own train finds optimizer and schedule by name; the monitor reads the optimizer."""
 
 from __future__ import annotations
 

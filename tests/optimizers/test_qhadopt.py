@@ -278,15 +278,6 @@ def test_a_state_of_torch_adopt_goes_on_as_it_would_there():
     assert ours.param_groups[0]["initial_lr"] == 1e-2
 
 
-def test_an_empty_shard_reports_norms_of_zero_and_no_extremes():
-    p = torch.nn.Parameter(torch.ones(0, 3))
-    p.grad = torch.ones_like(p)
-    optimizer = QHADOPT([p])
-    optimizer.step()
-    reported = optimizer.report_per_parameter_metrics(p, "p", {})
-    assert reported == {f"l2_norm/{what}/p": 0 for what in ("grad", "moment", "moment2", "param", "update")}
-
-
 def test_an_optimizer_can_be_copied_and_goes_on():
     def clip(step):
         return 0.5

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.optimizers import metrics, update
+from mosaic_photon.optimizers import update
 
 Clip = Callable[[Any], Any]
 
@@ -52,9 +52,6 @@ class QHADOPT(Optimizer):
 
     decay_includes_lr = False
     """Whether decoupled decay is multiplied by lr, so that a parametrization which divides lr must raise it."""
-
-    _used_lrs: tuple[Any, ...] = ()
-    """Each group's learning rate in the last step: schedulers may have moved on when metrics are asked for."""
 
     def __init__(  # noqa: PLR0913, the optimizer's hyper-parameters, as torch spells them
         self,
@@ -127,7 +124,6 @@ class QHADOPT(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
-        self._used_lrs = tuple(torch.clone(lr) if torch.is_tensor(lr) else lr for lr in self._lrs())
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
             for p in with_grad:
@@ -215,36 +211,11 @@ class QHADOPT(Optimizer):
             if tensors.p:
                 yield key[0], tensors
 
-    def _lrs(self) -> list[float | Tensor]:
-        return [group["lr"] for group in self.param_groups]
-
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
             if any((gradient := p.grad) is not None and gradient.is_sparse for p in group["params"]):
                 name = type(self).__name__
                 raise RuntimeError(f"{name} does not take sparse gradients: build nn.Embedding with sparse=False")
-
-    # What Composer's and llm-foundry's OptimizerMonitor calls.
-
-    def report_per_parameter_metrics(
-        self, param: Tensor, name: str, optimizer_metrics: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Norms of this rank's part of a parameter, of its gradient, moments and last update; call it after `step`."""
-        groups = zip(self.param_groups, self._used_lrs or self._lrs(), strict=True)
-        group, lr = next((group, lr) for group, lr in groups if any(param is p for p in group["params"]))
-        if param.grad is not None and self.state.get(param):
-            calls = float(self.state[param]["step"])
-            h = self._hyper({**group, "lr": lr}, max(calls - 1, 0))
-            optimizer_metrics.update(metrics.per_parameter(name, self._row(param), calls, h))
-        return optimizer_metrics
-
-    def pre_reduce_metrics(self, optimizer_metrics: dict[str, Any]) -> dict[str, Any]:
-        """Squares what is to be summed over ranks."""
-        return metrics.pre_reduce(optimizer_metrics)
-
-    def dist_reduce_metrics(self, optimizer_metrics: dict[str, Any]) -> dict[str, Any]:
-        """Whole-parameter values from every rank's part; a collective."""
-        return metrics.dist_reduce(optimizer_metrics)
 
 
 class ADOPT(QHADOPT):
