@@ -54,11 +54,16 @@ def _is_at(path: Path, fd: int) -> bool:
         return False
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that others see whole or not at all; its folder is there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
 def write_json(path: Path, content: object) -> None:
     """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

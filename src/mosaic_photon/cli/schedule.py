@@ -6,7 +6,6 @@ The model is built on the meta device, so that the learning rate is shown for ea
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from mosaic_photon.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("job", metavar="JOB.toml", help="job config; its [optimizer], [lr_scheduler], [training] and model are read")
-    add("--out", default="outputs/schedule", metavar="DIR", help="folder for schedule.png and .html (%(default)s)")
+    add("--out", default="outputs/schedule", metavar="DIR", help="folder for schedule.png (%(default)s)")
     add("--no-files", action="store_true", help="draw in the terminal only")
     add("--batch", type=int, metavar="N", help="samples of a step, where the job leaves it to the number of GPUs")
     add("--epoch-batches", type=int, metavar="N", help="steps of an epoch, for times in 'ep'")
@@ -42,27 +41,22 @@ def run(args: argparse.Namespace) -> int:
     for name, curves in shown.panels():
         print(f"\n{name}\n{preview.drawing(shown.steps, curves)}")
     if not args.no_files:
-        for path in write(args.out, shown):
-            print(f"wrote {path}")
+        print(f"wrote {write(args.out, shown)}")
     return 0
 
 
-def write(folder: str, shown: Any) -> list[Path]:
-    """Write schedule.png and schedule.html below `folder`; returns the paths."""
+def write(folder: str, shown: Any) -> Path:
+    """Write schedule.png below `folder`; returns its path."""
+    from mosaic_photon.files import write_whole
     from mosaic_photon.schedulers import preview
 
+    path = Path(folder) / "schedule.png"
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot make this folder ({error.strerror}).") from None
-    paths = []
-    for name, content in {"png": preview.figure(shown, "png"), "html": preview.page(shown)}.items():
-        path = Path(folder) / f"schedule.{name}"
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-        paths.append(path)
-    return paths
+    write_whole(path, preview.figure(shown))
+    return path
 
 
 def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> Any:

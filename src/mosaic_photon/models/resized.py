@@ -31,18 +31,18 @@ def resized(args: Any, width: int | None = None, depth: int | None = None) -> An
     heads = width // d_head
     changes |= {"d_model" if is_mpt else "dim": width, "n_heads": heads}
     if is_mpt:
-        changes["attn_config"]["kv_n_heads"] = kv_heads(args.attn_config["kv_n_heads"], args.n_heads, heads)
+        changes["attn_config"]["kv_n_heads"] = resized_kv_heads(args.attn_config["kv_n_heads"], args.n_heads, heads)
         ffn_size = args.ffn_config.get("ffn_hidden_size")
         if ffn_size:
             changes["ffn_config"] = args.ffn_config | {"ffn_hidden_size": ffn_size * width // own_width}
     else:
-        changes["n_kv_heads"] = kv_heads(args.n_kv_heads, args.n_heads, heads)
+        changes["n_kv_heads"] = resized_kv_heads(args.n_kv_heads, args.n_heads, heads)
         # Feed-forward sizes are rounded up to a multiple of it: rounded alike, they keep their proportion.
         changes["multiple_of"] = max(1, args.multiple_of * width // own_width)
     return dataclasses.replace(args, **changes)
 
 
-def kv_heads(own: int | None, own_heads: int, heads: int) -> int | None:
+def resized_kv_heads(own: int | None, own_heads: int, heads: int) -> int | None:
     """Key and value heads of a model with `heads` query heads in groups of the same size."""
     if own is None:
         return None

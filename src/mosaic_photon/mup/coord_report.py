@@ -4,13 +4,13 @@ import base64
 import html
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from mosaic_photon.files import write_whole
 from mosaic_photon.mup.coord_check import BOUNDS, Activations, Interval, Verdict
 from mosaic_photon.mup.proxy import KINDS
 
@@ -50,9 +50,7 @@ def write(folder: str, title: str, activations: Activations, verdict: Verdict) -
     paths = []
     for suffix, content in files.items():
         path = target / f"coord_check_{activations.axis}.{suffix}"
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
         paths.append(path)
     return paths
 

@@ -1,12 +1,10 @@
-"""What a job's schedule does to each parameter group, without a run: numbers, a terminal drawing, a plot and a page."""
+"""What a job's schedule does to each parameter group, without a run: numbers, a terminal drawing and a plot."""
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +93,8 @@ def drawing(steps: NDArray[np.int64], curves: Sequence[NDArray[np.float64]], wid
     return "\n".join([*lines, " " * 10 + "└" + "─" * width, " " * 11 + axis])
 
 
-def figure(preview: Preview, suffix: str) -> bytes:
-    """The three panels as "png" or "svg"."""
+def figure(preview: Preview) -> bytes:
+    """The three panels as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -113,24 +111,6 @@ def figure(preview: Preview, suffix: str) -> bytes:
     axes[0].set_title(f"{preview.title}\n{preview.schedule}", fontsize=10)
     axes[-1].set_xlabel("optimizer step")
     buffer = io.BytesIO()
-    picture.savefig(buffer, format=suffix, dpi=120)
+    picture.savefig(buffer, format="png", dpi=120)
     plt.close(picture)
     return buffer.getvalue()
-
-
-def page(preview: Preview) -> bytes:
-    """A page with no outside reference: the panels as SVG and the table of groups."""
-    heading, *body = rows(preview)
-
-    def line(cells: list[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells[1:]) + "</tr>"
-
-    svg = figure(preview, "svg").decode()
-    svg = svg[svg.index("<svg") :]
-    title = html.escape(preview.title)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{title}</title>"
-        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}</style>"
-        f"<h1>{title}</h1><p>{html.escape(preview.schedule)}</p>{svg}"
-        f"<table>{line(heading, 'th')}{''.join(line(cells, 'td') for cells in body)}</table>"
-    ).encode()

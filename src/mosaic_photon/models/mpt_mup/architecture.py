@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, ask_upstream
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, kv_heads, logit_scale
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.mup import table as rules
 
@@ -82,10 +82,3 @@ def forward_pass(config: MPTMuPConfig) -> dict[str, Any]:
         "logit scale": logit_scale(config),
         "final_logit_softcapping": config.final_logit_softcapping,
     }
-
-
-def kv_heads(config: MPTMuPConfig) -> int:
-    attn = config.attn_config
-    if attn["attn_type"] == "multiquery_attention":
-        return 1
-    return int(attn.get("kv_n_heads") or config.n_heads)

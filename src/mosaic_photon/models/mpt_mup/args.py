@@ -89,8 +89,8 @@ class MPTMuPModelArgs(BaseModelArgs):
         self.attn_config = {**ATTN_KEYS, **self.attn_config}
         if self.mup_raw:
             self.mup, self.mup_raw = asdict(rules.read_raw_names(dict(self.mup_raw)) or Parametrization()), {}
-        self._check_sizes()
         self._check_choices()
+        self._check_sizes()
         if self.attn_config["alibi"] or self.attn_config["rope"]:
             self.learned_pos_emb = False
 
@@ -137,13 +137,7 @@ class MPTMuPModelArgs(BaseModelArgs):
 
     @property
     def kv_n_heads(self) -> int:
-        match self.attn_config["attn_type"]:
-            case "multiquery_attention":
-                return 1
-            case "grouped_query_attention":
-                return self.attn_config["kv_n_heads"] or self.n_heads
-            case _:
-                return self.n_heads
+        return kv_heads(self)
 
     @property
     def init_seed(self) -> int:
@@ -239,6 +233,12 @@ class MPTMuPModelArgs(BaseModelArgs):
         nparams = sum(p.numel() for p in model.parameters())
         active = nparams - (0 if self.tie_word_embeddings else self.vocab_size * self.d_model)
         return nparams, 6 * active + 12 * self.n_layers * self.d_model * seq_len
+
+
+def kv_heads(model: Any) -> int:
+    """Key and value heads; `model` is its args or its config."""
+    multiquery = model.attn_config["attn_type"] == "multiquery_attention"
+    return 1 if multiquery else int(model.attn_config.get("kv_n_heads") or model.n_heads)
 
 
 def logit_scale(model: Any) -> float:

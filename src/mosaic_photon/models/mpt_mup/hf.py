@@ -20,10 +20,12 @@ from torch import Tensor
 
 from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import write_whole
 from mosaic_photon.models.mpt_mup.architecture import check_config
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
 from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
 from mosaic_photon.mup import table as rules
+from mosaic_photon.tokenizers import special_id
 
 STUB = "modeling_mpt_mup.py"
 STUB_TEXT = '''"""Loads the MPT of mosaic-photon; needs `pip install mosaic-photon`."""
@@ -204,11 +206,11 @@ def export(
         named, config = fold(named, args), native_config(args)
     else:
         config = carried_config(args)
-        _write(target / STUB, STUB_TEXT.encode())
+        write_whole(target / STUB, STUB_TEXT.encode())
     ids = {} if tokenizer is None else special_ids(Path(tokenizer))
     dtype = str(next(iter(named.values())).dtype).removeprefix("torch.")
-    _write(target / "config.json", json.dumps({**config, **ids, "torch_dtype": dtype}, indent=2).encode())
-    _write(target / "generation_config.json", json.dumps(ids, indent=2).encode())
+    write_whole(target / "config.json", json.dumps({**config, **ids, "torch_dtype": dtype}, indent=2).encode())
+    write_whole(target / "generation_config.json", json.dumps(ids, indent=2).encode())
     partial = target / "model.safetensors.partial"
     save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial, metadata={"format": "pt"})
     os.replace(partial, target / "model.safetensors")
@@ -218,19 +220,12 @@ def export(
 
 
 def special_ids(tokenizer: Path) -> dict[str, int]:
-    """Ids of the tokens that tokenizer_config.json names as bos, eos and pad; generation stops at eos by them."""
-    path = tokenizer / "tokenizer_config.json"
-    if not path.is_file() or not (tokenizer / "tokenizer.json").is_file():
+    """Ids of the folder's bos, eos and pad tokens; generation stops at eos by them."""
+    if not (tokenizer / "tokenizer.json").is_file():
         return {}
-    config, vocabulary = json.loads(path.read_text("utf-8")), Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    ids = {}
-    for kind in ("bos", "eos", "pad"):
-        token = config.get(f"{kind}_token")
-        token = token["content"] if isinstance(token, dict) else token
-        token_id = None if token is None else vocabulary.token_to_id(token)
-        if token_id is not None:
-            ids[f"{kind}_token_id"] = token_id
-    return ids
+    vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    ids = {f"{role}_token_id": special_id(tokenizer, role, vocabulary) for role in ("bos", "eos", "pad")}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
 def is_native(args: MPTMuPModelArgs) -> bool:
@@ -297,9 +292,3 @@ def carried_config(args: MPTMuPModelArgs) -> dict[str, Any]:
         "architectures": ["MPTMuPForCausalLM"], "model_type": "mpt_mup", "use_cache": True,
         "auto_map": {"AutoConfig": f"{module}.MPTMuPConfig", "AutoModelForCausalLM": f"{module}.MPTMuPForCausalLM"},
     }  # fmt: skip
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
