@@ -9,8 +9,8 @@ How a batch comes about, in each rank:
     node, by a process of its own, into a file that all ranks map; the next epoch's is made while this one runs.
  3. `loader` asks `order/deal` which places of the order are this rank's, micro-batch after micro-batch, from `progress`
     on. What a step gets depends on the order alone; which rank of it gets what, on the nodes too.
- 4. Where shards are missing here, the threads of `shards/ahead.FetchAhead` ("mosaic-fetch-N") walk the same plan in front
-    and let `shards/cache` fetch them: one process of the node a shard, under a lock, checked, and renamed when whole.
+ 4. Where shards are missing here, the threads of `shards/ahead.FetchAhead` ("mosaic-fetch-N") walk the same plan in
+    front and let `shards/cache` fetch them: one process of the node a shard, under a lock, checked, renamed when whole.
  5. The thread of `shards/ahead.ReadAhead` ("mosaic-read") makes micro-batches, a few ahead: `tokens` reads the samples'
     bytes from the shard files straight into rows. With `num_workers` llm-foundry's part is done by worker processes.
  6. The trainer's thread takes a micro-batch, `loader` counts its samples in `progress`, and that count, with the

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mosaic_photon.checkpoints.contents import saved_data_state
 from mosaic_photon.checkpoints.find import find_start
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.progress import known_data, load_state
@@ -25,7 +25,7 @@ from mosaic_photon.dataloader.shards.patience import patience_of
 from mosaic_photon.dataloader.shards.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.data_config import STREAMING_KEYS, check_loader, streams_of
+from mosaic_photon.job.data_config import check_loader
 from mosaic_photon.job.layout_checks import sequence_divisor
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.tokenizers import check_separators, special_id
@@ -119,8 +119,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
 
 def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:
     """The dataset if all its samples are token arrays, None if some are text to be tokenised."""
-    arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
-    dataset = ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+    dataset = dataset_of(config)
     for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
         names = {column.name for column in kind.columns}
         if "text" in names:
@@ -143,6 +142,3 @@ def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
         for name in dict.fromkeys(bare):
             logger.warning(f"verify_cache: stream {name!r} has no hashes in its index: only sizes are compared")
     cache.check(hashes, slice(rank, None, ranks))
-
-
-_STREAMING_ARGUMENTS = STREAMING_KEYS - {"streams", "remote", "local", "batch_size", "replication", "stream_config"}

@@ -31,6 +31,7 @@ from mosaic_photon.dataloader.shards.reader import ShardReader
 from mosaic_photon.dataloader.shards.settings import KnownStream, settings
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.data_config import STREAMING_KEYS, streams_of
 
 streaming_lazy_package.install()
 
@@ -153,17 +154,10 @@ class ShardedDataset(StreamingDataset):
 
     def order(self, batch_size: int) -> EpochOrder:
         """The order in which one rank with this batch size gets the samples of each epoch from Streaming."""
+        offsets, indexes = self.sample_offset_per_stream, self.shards.indexes
         streams = tuple(
-            StreamPart(
-                getattr(stream, "name", str(number)),
-                self.samples_per_shard[begin : begin + count],
-                int(self.sample_offset_per_stream[number]),
-                int(stream.choose),
-                float(stream.proportion),
-            )
-            for number, (stream, begin, count) in enumerate(
-                zip(self.streams, self.shard_offset_per_stream, self.shards_per_stream, strict=True)
-            )
+            StreamPart(name, index.samples, int(offset), int(stream.choose), float(stream.proportion))
+            for name, index, offset, stream in zip(self.stream_names(), indexes, offsets, self.streams, strict=True)
         )
         return EpochOrder(
             streams=streams,
@@ -206,6 +200,12 @@ def _check_known(kind: Kind, source: Source) -> None:
         raise DataError(f"validate_hash: {source.validate_hash!r} is no hash that this release of Streaming knows")
 
 
+def dataset_of(config: dict[str, Any]) -> ShardedDataset:
+    """The dataset of a data config's `dataset` table, its folders settled."""
+    arguments = {key: value for key, value in config.items() if key in _FROM_CONFIG and value is not None}
+    return ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+
+
 def build_streams(streams: dict[str, dict[str, Any]]) -> list[Stream]:
     """Streaming's Stream for each stream of a config. Raises ConfigError for a remote that it does not know."""
     built = []
@@ -218,6 +218,7 @@ def build_streams(streams: dict[str, dict[str, Any]]) -> list[Stream]:
     return built
 
 
+_FROM_CONFIG = STREAMING_KEYS - {"streams", "remote", "local", "batch_size", "replication", "stream_config"}
 _STREAM_DEFAULTS = ("remote", "local", "split", "download_retry", "download_timeout", "validate_hash", "keep_zip")
 _ELSEWHERE = {"self", "streams", "epoch_size", "stream_name", "stream_config", *_STREAM_DEFAULTS}
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.dataloader.build import _STREAMING_ARGUMENTS
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
 from mosaic_photon.dataloader.shards.cache import files_here
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
 from mosaic_photon.dataloader.shards.folders import settle_folders
@@ -20,7 +19,6 @@ from mosaic_photon.dataloader.shards.index import Column, DataError
 from mosaic_photon.dataloader.shards.reader import token_column
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, fault_of_bytes
-from mosaic_photon.job.data_config import streams_of
 
 Decode = Callable[[list[int]], str]
 
@@ -74,8 +72,7 @@ def open_dataset(loader: dict[str, Any]) -> ShardedDataset:
     """The loader's shards, indexes fetched, nothing else read. Raises ConfigError, DataError as a job would."""
     config = copy.deepcopy(loader["dataset"])
     settle_folders(config)
-    arguments = {key: value for key, value in config.items() if key in _STREAMING_ARGUMENTS and value is not None}
-    return ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+    return dataset_of(config)
 
 
 def inspect_loader(loader: dict[str, Any], dataset: ShardedDataset) -> LoaderReport:

@@ -114,12 +114,11 @@ class DataSpecDataLoader(BaseDataLoader):
         dataset, first = self.data.dataset, begin.samples_in_epoch
         ids = np.sort(self.orders.get(begin.epoch)[first : first + self.layout.global_batch])
         of = np.searchsorted(dataset.sample_offset_per_stream, ids, side="right") - 1
-        parts = []
+        parts, names = [], dataset.stream_names()
         for number in np.unique(of):
             numbers = (ids[of == number] - dataset.sample_offset_per_stream[number]).tolist()
             more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-            name = getattr(dataset.streams[number], "name", str(number))
-            parts.append(f"stream {name!r}, samples {', '.join(map(str, numbers[:most]))}{more}")
+            parts.append(f"stream {names[number]!r}, samples {', '.join(map(str, numbers[:most]))}{more}")
         return "; ".join(parts)
 
     def state_dict(self) -> dict[str, str]:
@@ -202,13 +201,8 @@ class DataSpecDataLoader(BaseDataLoader):
     def _summarize(self) -> Summary:
         dataset = self.data.dataset
         streams = tuple(
-            StreamSummary(
-                getattr(stream, "name", str(number)),
-                int(stream.choose),
-                int(stream.choose) * self.seq_len,
-                int(stream.choose) / dataset.epoch_size,
-            )
-            for number, stream in enumerate(dataset.streams)
+            StreamSummary(name, samples, samples * self.seq_len, samples / dataset.epoch_size)
+            for name, samples in zip(dataset.stream_names(), (int(one.choose) for one in dataset.streams), strict=True)
         )
         samples, batch = self.orders.length, self.layout.global_batch
         if samples < batch:
