@@ -2,7 +2,7 @@
 
 How a batch comes about, in each rank:
 
- 1. `build` reads the data config and opens the data (`OpenData`): `dataset` fetches each stream's index and knows the
+ 1. `build` reads the data config and opens the data (`Data`): `dataset` fetches each stream's index and knows the
     shards, and `tokens` (arrays of token ids) or `foundry_loader` (all else, through llm-foundry's `build_dataloader`)
     says how samples become a micro-batch.
  2. `order/epoch` fixes the order of an epoch: of which sample each place is. `order/orders` has a large one made once a

@@ -58,8 +58,9 @@ class GroupedOptimizers(OptimizersContainer):
 def make_state(optimizer: torch.optim.Optimizer) -> None:
     """Give parameters without state (not reached yet, or frozen) the one that they have before their first step.
 
-    As DCP does it for an optimizer without any, by a step with zero gradients and lr 0; but such a step would count,
-    and coupled weight decay would enter the moments.
+    A checkpoint must have a state for each, as a load asks for all of them, whichever the job has reached by then. Only
+    the optimizer knows what its state is, so it is made by a step with zero gradients and lr 0, as DCP does it for an
+    optimizer without any; but DCP's step would count, and coupled weight decay would enter the moments.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     without = [p for p in params if not optimizer.state.get(p)]
