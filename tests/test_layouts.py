@@ -120,7 +120,7 @@ def plan_of(cases: list[Case], results: Results, data: Path) -> list[dict[str, o
     return plan
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)  # the first one waits for all runs
 @pytest.mark.parametrize("case", params(MATRIX))
 def test_losses_and_gradient_norms_are_those_of_one_process(case: Case, results: Results) -> None:
     folder, reference = results.folder(case), results.reference(case)
@@ -129,7 +129,7 @@ def test_losses_and_gradient_norms_are_those_of_one_process(case: Case, results:
     assert all(found[tag] <= TOLERANCE[tag] for tag in found), found
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)  # the first one waits for all runs
 @pytest.mark.parametrize("case", params(MOVING))
 def test_a_run_that_moves_through_all_layouts_goes_on_as_if_it_stayed(case: Case, results: Results) -> None:
     folder, reference = results.folder(case), results.reference(case)
