@@ -29,6 +29,7 @@ def agent(arguments: list[str], *torchrun: str, log: Path) -> subprocess.Popen[b
     command += ["-m", "mosaic_photon.train_with_mosaic", *arguments, "--", "--validation.no-enable"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
     environment |= {"PYTHONPATH": f"{jobs.ROOT / 'src'}:{jobs.ROOT / 'tests'}"}
+    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as docs/launch.md says
     with log.open("wb") as out:
         return subprocess.Popen(
             command, cwd=jobs.ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
