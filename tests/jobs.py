@@ -163,6 +163,22 @@ def scalars(folder: Path, tag: str = LOSS) -> dict[int, float]:
     return {step: value for step, (_, value) in sorted(values.items())}
 
 
+def whole_state(folder: Path, step: int) -> dict[str, Any]:
+    """Weights and optimizer state of a checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
+    state: dict = {}
+    dcp.state_dict_loader._load_state_dict(
+        state,
+        storage_reader=dcp.FileSystemReader(folder / f"out/checkpoint/step-{step}"),
+        no_dist=True,
+        planner=dcp.default_planner._EmptyStateDictLoadPlanner(),
+    )
+    flat = dcp._nested_dict.flatten_state_dict(state)[0]
+    skip = ("dataloader", "lr_scheduler", "train_state", "callbacks", "optimizer.param_groups")
+    return {name: value for name, value in flat.items() if not name.startswith(skip)}
+
+
 def slow_imports(importtime: str) -> set[str]:
     """Packages that take seconds to import, of those that `python -X importtime` lists."""
     imported = {line.rpartition("|")[2].strip() for line in importtime.splitlines()}

@@ -161,7 +161,7 @@ def fused_kernel_of_ours() -> None:
     """Aligned float32 tensors, the usual case: a thread must move 16 bytes at once."""
     signature = {"pointers": "*i64", "chunks": "*i64", "scalars": "*fp32", "n_tensors": "i32"}
     constants = {
-        "MAXIMIZE": False, "DTYPE": tl.float32, "COMPUTE": tl.float32, "ALIGNED": True,
+        "MAXIMIZE": False, "DTYPE": tl.float32, "STATE": tl.float32, "COMPUTE": tl.float32, "ALIGNED": True,
         "CHUNK": fused_kernel.CHUNK, "BLOCK": fused_kernel.BLOCK,
     }  # fmt: skip
     source = ASTSource(

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from streaming import MDSWriter
 
 import jobs
@@ -40,20 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def whole_state(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """Weights and optimizer state of a checkpoint."""
-    state: dict = {}
-    dcp.state_dict_loader._load_state_dict(
-        state,
-        storage_reader=dcp.FileSystemReader(folder / f"out/checkpoint/step-{step}"),
-        no_dist=True,
-        planner=dcp.default_planner._EmptyStateDictLoadPlanner(),
-    )
-    flat = dcp._nested_dict.flatten_state_dict(state)[0]
-    skip = ("dataloader", "lr_scheduler", "train_state", "callbacks", "optimizer.param_groups")
-    return {name: value for name, value in flat.items() if not name.startswith(skip)}
-
-
 @pytest.mark.parametrize("optimizer", ["AdamW", "QHADOPT"])
 def test_the_step_is_passed_over(optimizer: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     callbacks = "[callbacks.nan_monitor]\n[callbacks.optimizer_monitor]\ninterval = 1\ncurvature = true\n"
@@ -67,7 +52,7 @@ def test_the_step_is_passed_over(optimizer: str, data: Path, tmp_path: Path, cap
     assert len(said) == 1
     assert "Step 4" in said[0] and "samples 12, 13, 14, 15" in said[0]
 
-    before, after, later = (whole_state(tmp_path, step) for step in (3, 4, 5))
+    before, after, later = (jobs.whole_state(tmp_path, step) for step in (3, 4, 5))
     assert all(torch.equal(after[name], value) for name, value in before.items() if torch.is_tensor(value))
     assert not all(torch.equal(later[name], value) for name, value in after.items() if torch.is_tensor(value))
     assert jobs.scalars(tmp_path, "n_tokens_seen") == {step: step * 256 for step in losses}

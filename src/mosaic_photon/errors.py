@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and the helper that names the nearest known word."""
+"""What ends a job with one message and no traceback, and helpers for what the messages say."""
 
 import difflib
 import os
@@ -10,6 +10,10 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A mistake in a job, data config or command line. The message says what, where, what was given, what is right."""
+
+
+class NotFiniteError(Exception):
+    """A step's loss or gradient norm is not finite, and the job stops. Raised on all ranks at the same point."""
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

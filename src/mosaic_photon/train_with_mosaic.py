@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, NotFiniteError
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import MosaicJobConfig
@@ -78,14 +78,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if exit_.code else 0
     try:
         return run(job_config)
-    except ConfigError as error:
+    except (ConfigError, NotFiniteError) as error:
         report(error)
         return 1
     except KeyboardInterrupt:  # before GracefulStop has taken over
         return 130
 
 
-def report(error: ConfigError) -> None:
+def report(error: ConfigError | NotFiniteError) -> None:
     """Print the message; of several ranks that found the same, one does.
 
     The store that torchrun's agent keeps tells them; a launcher without one may show a message several times.

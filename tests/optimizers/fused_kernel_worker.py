@@ -24,7 +24,9 @@ def tensors(dtype: torch.dtype, offset: int) -> update.Tensors:
     for shape in SHAPES:
         size = torch.Size(shape).numel()
         row = [torch.randn(size + offset, generator=generator).to(dtype)[offset:].view(shape) for _ in range(4)]
-        made.append((row[0], row[1] * 0.1, row[2] * 0.1, row[3].abs()))
+        wide = update.compute_dtype(row[0])
+        m, v = (torch.zeros(size + offset, dtype=wide)[offset:].view(shape).copy_(values) for values in row[2:])
+        made.append((row[0], row[1].mul_(0.1), m.mul_(0.1), v.abs_()))
     made.g[0][0, 0] = float("nan")  # must reach the parameter
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,24 @@ class Checkpointer(CheckpointManager):
 
     start: Start
     allow_partial_load: bool
+    check_sound: Callable[[], None]
+    """Raises where the weights are not worth saving."""
     _writing = _load_step = -1
 
     @classmethod
-    def of(cls, titan: CheckpointManager, start: Start, allow_partial_load: bool) -> Checkpointer:
+    def of(
+        cls, titan: CheckpointManager, start: Start, allow_partial_load: bool, check_sound: Callable[[], None]
+    ) -> Checkpointer:
         """The same object as one of this class: TorchTitan's Trainer names the class that it builds."""
         titan.__class__ = cls
-        titan.start, titan.allow_partial_load = start, allow_partial_load
+        titan.start, titan.allow_partial_load, titan.check_sound = start, allow_partial_load, check_sound
         return titan
+
+    def save(self, curr_step: int, last_step: bool = False) -> None:
+        """TorchTitan's, of weights that are sound."""
+        if self._should_save(curr_step, last_step):
+            self.check_sound()
+        super().save(curr_step, last_step)
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:

@@ -125,6 +125,10 @@ class Mosaic:
     allow_partial_load: bool = False
     """Load of a checkpoint what fits the job; what it lacks stays as it was drawn, what the job lacks is left out."""
 
+    nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """What to do at a step whose loss or gradient norm is not finite: stop, and save nothing of it; skip its optimizer
+    step, up to ten in a row; or go on as TorchTitan does."""
+
     adopt_cache: bool = False
     """Caches that Streaming or another program filled become this project's: what is in them may be removed."""
 

@@ -51,6 +51,11 @@ def check_values(job: MosaicJobConfig) -> None:
         )
     if job.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
         raise ConfigError("metrics.enable_wandb = true needs the package wandb (pip install wandb).")
+    if job.mosaic.nonfinite == "skip" and job.optimizer.early_step_in_backward:
+        raise ConfigError(
+            'mosaic.nonfinite = "skip" passes over optimizer steps, and optimizer.early_step_in_backward has made them '
+            'before the gradient norm is known: "stop" is right.'
+        )
     if job.experimental.custom_import:
         check_importable("experimental.custom_import", job.experimental.custom_import)
     if job.compile.enable:

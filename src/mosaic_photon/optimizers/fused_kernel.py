@@ -34,7 +34,7 @@ def step(tensors: list[list[Tensor]], scalars: Tensor, maximize: bool) -> None:
     """`update.traced` in one launch.
 
     Args:
-        tensors: p, g, m and v: contiguous, of one device and dtype.
+        tensors: p, g, m and v: contiguous, of one device; p and g of one dtype, m and v of one.
         scalars: shape [9] on that device, as `update.scalars_of` makes it.
     """
     parameters, device = tensors[0], scalars.device
@@ -42,10 +42,10 @@ def step(tensors: list[list[Tensor]], scalars: Tensor, maximize: bool) -> None:
     addresses = [tensor.data_ptr() for column in tensors for tensor in column]
     # A blocking copy would wait for all that the device has been given.
     pointers = torch.tensor(addresses, dtype=torch.int64).to(device, non_blocking=True)
-    dtype, compute = TRITON_TYPES[parameters[0].dtype], TRITON_TYPES[scalars.dtype]
+    dtype, state, compute = (TRITON_TYPES[t.dtype] for t in (parameters[0], tensors[2][0], scalars))
     with torch.cuda.device_of(scalars):
         _kernel[(len(chunks),)](
-            pointers, chunks, scalars, len(parameters), maximize, dtype, compute,
+            pointers, chunks, scalars, len(parameters), maximize, dtype, state, compute,
             all(address % ALIGNMENT == 0 for address in addresses), CHUNK, BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
@@ -60,15 +60,15 @@ def _chunks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 @triton.jit
 def _kernel(
     pointers, chunks, scalars, n_tensors,
-    MAXIMIZE: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    MAXIMIZE: tl.constexpr, DTYPE: tl.constexpr, STATE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     chunk = chunks + 3 * tl.program_id(0)
     tensor, first, size = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2)
     p = tl.load(pointers + tensor).to(tl.pointer_type(DTYPE))
     g = tl.load(pointers + n_tensors + tensor).to(tl.pointer_type(DTYPE))
-    m = tl.load(pointers + 2 * n_tensors + tensor).to(tl.pointer_type(DTYPE))
-    v = tl.load(pointers + 3 * n_tensors + tensor).to(tl.pointer_type(DTYPE))
+    m = tl.load(pointers + 2 * n_tensors + tensor).to(tl.pointer_type(STATE))
+    v = tl.load(pointers + 3 * n_tensors + tensor).to(tl.pointer_type(STATE))
     if ALIGNED:
         p, g, m, v = tl.multiple_of(p, 16), tl.multiple_of(g, 16), tl.multiple_of(m, 16), tl.multiple_of(v, 16)
     first = tl.multiple_of(first, CHUNK)

@@ -15,6 +15,8 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.optimizers import update
 
 Clip = Callable[[Any], Any]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64}
 
 
 def fourth_root(step: Any) -> Any:
@@ -26,7 +28,8 @@ class QHADOPT(Optimizer):
     """ADOPT with the step (1 - v1) * g_hat + v1 * m in place of m; v1 = 1 is ADOPT. See `update` for the formula.
 
     As in ADOPT, call 0 only sets the second moment and there is no bias correction. State per parameter: `step`, a
-    scalar, and `exp_avg` and `exp_avg_sq` of the parameter's shape and dtype. Parameters may be complex (updated as
+    scalar, and `exp_avg` and `exp_avg_sq` of the parameter's shape and dtype, float32 where that is narrower: all is
+    computed in it, and a parameter is rounded once a step. Parameters may be complex (updated as
     pairs of reals) or DTensors (updated shard by shard).
 
     Args:
@@ -99,7 +102,8 @@ class QHADOPT(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which moves `step` to the device for a fused optimizer; ours stays where the host reads it.
 
-        What the state of another ADOPT (torch-adopt's) does not say of a group stays as it is here.
+        Torch also brings moments to the parameter's dtype: they keep `moment_dtype`, and those written in a narrower
+        one become wider. What the state of another ADOPT (torch-adopt's) does not say of a group stays as it is here.
         """
         before = self.param_groups
         super().load_state_dict(state_dict)
@@ -108,6 +112,13 @@ class QHADOPT(Optimizer):
             for p in group["params"]:
                 if not group["capturable"] and "step" in self.state.get(p, {}):
                     self.state[p]["step"] = self.state[p]["step"].cpu()
+        saved = [
+            state_dict["state"].get(index, {}) for group in state_dict["param_groups"] for index in group["params"]
+        ]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p, state in zip(params, saved, strict=True):
+            if p.dtype in WIDER:
+                self.state[p].update({key: state[key].to(p.device, moment_dtype(p)) for key in MOMENTS if key in state})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -188,8 +199,8 @@ class QHADOPT(Optimizer):
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         state["step"] = torch.zeros((), device=p.device if group["capturable"] else "cpu")
-        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(p, dtype=moment_dtype(p), memory_format=torch.preserve_format)
 
     def _row(self, p: Tensor) -> tuple[Tensor, ...]:
         state = self.state[p]
@@ -258,6 +269,11 @@ class ADOPT(QHADOPT):
 
     def _decay(self, group: dict[str, Any], lr: Any) -> Any:
         return lr * group["weight_decay"] if group["decouple"] else 0.0
+
+
+def moment_dtype(p: Tensor) -> torch.dtype:
+    """The dtype of a parameter's moments."""
+    return WIDER.get(p.dtype, p.dtype)
 
 
 def plain(tensor: Tensor, param: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 ADOPT: Taniguchi et al. 2024, algorithm 2, as in the package torch-adopt. The quasi-hyperbolic step: Ma & Yarats 2018.
 
 Every function takes plain, real tensors: p the parameter, g its gradient, m the first moment, v the second, all of
-one shape, dtype and device, and updates p, m and v in place:
+one shape and device, p and g of one dtype, m and v of `compute_dtype` of it, in which all is computed, so that p is
+rounded once. It updates p, m and v in place:
 
     g_hat = clip(g / max(sqrt(v), eps), -clip, clip)
     m     = beta1 * m + (1 - beta1) * g_hat
@@ -74,6 +75,7 @@ class Tensors:
 
 
 def _gradient(p: Tensor, g: Tensor, h: Hyper) -> Tensor:
+    g = g.to(compute_dtype(p))
     g = g.neg() if h.maximize else g
     return g.add(p, alpha=h.coupled) if h.coupled else g
 
@@ -93,26 +95,32 @@ def for_loop(tensors: Tensors, h: Hyper) -> None:
         if h.clip is not None:
             g_hat.clamp_(-h.clip, h.clip)
         m.lerp_(g_hat, 1 - h.beta1)
+        p_ = p.to(m.dtype)
         if h.decay:
-            p.mul_(1 - h.decay)
+            p_.mul_(1 - h.decay)
         if h.v1 != 1:
-            p.add_(g_hat, alpha=-h.lr * (1 - h.v1))
+            p_.add_(g_hat, alpha=-h.lr * (1 - h.v1))
         if h.v1 != 0:
-            p.add_(m, alpha=-h.lr * h.v1)
+            p_.add_(m, alpha=-h.lr * h.v1)
+        p.copy_(p_)
         v.mul_(h.beta2).addcmul_(g, g, value=1 - h.beta2)
 
 
 def foreach(tensors: Tensors, h: Hyper) -> None:
     """Many tensors an operation. Work goes in blocks: on a CPU their passes hit the cache, not the memory."""
     temporaries = 3 if h.coupled or h.maximize else 2  # the gradient that is used may be a third
+    if tensors.p[0].dtype != compute_dtype(tensors.p[0]):
+        temporaries += 2  # the parameter and its gradient, wider
     for block in _blocks(tensors, temporaries):
         _foreach_block(block, h)
 
 
 def _foreach_block(t: Tensors, h: Hyper) -> None:
-    grads = torch._foreach_neg(t.g) if h.maximize else t.g
+    params, grads = _wide(t.p), _wide(t.g)
+    if h.maximize:
+        grads = list(torch._foreach_neg(grads))
     if h.coupled:
-        grads = torch._foreach_add(grads, t.p, alpha=h.coupled)
+        grads = list(torch._foreach_add(grads, params, alpha=h.coupled))
     denominators = torch._foreach_sqrt(t.v)
     torch._foreach_clamp_min_(denominators, h.eps)
     g_hats = torch._foreach_div(grads, denominators)
@@ -122,13 +130,25 @@ def _foreach_block(t: Tensors, h: Hyper) -> None:
         torch._foreach_clamp_max_(g_hats, h.clip)
     torch._foreach_lerp_(t.m, g_hats, 1 - h.beta1)
     if h.decay:
-        torch._foreach_mul_(t.p, 1 - h.decay)
+        torch._foreach_mul_(params, 1 - h.decay)
     if h.v1 != 1:
-        torch._foreach_add_(t.p, g_hats, alpha=-h.lr * (1 - h.v1))
+        torch._foreach_add_(params, g_hats, alpha=-h.lr * (1 - h.v1))
     if h.v1 != 0:
-        torch._foreach_add_(t.p, t.m, alpha=-h.lr * h.v1)
+        torch._foreach_add_(params, t.m, alpha=-h.lr * h.v1)
+    if params is not t.p:
+        torch._foreach_copy_(t.p, params)
     torch._foreach_mul_(t.v, h.beta2)
     torch._foreach_addcmul_(t.v, grads, grads, value=1 - h.beta2)
+
+
+def _wide(tensors: list[Tensor]) -> list[Tensor]:
+    """The same list where its dtype is one to compute in, else copies."""
+    dtype = compute_dtype(tensors[0])
+    if tensors[0].dtype == dtype:
+        return tensors
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 def _blocks(tensors: Tensors, temporaries: int) -> Iterator[Tensors]:
@@ -243,4 +263,8 @@ def _compiled(dynamic: bool) -> Any:
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
+    """What is computed in, and the dtype of the moments, for a real parameter: float32 where it is narrower.
+
+    In bfloat16 0.9999 is 1: a second moment would never forget.
+    """
     return torch.float64 if like.dtype == torch.float64 else torch.float32

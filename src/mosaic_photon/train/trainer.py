@@ -3,10 +3,14 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.tensor import DTensor
 
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.callbacks.registry import build_callbacks
@@ -18,12 +22,13 @@ from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.tensor_parallel_gradients import place_as_parameters
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.documents import document_counter
-from mosaic_photon.dataloader.progress import Progress, differences
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.dataloader.progress import differences
+from mosaic_photon.errors import ConfigError, NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.parts import IGNORE_INDEX
 from mosaic_photon.titan.tools import logger
-from mosaic_photon.titan.trainer import Trainer
+from mosaic_photon.titan.trainer import Trainer, gradient_norm_told
+from mosaic_photon.train.finite import FiniteSteps, SkippedStepError
 from mosaic_photon.train.stop import GracefulStop
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
@@ -60,8 +65,11 @@ class MosaicTrainer(Trainer):
             self.validator.post_dataloading_process = self.post_dataloading_process
         self.callbacks = CallbackHost(callbacks)
         self.callbacks.attach(self)
+        self.finite = FiniteSteps(self.job_config.mosaic.nonfinite, self.parallel_dims.tp, self._how_to_go_on)
         self.checkpointer.states["callbacks"] = self.callbacks
-        Checkpointer.of(self.checkpointer, self.start, self.job_config.mosaic.allow_partial_load)
+        Checkpointer.of(
+            self.checkpointer, self.start, self.job_config.mosaic.allow_partial_load, self._check_finite_so_far
+        )
         if self.checkpointer.enable and self.job_config.checkpoint.last_save_in_hf:
             fit_files(self.checkpointer.sd_adapter, self.checkpointer.states["model"].state_dict())
 
@@ -87,9 +95,18 @@ class MosaicTrainer(Trainer):
         self.callbacks.fire(event, **facts)
 
     def train(self) -> None:
-        """TorchTitan's loop."""
-        super().train()
+        """TorchTitan's loop. Torch keeps errors for its launcher, which shows their tracebacks; a stop is none."""
+        if stopped := record(self._train)():
+            raise stopped
+
+    def _train(self) -> NotFiniteError | None:
+        try:
+            unwrap(Trainer.train)(self)
+            self._check_finite_so_far()
+        except NotFiniteError as stopped:
+            return stopped
         self.fire("fit_end")
+        return None
 
     def batch_generator(self, data_iterable: DataSpecDataLoader) -> Iterator[Batch]:
         """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
@@ -124,26 +141,50 @@ class MosaicTrainer(Trainer):
         self.stop.begin_step()
         self.microbatches_left = self.gradient_accumulation_steps
         self.labels_of_step = 0
-        begin = self.dataloader.progress
+        self.begin = self.dataloader.progress
+        self.finite.begin()
         self.fire("before_dataloader")
         try:
-            super().train_step(data_iterator)
+            with gradient_norm_told(self._look_at_step):
+                super().train_step(data_iterator)
         except NoLabelsError:
-            self._pass_over(begin)
+            if dist.get_rank() == 0:
+                logger.warning(
+                    f"Step {self.step} makes no optimizer step: all labels of its batch are ignored, as in padding "
+                    f"({self.dataloader.describe(self.begin)})."
+                )
+            self._pass_over()
+        except SkippedStepError:
+            self._pass_over()
+        self.finite.check(before=self.step)
         self.fire("batch_end")
         self.stop.end_step()
 
-    def _pass_over(self, begin: Progress) -> None:
-        """End a step without labels: the schedule and the data go on, the weights and the optimizer stay."""
+    def _pass_over(self) -> None:
+        """End a step without the optimizer's: the schedule and the data go on, the weights and the optimizer stay."""
         self.fire("after_train_batch")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.lr_schedulers.step()
-        if dist.get_rank() == 0:
-            logger.warning(
-                f"Step {self.step} makes no optimizer step: all labels of its batch are ignored, as in padding "
-                f"({self.dataloader.describe(begin)})."
-            )
+
+    def _look_at_step(self, norm: torch.Tensor) -> None:
+        if self.job_config.optimizer.early_step_in_backward:  # the gradients are gone, what they did is in the weights
+            norm = torch.nn.utils.get_total_norm([local(p) for part in self.model_parts for p in part.parameters()])
+        self.finite.look(self.step, partial(self.dataloader.describe, self.begin), norm)
+
+    def _check_finite_so_far(self) -> None:
+        self.finite.check(before=self.step + 1)
+
+    def _how_to_go_on(self) -> str:
+        if self.checkpointer.enable:
+            self.checkpointer._async_wait()  # what was sound is written before the job ends
+        begins = (
+            "goes on from the newest checkpoint" if self.checkpointer.enable else "begins anew, as nothing is saved"
+        )
+        return (
+            f"The same command {begins}; a lower optimizer.lr or training.max_norm, a longer warm-up, or "
+            '[mosaic] nonfinite = "skip", which makes no optimizer step of such a batch, may bring it past this one.'
+        )
 
     def post_dataloading_process(
         self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
@@ -185,7 +226,10 @@ class MosaicTrainer(Trainer):
         self.fire("before_forward", batch=input_dict | {"labels": labels})
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         if self.parallel_dims.pp_enabled:
-            return self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
+            loss = self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
+            if self.pp_has_last_stage:
+                self.finite.add(loss)
+            return loss
         reduce_in_this_backward(self.model_parts[0], self.microbatches_left == 0)
         with self.train_context():
             with self.maybe_enable_amp:
@@ -199,6 +243,7 @@ class MosaicTrainer(Trainer):
             loss.backward()
             self._finish_gradients()
             self.fire("after_backward")
+        self.finite.add(loss)
         return loss
 
     def _pipeline_step(
@@ -251,3 +296,8 @@ class MosaicTrainer(Trainer):
             checkpointer.save(self.step)
         checkpointer._async_wait()
         logger.info(f"Stopped at step {self.step}; its checkpoint is complete.")
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
