@@ -42,7 +42,8 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
     """The job's schedule as a function of the step.
 
     Raises:
-        ConfigError: as `build_multiplier`, a field of TorchTitan's schedule out of range or together with a name.
+        ConfigError: as `build_multiplier`, a field of TorchTitan's schedule out of range or together with a name, or
+            TorchTitan's schedule shorter than the run.
     """
     fields = {field.name for field in dataclasses.fields(TitanLRSchedulerConfig)}
     given = {name: value for name in sorted(fields) if (value := getattr(config, name)) is not None}
@@ -58,8 +59,15 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
     for name in ("warmup_steps", "total_steps", "decay_ratio", "min_lr_factor"):
         if name in given and not 0 <= given[name] < float("inf"):
             raise ConfigError(f"lr_scheduler.{name} = {given[name]}: a finite number >= 0 is right.")
-    if given.get("total_steps") == 0 or given.get("decay_ratio", 0) > 1:
-        raise ConfigError("lr_scheduler: total_steps must be at least 1 and decay_ratio at most 1.")
+    for name in ("decay_ratio", "min_lr_factor"):
+        if given.get(name, 0) > 1:
+            raise ConfigError(f"lr_scheduler.{name} = {given[name]}: it is a share, at most 1.")
+    if given.get("total_steps", run.steps) < run.steps:
+        raise ConfigError(
+            f"lr_scheduler.total_steps = {given['total_steps']} is shorter than the run, training.steps = {run.steps}: "
+            "beyond its end the schedule's learning rates are negative, or climb again. Leave it out, or make it at "
+            f"least {run.steps}; what the schedule is to stay at after its decay is min_lr_factor."
+        )
     any_optimizer = torch.optim.SGD([torch.zeros(1)])  # TorchTitan hands its function out in a scheduler only
     stock = titan_build_lr_schedulers([any_optimizer], TitanLRSchedulerConfig(**given), run.steps)
     return stock.schedulers[0].lr_lambdas[0]
