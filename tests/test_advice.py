@@ -13,9 +13,8 @@ import jobs
 from mds_data import sample_tokens
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.checks import check_job
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import open_data, register_for_job
+from mosaic_photon.train_spec import check_job, open_data, register_for_job
 
 P = "--parallelism."
 SIX_RANKS = ["--training.seq_len=60", "--training.global_batch_size=6"]

@@ -7,9 +7,9 @@ from torchtitan.distributed import ParallelDims
 
 import jobs
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.checks import check_job, check_layout
+from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import register_for_job
+from mosaic_photon.train_spec import check_job, register_for_job
 
 P = "--parallelism."
 PP, TP, EP = f"{P}pipeline_parallel_degree=", f"{P}tensor_parallel_degree=", f"{P}expert_parallel_degree="
@@ -153,11 +153,11 @@ def test_replication_with_context_parallelism_is_hsdp(tmp_path: Path) -> None:
     _, config, _, data = jobs.write_job(tmp_path, tmp_path)
     flags = [f"{REPLICATE}2", f"{P}context_parallel_degree=2"]
     job = load_job(config, data, flags)
-    assert check_layout(job, 4) == 2
+    assert data_parallel_degree(job, 4) == 2
     degrees = {"dp_replicate": 2, "dp_shard": 1, "cp": 2, "tp": 1, "pp": 1, "ep": 1, "etp": 1}
     assert ParallelDims(**degrees, world_size=4).fsdp_enabled
     with pytest.raises(ConfigError, match="is DDP"):
-        check_layout(load_job(config, data, [f"{REPLICATE}2", f"{TP}2"]), 4)
+        data_parallel_degree(load_job(config, data, [f"{REPLICATE}2", f"{TP}2"]), 4)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -13,9 +13,8 @@ import pytest
 
 import jobs
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.checks import check_job
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import register_for_job
+from mosaic_photon.train_spec import check_job, register_for_job
 
 TABLES = """
 [job]

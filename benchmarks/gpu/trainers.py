@@ -20,7 +20,6 @@ from gpu.device import peak_gib, wait
 from gpu.jobs import data_config
 from gpu.rows import Options
 from mosaic_photon import train_spec
-from mosaic_photon.job.checks import check_job
 from mosaic_photon.job.load import load_job
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.parts import BaseDataLoader
@@ -28,6 +27,7 @@ from mosaic_photon.titan.spec import train_spec as titan_specs
 from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.train.stop import GracefulStop
 from mosaic_photon.train.trainer import MosaicTrainer
+from mosaic_photon.train_spec import check_job
 from mosaic_photon.train_with_mosaic import prepare_process
 
 TOKEN_IDS = 1000

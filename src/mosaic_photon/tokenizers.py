@@ -39,6 +39,15 @@ def special_id(folder: str | Path, role: str, tokenizer: Any) -> int | None:
     return None if text is None else tokenizer.token_to_id(text)
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest token id, as ids may have holes; 0 for an empty vocabulary.
+
+    Args:
+        tokenizer: TorchTitan's, the tokenizers library's or transformers'; each has `get_vocab`, added tokens included.
+    """
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
 def notes_on(special: Mapping[str, str]) -> list[str]:
     """What the user of these special tokens should know, one sentence each."""
     bos, eos, pad = (special.get(f"{role}_token") for role in ("bos", "eos", "pad"))

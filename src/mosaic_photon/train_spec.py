@@ -17,7 +17,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from mosaic_photon.callbacks.registry import check_callbacks
+from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.compat import layout_independent_init, tokenizer_end_token
+from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.compat.ddp_gradients import for_averaged_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
@@ -25,15 +28,19 @@ from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.unset_parameters import zero_before_init
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
-from mosaic_photon.dataloader.documents import document_counter
+from mosaic_photon.dataloader.checks import CHECKS as dataloader_checks
 from mosaic_photon.dataloader.loader import Data, EvalLoader
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job import checks
+from mosaic_photon.job.checks import Check, in_order
+from mosaic_photon.job.facts import Facts
+from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import check_tables, read_toml
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.models.model_args import apply_model_overrides
+from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
-from mosaic_photon.optimizers.catalog import choose as choose_optimizer
-from mosaic_photon.schedulers.builder import build_lr_schedulers, multiplier_of
+from mosaic_photon.optimizers.catalog import check_optimizer
+from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
 from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.config import ConfigManager
 from mosaic_photon.titan.layouts import ParallelDims
@@ -44,6 +51,7 @@ from mosaic_photon.titan.parts import (
 )
 from mosaic_photon.titan.spec import TrainSpec, _supported_models, get_train_spec, register_train_spec
 from mosaic_photon.titan.spec import train_spec as titan_specs
+from mosaic_photon.titan.stages import check_stages
 from mosaic_photon.tokenizers import notes_on, special_tokens
 from mosaic_photon.train.metrics import build_metrics_processor
 from mosaic_photon.train.validator import build_validator
@@ -91,6 +99,38 @@ def register_for_job(job_config: MosaicJobConfig) -> TrainSpec:
     return spec
 
 
+PART_CHECKS: dict[str, tuple[Check, ...]] = {
+    "dataloader": dataloader_checks,
+    "models": (check_sizes,),
+    "titan": (check_stages,),
+    "optimizers": (check_optimizer,),
+    "schedulers": (check_schedule,),
+    "callbacks": (check_callbacks,),
+    "checkpoints": (check_checkpoint,),
+}
+"""What the parts hand in to the job's list of checks."""
+
+
+def facts_of(job_config: MosaicJobConfig, spec: TrainSpec) -> Facts:
+    """What the checks know beside the job, as this process has it from its launcher."""
+    launched = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    environment = (int(os.environ.get(name, alone)) for name, alone in launched.items())
+    model_args = spec.model_args[job_config.model.flavor]
+    return Facts(spec, model_args, partial(build_on_meta, job_config, spec), ON_CPU, *environment)
+
+
+def check_job(job_config: MosaicJobConfig, spec: TrainSpec) -> int:
+    """Check what can be known from the configs, the environment and the tokenizer; returns the data-parallel degree.
+
+    Raises:
+        ConfigError: the first thing found that the job cannot do.
+    """
+    facts = facts_of(job_config, spec)
+    for check in in_order(checks.ORDER, PART_CHECKS):
+        check(job_config, facts)
+    return data_parallel_degree(job_config, facts.world_size)
+
+
 def load_job_model(path: str) -> tuple[Any, Any]:
     """The job config at `path` and a copy of its flavor's model args, `[model.overrides]` applied.
 
@@ -120,8 +160,6 @@ def open_data(
     Raises:
         ConfigError: the first mistake found.
     """
-    choose_optimizer(job_config.optimizer)
-    document_counter(spec.model_args[job_config.model.flavor], job_config.mosaic.dataloader["dataset"])
     tokenizer = spec.build_tokenizer_fn(job_config)
     if os.environ["RANK"] == "0":
         for note in notes_on(special_tokens(job_config.model.hf_assets_path)):
@@ -129,7 +167,9 @@ def open_data(
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
-    multiplier_of(job_config.lr_scheduler, run)
+    facts = dataclasses.replace(facts_of(job_config, spec), run_length=run)
+    for check in in_order(checks.WITH_DATA, PART_CHECKS):
+        check(job_config, facts)
     read_some(loader.data)
 
     def build_dataloader_fn(dp_world_size: int, dp_rank: int, **kwargs: Any) -> DataSpecDataLoader:

@@ -116,7 +116,6 @@ def run(job_config: "MosaicJobConfig") -> int:
 
     from mosaic_photon import train_spec
     from mosaic_photon.checkpoints.checks import is_finished
-    from mosaic_photon.job.checks import check_job
     from mosaic_photon.titan.tools import logger
     from mosaic_photon.train.stop import GracefulStop
     from mosaic_photon.train.summary import print_summary
@@ -126,7 +125,7 @@ def run(job_config: "MosaicJobConfig") -> int:
         stop = GracefulStop()
         cleanup.callback(stop.restore)
         spec = train_spec.register_for_job(job_config)
-        data_parallel = check_job(job_config, spec)
+        data_parallel = train_spec.check_job(job_config, spec)
         if is_finished(job_config):
             logger.info(
                 f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."

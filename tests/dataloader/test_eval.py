@@ -53,7 +53,7 @@ def test_a_pass_that_is_broken_off_does_not_move_the_next(mds: Path, tokenizer: 
 
 
 def test_validation_without_an_eval_loader_says_so(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="has no mosaic_eval_dataloader"):
+    with pytest.raises(ConfigError, match=r"has no eval loader; add a \[mosaic_eval_dataloader\]"):
         build_mosaic_eval_dataloader(1, 0, tokenizer, job())
 
 

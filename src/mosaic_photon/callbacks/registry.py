@@ -14,6 +14,9 @@ from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_
 if TYPE_CHECKING:
     from composer.core import Callback
 
+    from mosaic_photon.job.facts import Facts
+    from mosaic_photon.job.tables import MosaicJobConfig
+
 ENTRY_POINTS = "llmfoundry_callbacks"
 """The group in which packages offer callbacks to llm-foundry's registry."""
 
@@ -34,7 +37,23 @@ def build_callbacks(tables: Mapping[str, Any]) -> "dict[str, Callback]":
         return {name: _build(name, arguments) for name, arguments in tables.items()}
 
 
+def check_callbacks(job: "MosaicJobConfig", facts: "Facts") -> None:
+    """Each callback must exist, be able to work here and take its arguments; none is built."""
+    if job.callbacks:
+        set_node_rank()
+        with signal_handlers_kept():
+            for name, arguments in job.callbacks.items():
+                _class_for(name, arguments)
+
+
 def _build(name: str, arguments: Any) -> "Callback":
+    cls = _class_for(name, arguments)
+    message = f"callbacks.{name}: {cls.__name__}({_spelled(arguments)}) failed"
+    return ask_upstream(message, (Exception,), cls, **arguments)  # what a constructor raises is about its arguments
+
+
+def _class_for(name: str, arguments: Any) -> "type[Callback]":
+    """The class, checked to take these arguments. Raises ConfigError as `build_callbacks`."""
     if not isinstance(arguments, Mapping):
         raise ConfigError(
             f"callbacks.{name} = {arguments!r}: must be a table of arguments, [callbacks.{name}], which may be empty."
@@ -44,8 +63,7 @@ def _build(name: str, arguments: Any) -> "Callback":
     if reason is not None:
         raise ConfigError(f"callbacks.{name} is refused: {reason}.")
     _check_arguments(name, cls, arguments)
-    message = f"callbacks.{name}: {cls.__name__}({_spelled(arguments)}) failed"
-    return ask_upstream(message, (Exception,), cls, **arguments)  # what a constructor raises is about its arguments
+    return cls
 
 
 def find_class(name: str) -> "type[Callback]":

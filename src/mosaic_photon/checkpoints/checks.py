@@ -12,23 +12,20 @@ from mosaic_photon.checkpoints.hf import check_index, check_last_save
 from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, differences, only_model
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import existing
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.names import size
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.tools import logger
 
 
-def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module, world_size: int) -> None:
-    """What is to be loaded must be there, and what is to be saved must be possible.
-
-    Args:
-        model: the job's, on the meta device.
-    """
-    checkpoint = job.checkpoint
-    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and world_size == 1):
+def check_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
+    """What is to be loaded must be there, and what is to be saved must be possible."""
+    checkpoint, spec = job.checkpoint, facts.spec
+    if checkpoint.create_seed_checkpoint and not (checkpoint.enable and facts.world_size == 1):
         raise ConfigError(
             f"checkpoint.create_seed_checkpoint needs checkpoint.enable = true (is {checkpoint.enable}) and one "
-            f"process (are {world_size})."
+            f"process (are {facts.world_size})."
         )
     check_index(job, spec)
     if not checkpoint.enable:
@@ -44,11 +41,11 @@ def check_checkpoint(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module, wo
     if checkpoint.create_seed_checkpoint and checkpoint.last_save_in_hf:
         raise ConfigError("checkpoint.create_seed_checkpoint: a job cannot begin from one in Hugging Face's format.")
     if checkpoint.last_save_in_hf:
-        check_last_save(job, spec, model)
+        check_last_save(job, spec, facts.model)
     check_excluded(checkpoint)
-    check_start(job, spec, model)
-    if not checkpoint.load_only and os.environ.get("RANK", "0") == "0":
-        check_room(job, model)
+    check_start(job, facts)
+    if not checkpoint.load_only and facts.rank == 0:
+        check_room(job, facts.model)
 
 
 def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
@@ -62,7 +59,7 @@ def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
         )
 
 
-def check_start(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
+def check_start(job: MosaicJobConfig, facts: Facts) -> None:
     """What the job begins from must be whole and fit the job."""
     start = find_start(job)
     if start.path is None or is_finished(job):
@@ -75,9 +72,9 @@ def check_start(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None
             "cannot go on from it. Go on from a whole checkpoint with checkpoint.load_step, or begin another job, with "
             f"a job.dump_folder of its own, from checkpoint.initial_load_path = {start.path!r}."
         )
-    if not start.hf and os.environ.get("RANK", "0") == "0" and (faults := missing_files(start.path)):
+    if not start.hf and facts.rank == 0 and (faults := missing_files(start.path)):
         raise ConfigError(f"{start.path} is damaged: {'; '.join(faults[:3])}. Name another one, or move it away.")
-    check_fits(start, job, spec, model)
+    check_fits(start, job, facts.spec, facts.model)
 
 
 def check_fits(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:

@@ -101,13 +101,14 @@ def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, 
 def _vocabulary(folder: str) -> dict[str, Any]:
     """The tokenizer's number of ids and its way back to text."""
     from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
+    from mosaic_photon.tokenizers import vocabulary_size
 
     tokenizer = load_tokenizer(find_tokenizer(folder)[0])
 
     def decode(tokens: list[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=False)
 
-    return {"size": 1 + max(tokenizer.get_vocab().values(), default=-1), "decode": decode}
+    return {"size": vocabulary_size(tokenizer), "decode": decode}
 
 
 def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
@@ -120,11 +121,11 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
 
     from mosaic_photon.dataloader import build_mosaic_dataloader
-    from mosaic_photon.job.checks import check_batch, check_layout
+    from mosaic_photon.job.layout_checks import check_sequences, data_parallel_degree
     from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
-    data_parallel = check_layout(job, args.world_size)
-    check_batch(job, data_parallel)
+    data_parallel = data_parallel_degree(job, args.world_size)
+    check_sequences(job)
     loader = build_mosaic_dataloader(data_parallel, 0, HuggingFaceTokenizer(job.model.hf_assets_path), job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
     steps = loader.summary.steps_per_epoch

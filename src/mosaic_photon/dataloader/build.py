@@ -24,11 +24,11 @@ from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
 from mosaic_photon.dataloader.shards.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
-from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import check_loader
 from mosaic_photon.job.layout_checks import sequence_divisor
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.tokenizers import check_separators, special_id
+from mosaic_photon.job.value_checks import eval_loader_of
+from mosaic_photon.tokenizers import check_separators, special_id, vocabulary_size
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,7 @@ def build_mosaic_eval_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
 ) -> EvalLoader:
     """The validation loader of one data-parallel rank. Raises as `build_mosaic_dataloader`."""
-    if not job_config.mosaic.eval_dataloader:
-        raise ConfigError(
-            f"validation is enabled, but {job_config.mosaic.config or 'the data config'} has no mosaic_eval_dataloader"
-        )
+    eval_loader_of(job_config)
     validation = job_config.validation
     layout = Layout.of(dp_world_size, dp_rank, validation.local_batch_size, -1)
     with in_force(_settings(job_config)):
@@ -108,7 +105,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     else:
         pad_id = special_id(assets, "pad", tokenizer)
         encoding = config.get("token_encoding_type") or "int64"
-        vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
+        vocab_size = vocabulary_size(tokenizer)
         make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
         pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
         fixed = make_batch.only_column is not None and make_batch.only_column.length is not None

@@ -24,7 +24,6 @@ from mosaic_photon.dataloader.shards.cache import ShardCache
 from mosaic_photon.dataloader.shards.cache_folder import open_source
 from mosaic_photon.dataloader.shards.fetch import Source
 from mosaic_photon.dataloader.shards.files import known_hashes
-from mosaic_photon.dataloader.shards.folders import check_apart, place_of
 from mosaic_photon.dataloader.shards.formats import UndecodableError, decode, size_of_encoding
 from mosaic_photon.dataloader.shards.index import INDEX, DataError, Kind
 from mosaic_photon.dataloader.shards.reader import ShardReader
@@ -32,6 +31,7 @@ from mosaic_photon.dataloader.shards.settings import KnownStream, settings
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import STREAMING_KEYS, streams_of
+from mosaic_photon.places import check_apart, place_of
 
 streaming_lazy_package.install()
 

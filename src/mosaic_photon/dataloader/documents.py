@@ -8,12 +8,6 @@ import torch
 from mosaic_photon.errors import ConfigError
 
 
-def masks_by_end_token(model_args: Any) -> bool:
-    """Whether TorchTitan's model keeps attention within documents, which it tells apart by the tokenizer's eos id."""
-    by_document = getattr(model_args, "attn_mask_type", None) == "block_causal"
-    return by_document and getattr(model_args, "attn_type", "sdpa") in ("flex", "varlen")
-
-
 def document_counter(model_args: Any, dataset: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """llm-foundry's function from tokens [B, S] to the document of each, [B, S]; None for a model that does not ask.
 

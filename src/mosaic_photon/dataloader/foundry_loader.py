@@ -25,6 +25,7 @@ from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 from mosaic_photon.job.data_config import streams_of
+from mosaic_photon.tokenizers import vocabulary_size
 
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
@@ -50,7 +51,7 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         spec = ask_upstream(refused, kinds, build_dataloader, config, tokenizer, local_batch)
     theirs = spec.dataloader
     collate = getattr(theirs.collate_fn, "base_collator", theirs.collate_fn)  # without a wrapper that no worker can get
-    vocab_size = 1 + max(tokenizer.get_vocab().values())
+    vocab_size = vocabulary_size(tokenizer)
     samples = _Samples(theirs.dataset)
     batches = FoundryBatches(samples, _Collate(samples.dataset, collate, vocab_size), window, tokenizer.pad_token_id)
 

@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ def check_data(data: DataConfig) -> Iterator[Finding]:
 
 
 def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator[Finding]:
-    """What the job itself checks before its first step, by the same functions; what can be told apart is told apart."""
+    """What the job itself checks before its first step, by the same list; what can be told apart is told apart."""
     from mosaic_photon.train_spec import register_for_job
 
     try:
@@ -49,17 +49,15 @@ def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator
     except ConfigError as error:
         yield Finding("fail", "model", str(error))
         return
-    parts = [*tried("tokenizer", lambda: _tokenizer(job, spec))]
+    failed = _mistakes(job, spec, nodes, processes_here)
+    yield from _said("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
     yield from (Finding("warn", "tokenizer", note) for note in _tokenizer_notes(job))
-    parts += tried("outputs", lambda: _outputs(job))
-    parts += tried("callbacks", lambda: _callbacks(job))
-    yield from parts
-    (layout,) = tried("layout", lambda: _layout(job, spec, nodes, processes_here))
-    if layout.text not in {part.text for part in parts}:  # the whole check stops where one of its parts does
-        yield layout
+    yield from _said("outputs", failed, lambda: _outputs(job))
+    yield from _said("callbacks", failed, lambda: _callbacks(job))
+    yield from _said("layout", failed, lambda: _layout(job, nodes, processes_here))
     if job.compile.enable:
         yield check_compiler()
-    if layout.level == "ok":
+    if not failed:
         yield from tried("model", lambda: _model(job, spec))
         warnings: list[str] = []
         yield from tried("dry run", lambda: _dry_run(job, spec, nodes * processes_here, warnings))
@@ -149,13 +147,6 @@ def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
     return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {size(12 * count)} with two fp32 moments"
 
 
-def _tokenizer(job: MosaicJobConfig, spec: TrainSpec) -> str:
-    from mosaic_photon.job.checks import check_tokenizer
-
-    check_tokenizer(job, spec.model_args[job.model.flavor])
-    return f"{job.model.hf_assets_path} fits the model's vocabulary"
-
-
 def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
     from mosaic_photon.tokenizers import notes_on, special_tokens
 
@@ -164,9 +155,7 @@ def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
 
 def _outputs(job: MosaicJobConfig) -> str:
     from mosaic_photon.files import existing
-    from mosaic_photon.job.checks import check_outputs
 
-    check_outputs(job)
     free = shutil.disk_usage(existing(job.job.dump_folder)).free
     return f"{job.job.dump_folder} can be written; {size(free)} free"
 
@@ -177,12 +166,43 @@ def _callbacks(job: MosaicJobConfig) -> str:
     return ", ".join(build_callbacks(job.callbacks)) or "none"
 
 
-def _layout(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: int) -> str:
-    """Run the job's whole check of its configs."""
-    from mosaic_photon.job.checks import check_job as check
+def _mistakes(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: int) -> dict[str, str]:
+    """What the job's list of checks finds, by subject: those that can be told apart, and the first of all others."""
+    from mosaic_photon.callbacks.registry import check_callbacks
+    from mosaic_photon.job import checks
+    from mosaic_photon.job.machine_checks import check_outputs, check_tokenizer
+    from mosaic_photon.train_spec import PART_CHECKS, facts_of
 
+    apart: dict[checks.Check, str] = {
+        check_tokenizer: "tokenizer",
+        check_outputs: "outputs",
+        check_callbacks: "callbacks",
+    }
+    failed: dict[str, str] = {}
     with _as_first_rank(nodes * processes_here, processes_here):
-        data_parallel = check(job, spec)
+        facts = facts_of(job, spec)
+        for check in checks.in_order(checks.ORDER, PART_CHECKS):
+            subject = apart.get(check, "layout")
+            try:
+                if subject not in failed:
+                    check(job, facts)
+            except ConfigError as error:
+                failed[subject] = str(error)
+    return failed
+
+
+def _said(subject: str, failed: dict[str, str], fine: Callable[[], str]) -> Iterator[Finding]:
+    """The mistake found with this subject, or how it is."""
+    if subject in failed:
+        yield Finding("fail", subject, failed[subject])
+    else:
+        yield from tried(subject, fine)
+
+
+def _layout(job: MosaicJobConfig, nodes: int, processes_here: int) -> str:
+    from mosaic_photon.job.layout_checks import data_parallel_degree
+
+    data_parallel = data_parallel_degree(job, nodes * processes_here)
     micro = job.training.local_batch_size
     batch = job.training.global_batch_size
     batch = batch if batch > 0 else micro * data_parallel
@@ -197,12 +217,12 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: l
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.dataloader import DataSpecDataLoader
     from mosaic_photon.dataloader.padding import estimate
-    from mosaic_photon.job.checks import check_layout
+    from mosaic_photon.job.layout_checks import data_parallel_degree
     from mosaic_photon.train_spec import open_data
 
     job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding
     with _as_first_rank(world_size, 1), ExitStack() as cleanup:  # alone here: it looks at every shard
-        loaders = open_data(spec, job, check_layout(job, world_size))
+        loaders = open_data(spec, job, data_parallel_degree(job, world_size))
         for loader in loaders:
             cleanup.callback(loader.close)
         train = loaders[0]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.dataloader.shards.folders import check_apart, place_of
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import check_path
 from mosaic_photon.job.data_file import interpolated, read_tables
+from mosaic_photon.places import check_apart, place_of
 
 
 def _names(text: str) -> frozenset[str]:

@@ -2,18 +2,58 @@
 
 import math
 import os
-from typing import Any
+from collections.abc import Mapping
+from math import prod
 
-import torch
-
-from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 
 V_SCHEDULES = ("zbvzerobubble", "dualpipev")
 """Schedules that give a rank two neighbouring stages."""
 SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 """torch's pipeline schedules that can be had by name."""
+
+
+def check_layout(job: MosaicJobConfig, facts: Facts) -> None:
+    """The parallel degrees must multiply to the number of processes."""
+    data_parallel_degree(job, facts.world_size)
+
+
+def data_parallel_degree(job: MosaicJobConfig, world_size: int) -> int:
+    """Into how many parts a global batch is shared out: the degrees of replication and of sharding, multiplied.
+
+    Raises:
+        ConfigError: the degrees don't multiply to the number of processes, or DDP is combined with another parallelism.
+    """
+    layout = job.parallelism
+    degrees = {
+        "data_parallel_replicate_degree": layout.data_parallel_replicate_degree,
+        "context_parallel_degree": layout.context_parallel_degree,
+        "tensor_parallel_degree": layout.tensor_parallel_degree,
+        "pipeline_parallel_degree": layout.pipeline_parallel_degree,
+    }
+    for name, degree in degrees.items():
+        if degree < 1:
+            raise ConfigError(f"parallelism.{name} = {degree}: must be at least 1.")
+    others = prod(degrees.values())
+    shard = layout.data_parallel_shard_degree
+    if shard == -1:
+        shard = max(1, world_size // others)
+    if shard * others != world_size:
+        product = " * ".join(f"{name} {degree}" for name, degree in degrees.items())
+        raise ConfigError(
+            f"parallelism: data_parallel_shard_degree {shard} * {product} = {shard * others}, but the job has "
+            f"{world_size} process{'es' if world_size > 1 else ''} (WORLD_SIZE; torchrun's nnodes * nproc_per_node)."
+        )
+    replicate = layout.data_parallel_replicate_degree
+    is_ddp = replicate > 1 and shard == 1 and layout.context_parallel_degree == 1  # with CP weights are sharded: HSDP
+    if is_ddp and replicate != world_size:
+        raise ConfigError(
+            f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, "
+            "which TorchTitan cannot combine with tensor or pipeline parallelism; shard the data too."
+        )
+    return replicate * shard
 
 
 def sequence_divisor(job: MosaicJobConfig) -> int:
@@ -23,17 +63,61 @@ def sequence_divisor(job: MosaicJobConfig) -> int:
     return layout.tensor_parallel_degree * layout.context_parallel_degree * (1 if takes_odd else 2)
 
 
-def check_tensor_parallel(job: MosaicJobConfig, model_args: Any) -> None:
-    """Heads are shared out whole; asynchronous tensor parallelism is done by the compiler on an accelerator."""
-    tp = job.parallelism.tensor_parallel_degree
-    for name in ("n_heads", "n_kv_heads"):
-        heads = getattr(model_args, name, None)
-        if isinstance(heads, int) and heads % tp:
-            good = math.gcd(tp, *(n for n in (model_args.n_heads, getattr(model_args, "n_kv_heads", tp)) if n))
+def check_sequences(job: MosaicJobConfig, facts: Facts | None = None) -> None:
+    """A sequence must be whole shards of tensor and context parallelism."""
+    training, layout = job.training, job.parallelism
+    divisor = sequence_divisor(job)
+    if training.seq_len % divisor:
+        raise ConfigError(
+            f"training.seq_len = {training.seq_len} must be a multiple of {divisor} "
+            f"(tensor_parallel_degree {layout.tensor_parallel_degree} * 2 * context_parallel_degree "
+            f"{layout.context_parallel_degree}), e.g. {max(1, training.seq_len // divisor) * divisor}."
+        )
+    shards = layout.tensor_parallel_degree * layout.context_parallel_degree
+    divisor = 2 * shards if layout.context_parallel_degree > 1 else shards
+    if job.validation.enable and job.validation.seq_len % divisor:
+        raise ConfigError(
+            f"validation.seq_len = {job.validation.seq_len} must be a multiple of {divisor}, the layout's shards of a "
+            f"sequence, e.g. {max(1, job.validation.seq_len // divisor) * divisor}."
+        )
+
+
+def check_context_parallel(job: MosaicJobConfig, on_cpu: bool) -> None:
+    """Ring attention has no kernel for a CPU."""
+    degree = job.parallelism.context_parallel_degree
+    if degree > 1 and on_cpu:
+        raise ConfigError(
+            f"parallelism.context_parallel_degree = {degree} needs an accelerator; on this machine it must be 1."
+        )
+
+
+def check_can_be_split(job: MosaicJobConfig, facts: Facts) -> None:
+    """Pipeline parallelism needs a model that TorchTitan can split."""
+    degree = job.parallelism.pipeline_parallel_degree
+    if degree > 1 and facts.spec.pipelining_fn is None:
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_degree = {degree}: TorchTitan cannot split {job.model.name} into pipeline "
+            "stages; it must be 1."
+        )
+
+
+def check_heads(tensor_parallel: int, heads: Mapping[str, int]) -> None:
+    """Heads are shared out whole. `heads`: the model's counts of them, by name."""
+    for name, count in heads.items():
+        if count % tensor_parallel:
+            good = math.gcd(tensor_parallel, *heads.values())
             raise ConfigError(
-                f"parallelism.tensor_parallel_degree = {tp} does not divide the model's {name} = {heads}; choose a "
-                f"degree that does, e.g. {good}."
+                f"parallelism.tensor_parallel_degree = {tensor_parallel} does not divide the model's {name} = {count}; "
+                f"choose a degree that does, e.g. {good}."
             )
+
+
+def check_tensor_parallel(job: MosaicJobConfig, facts: Facts) -> None:
+    """Asynchronous tensor parallelism is done by the compiler on an accelerator."""
+    heads = {name: getattr(facts.model_args, name, None) for name in ("n_heads", "n_kv_heads")}
+    check_heads(
+        job.parallelism.tensor_parallel_degree, {name: count for name, count in heads.items() if isinstance(count, int)}
+    )
     if job.parallelism.enable_async_tensor_parallel and not compiles_model(job):
         raise ConfigError(
             "parallelism.enable_async_tensor_parallel = true needs compile.enable = true with 'model' in "
@@ -41,7 +125,7 @@ def check_tensor_parallel(job: MosaicJobConfig, model_args: Any) -> None:
         )
 
 
-def check_experts(job: MosaicJobConfig, model_args: Any, world_size: int) -> None:
+def check_experts(job: MosaicJobConfig, facts: Facts) -> None:
     """Expert parallelism needs experts, and takes its ranks from data, context and tensor parallelism."""
     layout = job.parallelism
     experts, expert_tp, tp = (
@@ -57,12 +141,12 @@ def check_experts(job: MosaicJobConfig, model_args: Any, world_size: int) -> Non
         return
     if experts < 1:
         raise ConfigError(f"parallelism.expert_parallel_degree = {experts}: must be at least 1.")
-    if getattr(model_args, "moe_args", None) is None or not getattr(model_args, "moe_enabled", True):
+    if getattr(facts.model_args, "moe_args", None) is None or not getattr(facts.model_args, "moe_enabled", True):
         raise ConfigError(
             f"parallelism.expert_parallel_degree = {experts}: {job.model.name} {job.model.flavor} has no experts; "
             "it must be 1."
         )
-    ranks = world_size // layout.pipeline_parallel_degree // layout.data_parallel_replicate_degree
+    ranks = facts.world_size // layout.pipeline_parallel_degree // layout.data_parallel_replicate_degree
     if ranks % (experts * expert_tp):
         raise ConfigError(
             f"parallelism.expert_parallel_degree {experts} * expert_tensor_parallel_degree {expert_tp} must divide the "
@@ -70,15 +154,15 @@ def check_experts(job: MosaicJobConfig, model_args: Any, world_size: int) -> Non
         )
 
 
-def check_pipeline(job: MosaicJobConfig, model_args: Any) -> None:
-    """The schedule must exist, the batch be whole micro-batches, and the layers fill the stages."""
+def check_pipeline(job: MosaicJobConfig, facts: Facts) -> None:
+    """The schedule must exist, and the batch be whole micro-batches of one shape."""
     layout, training = job.parallelism, job.training
     if layout.pipeline_parallel_degree == 1:
         return
     given = layout.pipeline_parallel_schedule
     if not layout.pipeline_parallel_schedule_csv and given.lower() not in [name.lower() for name in SCHEDULES]:
         raise ConfigError(f"parallelism.pipeline_parallel_schedule = {given!r}.{nearest(given, SCHEDULES)}")
-    if given.lower() in V_SCHEDULES and ON_CPU and not layout.pipeline_parallel_schedule_csv:
+    if given.lower() in V_SCHEDULES and facts.on_cpu and not layout.pipeline_parallel_schedule_csv:
         raise ConfigError(
             f"parallelism.pipeline_parallel_schedule = {given!r} has a rank send to itself, which gloo cannot; it "
             "needs an accelerator."
@@ -102,62 +186,9 @@ def check_pipeline(job: MosaicJobConfig, model_args: Any) -> None:
             f"{validation.local_batch_size} and seq_len = {validation.seq_len} must be training's, "
             f"{training.local_batch_size} and {training.seq_len}."
         )
-    if hasattr(model_args, "n_layers") and not layout.module_fqns_per_model_part:
-        check_stages(job, model_args.n_layers)
 
 
-def check_stages(job: MosaicJobConfig, n_layers: int) -> None:
-    """TorchTitan's rules for splitting layers into stages, with the settings' names in the message."""
-    from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
-
-    from mosaic_photon.titan.layouts import generate_llm_fqn_per_model_part
-
-    layout = job.parallelism
-    degree, per_stage = layout.pipeline_parallel_degree, layout.pipeline_parallel_layers_per_stage
-    ends = layout.pipeline_parallel_first_stage_less_layers, layout.pipeline_parallel_last_stage_less_layers
-    single = issubclass(get_schedule_class(layout.pipeline_parallel_schedule), PipelineScheduleSingle)
-    stages = degree * (1 if single else 2)
-    if per_stage is not None:
-        stages = math.ceil((n_layers + sum(ends)) / per_stage)
-        fits = stages == degree if single else stages % degree == 0 and stages >= 2 * degree
-        if not fits:
-            wanted = "one" if single else "at least two"
-            raise ConfigError(
-                f"parallelism.pipeline_parallel_layers_per_stage = {per_stage} makes {stages} stages of {n_layers} "
-                f"layers; {layout.pipeline_parallel_schedule} needs {wanted} on each of {degree} pipeline ranks."
-            )
-    try:
-        generate_llm_fqn_per_model_part(stages, n_layers, *ends)
-    except ValueError as error:
-        raise ConfigError(
-            f"parallelism.pipeline_parallel_degree = {degree} with {layout.pipeline_parallel_schedule} makes {stages} "
-            f"stages, too many for a model of {n_layers} layers: {error}"
-        ) from None
-    if not layout.pipeline_parallel_schedule_csv:
-        check_microbatches(job, stages)
-
-
-def check_microbatches(job: MosaicJobConfig, stages: int) -> None:
-    """torch's rules on the number of micro-batches of a schedule."""
-    from torch.distributed.pipelining import schedules
-
-    layout, training = job.parallelism, job.training
-    schedule = schedules.get_schedule_class(layout.pipeline_parallel_schedule)
-    micro = training.local_batch_size // layout.pipeline_parallel_microbatch_size
-    where = (
-        f"training.local_batch_size {training.local_batch_size} / pipeline_parallel_microbatch_size "
-        f"{layout.pipeline_parallel_microbatch_size} makes {micro} micro-batch{'es' if micro > 1 else ''};"
-        f" {layout.pipeline_parallel_schedule}"
-    )
-    if issubclass(schedule, schedules.Schedule1F1B | schedules.ScheduleDualPipeV) and micro < stages:
-        raise ConfigError(f"{where} needs at least as many as there are stages, {stages}.")
-    rounds = max(1, micro // layout.pipeline_parallel_degree)
-    in_rounds = schedules.ScheduleInterleaved1F1B | schedules.ScheduleInterleavedZeroBubble
-    if issubclass(schedule, in_rounds) and micro % rounds:
-        raise ConfigError(f"{where} needs a multiple of {rounds}, the rounds of {layout.pipeline_parallel_degree}.")
-
-
-def check_activation_checkpoint(job: MosaicJobConfig) -> None:
+def check_activation_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
     """A memory budget is kept by the compiler; a selective option is "op" or every how many blocks."""
     table = job.activation_checkpoint
     if table.mode == "memory_budget" and not compiles_model(job):
@@ -174,16 +205,6 @@ def check_activation_checkpoint(job: MosaicJobConfig) -> None:
         raise ConfigError(
             f"activation_checkpoint.selective_ac_option = {option!r} must be 'op' or a positive number, as a string: "
             "every how many blocks one is checkpointed."
-        )
-
-
-def check_devices() -> None:
-    """Each process of this machine needs an accelerator of its own."""
-    local, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.accelerator.device_count()
-    if local > devices:
-        raise ConfigError(
-            f"{local} processes on this machine (LOCAL_WORLD_SIZE; torchrun's nproc_per_node), but it has {devices} "
-            f"accelerator{'s' if devices != 1 else ''}."
         )
 
 

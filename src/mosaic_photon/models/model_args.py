@@ -11,6 +11,7 @@ import torch.nn as nn
 
 from mosaic_photon.compat.grouped_mm import without_grouped_mm
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.load import describe, fits
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.spec import BaseModelArgs, TrainSpec
@@ -54,13 +55,14 @@ def build_on_meta(job_config: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
         return ask_upstream(message, kinds, spec.model_cls, args)
 
 
-def check_sizes(model_args: Any) -> None:
+def check_sizes(job: MosaicJobConfig, facts: Facts) -> None:
     """What TorchTitan's models ask of their sizes only when they compute.
 
     Raises:
         ConfigError: heads that do not share key and value heads in equal groups, do not divide the model's width, or
             have an odd size, which no rotation has; or experts of which more are chosen than there are.
     """
+    model_args = facts.model_args
     heads, kv_heads = getattr(model_args, "n_heads", None), getattr(model_args, "n_kv_heads", None)
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         raise ConfigError(f"the model's n_heads = {heads} must be a multiple of its n_kv_heads = {kv_heads}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,11 @@ import torch
 
 from mosaic_photon.errors import ConfigError, nearest, nearest_if_close
 from mosaic_photon.optimizers.qhadopt import ADOPT, QHADOPT
+from mosaic_photon.optimizers.ranges import check_range
 
 if TYPE_CHECKING:
+    from mosaic_photon.job.facts import Facts
+    from mosaic_photon.job.tables import MosaicJobConfig
     from mosaic_photon.job.tables import Optimizer as OptimizerConfig
 
 TITAN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -86,6 +88,11 @@ def choose(config: OptimizerConfig) -> Choice:
     return Choice(config.name, cls, kwargs)
 
 
+def check_optimizer(job: MosaicJobConfig, facts: Facts) -> None:
+    """The job's optimizer must exist and take what the job sets."""
+    choose(job.optimizer)
+
+
 def find(name: str) -> type[torch.optim.Optimizer]:
     """The optimizer class of this name: TorchTitan's, ours or one in llm-foundry's registry.
 
@@ -117,20 +124,6 @@ def accepted_arguments(cls: type) -> dict[str, Any]:
     """Constructor arguments besides the parameters, with their defaults."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def check_range(where: str, key: str, value: Any) -> None:
-    """Raise ConfigError for a number that no run can use: upstream's optimizers take some of them."""
-    if key in ("lr", "eps", "weight_decay") and not (_is_number(value) and 0.0 <= value < math.inf):
-        raise ConfigError(f"{where} = {value!r}: a finite number >= 0 is right.")
-    if key == "betas":
-        pair = isinstance(value, list | tuple) and len(value) == 2
-        if not (pair and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in value)):
-            raise ConfigError(f"{where}: betas = {value!r}: two numbers in [0, 1) are right.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fields(config: OptimizerConfig, betas: tuple[float, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.optimizers import update
+from mosaic_photon.optimizers.ranges import check_range
 
 Clip = Callable[[Any], Any]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -292,15 +293,8 @@ def _like(like: Tensor, number: float | Tensor) -> Tensor:
 
 def _check(name: str, group: dict[str, Any]) -> None:
     """Raise ConfigError for a number that no run can use."""
-    for key in ("lr", "eps", "weight_decay"):
-        value = group[key]
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ConfigError(f"{name}: a tensor {key} must have one element, not shape {tuple(value.shape)}")
-        if not 0.0 <= float(value) < math.inf:
-            raise ConfigError(f"{name}: {key} = {value}: a finite number >= 0 is right")
-    betas = group["betas"]
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ConfigError(f"{name}: betas = {betas}: two numbers in [0, 1) are right")
+    for key in ("lr", "eps", "weight_decay", "betas"):
+        check_range(name if key == "betas" else f"{name}: {key}", key, group[key])
     if not 0.0 <= group["v1"] <= 1.0:
         raise ConfigError(f"{name}: v1 = {group['v1']}: a number in [0, 1] is right")
     for key in ("decouple", "maximize", "capturable"):

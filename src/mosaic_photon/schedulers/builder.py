@@ -7,7 +7,9 @@ import dataclasses
 import torch
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import LRScheduler as LRSchedulerConfig
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.catalog import Multiplier, build_multiplier
 from mosaic_photon.schedulers.container import PositionOnlySchedulers
 from mosaic_photon.schedulers.run_length import RunLength
@@ -36,6 +38,11 @@ def build_lr_schedulers(
     """
     run = run_length or RunLength(training_steps)
     return PositionOnlySchedulers(optimizers, multiplier_of(lr_scheduler_config, run))
+
+
+def check_schedule(job: MosaicJobConfig, facts: Facts) -> None:
+    """The job's schedule must exist, take what the job sets, and have a value at every step of the run."""
+    multiplier_of(job.lr_scheduler, facts.run_length)
 
 
 def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:

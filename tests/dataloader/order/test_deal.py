@@ -226,5 +226,6 @@ def test_validation_reads_every_sample_once_with_equally_many_batches_on_all_ran
 
 @pytest.mark.parametrize(("dp", "local", "batch"), [(1, 3, 8), (3, 2, 8), (2, 8, 8)])
 def test_a_global_batch_that_does_not_divide_is_refused(dp: int, local: int, batch: int) -> None:
-    with pytest.raises(ConfigError, match=rf"global_batch_size {batch} is no multiple.*{local}\s+x {dp}"):
+    said = rf"global_batch_size = {batch} does not.*multiple of local_batch_size {local} \* .* {dp}"
+    with pytest.raises(ConfigError, match=said):
         Layout.of(dp, 0, local, batch)

@@ -43,8 +43,9 @@ class Layout:
             global_batch = local_batch * dp_world_size
         if local_batch < 1 or global_batch % (local_batch * dp_world_size):
             raise ConfigError(
-                f"training.global_batch_size {global_batch} is no multiple of training.local_batch_size {local_batch}"
-                f" x {dp_world_size} data-parallel ranks = {local_batch * dp_world_size}"
+                f"training.global_batch_size = {global_batch} does not divide into micro-batches: it must be a multiple"
+                f" of local_batch_size {local_batch} * data-parallel degree {dp_world_size},"
+                f" {local_batch * dp_world_size}."
             )
         return cls(dp_world_size, dp_rank, local_batch, global_batch)
 

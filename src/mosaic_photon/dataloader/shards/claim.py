@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mosaic_photon.dataloader.shards.files import write_whole
-from mosaic_photon.dataloader.shards.folders import file_path
 from mosaic_photon.dataloader.shards.index import LOCKS, OWN, Shard, ShardFile
+from mosaic_photon.places import file_path
 
 CLAIM = f"{OWN}json"
 PARTS = f"{OWN}parts"

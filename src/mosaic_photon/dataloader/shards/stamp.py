@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mosaic_photon.dataloader.shards.fetch import Source
-from mosaic_photon.dataloader.shards.folders import file_path
 from mosaic_photon.dataloader.shards.index import INDEX
 from mosaic_photon.dataloader.shards.store import within
+from mosaic_photon.places import file_path
 
 
 def stamp_of(source: Source) -> str:

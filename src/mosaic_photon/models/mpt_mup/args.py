@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job.layout_checks import check_heads
 from mosaic_photon.mup import table as rules
 from mosaic_photon.mup.table import Parametrization
 from mosaic_photon.titan.spec import BaseModelArgs
@@ -204,9 +205,8 @@ class MPTMuPModelArgs(BaseModelArgs):
             )
         if attn["qk_ln"]:
             raise ConfigError("tensor parallelism would split the norm of attn_config.qk_ln; use qk_gn, per head.")
-        sizes = {"d_model": self.d_model, "n_heads": self.n_heads, "kv_n_heads": self.kv_n_heads}
-        sizes["feed-forward size"] = self.ffn_hidden_size
-        for name, size in sizes.items():
+        check_heads(tp, {"n_heads": self.n_heads, "kv_n_heads": self.kv_n_heads})
+        for name, size in {"d_model": self.d_model, "feed-forward size": self.ffn_hidden_size}.items():
             if size % tp:
                 raise ConfigError(f"{name} is {size}, not divisible by tensor_parallel_degree {tp}.")
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.layout_checks import check_context_parallel, check_sequences, data_parallel_degree
 from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.titan.config import TORCH_DTYPE_MAP
@@ -46,16 +46,14 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
     Raises:
         ConfigError: the sequence does not divide, or DDP is combined with another dimension.
     """
-    if job_config.training.seq_len % parallel_dims.seq_len_divisor:
-        raise ConfigError(
-            f"training.seq_len {job_config.training.seq_len} is not divisible by {parallel_dims.seq_len_divisor}, "
-            f"tensor parallel degree ({parallel_dims.tp}) times twice the context parallel degree ({parallel_dims.cp})."
-        )
+    data_parallel_degree(job_config, parallel_dims.world_size)
+    check_sequences(job_config)
     if parallel_dims.tp_enabled:
         tp_mesh = parallel_dims.get_mesh("tp")
         apply_tp(model, tp_mesh, loss_parallel=not job_config.parallelism.disable_loss_parallel)
         maybe_enable_async_tp(job_config, tp_mesh)
     if parallel_dims.cp_enabled:
+        check_context_parallel(job_config, parallel_dims.get_mesh("cp").device_type == "cpu")
         apply_cp(model, parallel_dims.get_mesh("cp"))
     compiled = job_config.compile.enable and "model" in job_config.compile.components
     if job_config.activation_checkpoint.mode != "none":
@@ -70,9 +68,6 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
         apply_fsdp(model, parallel_dims.get_mesh(names), job_config, pp_enabled=parallel_dims.pp_enabled)
     elif parallel_dims.dp_replicate_enabled:
         mesh = parallel_dims.get_mesh("dp_replicate")
-        if parallel_dims.world_size != mesh.size():
-            raise ConfigError("data_parallel_replicate_degree without sharding (DDP) cannot be combined with another"
-                              " parallelism; set data_parallel_shard_degree too.")  # fmt: skip
         apply_ddp(model, mesh, enable_compile=compiled)
     return model
 
@@ -175,8 +170,6 @@ def apply_cp(model: TitanComposerMPTMuP, mesh: DeviceMesh) -> None:
     """Ring attention: TorchTitan's hook, on a module in place of each block's attention function."""
     from mosaic_photon.titan.layouts import apply_cp_to_attention_module
 
-    if mesh.device_type == "cpu":
-        raise ConfigError("context parallelism has no attention kernel on CPU; set context_parallel_degree = 1.")
     kernels = []
     for block in model.layers.values():
         attn: Any = block.attn
