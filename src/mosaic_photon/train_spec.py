@@ -35,14 +35,13 @@ from mosaic_photon.job import checks
 from mosaic_photon.job.checks import Check, in_order
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import data_parallel_degree
-from mosaic_photon.job.load import check_tables, read_toml
+from mosaic_photon.job.load import read_job
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
 from mosaic_photon.schedulers.run_length import RunLength
-from mosaic_photon.titan.config import ConfigManager
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.parts import (
     build_cross_entropy_loss,
@@ -139,8 +138,7 @@ def load_job_model(path: str) -> tuple[Any, Any]:
     Raises:
         ConfigError: a missing or malformed file, an unknown table, field, model, flavor or override.
     """
-    check_tables(read_toml(path), MosaicJobConfig, path)
-    job = ConfigManager(MosaicJobConfig).parse_args([f"--job.config_file={path}"])
+    job = read_job(path, [])
     job.checkpoint.initial_load_in_hf = False  # no such command loads those weights, and one makes them
     if not job.model.hf_assets_path:
         raise ConfigError(f"{path}: model.hf_assets_path is missing; name a folder with tokenizer.json.")

@@ -1,6 +1,6 @@
 """Train a TorchTitan model on Mosaic streams: parse, register, build the trainer, train.
 
-    python -m mosaic_photon.train_with_mosaic --config JOB.toml --mosaic-config DATA.toml [-- any TorchTitan flag]
+    python -m mosaic_photon.train_with_mosaic --config JOB.toml --mosaic-config DATA.toml [-- --TABLE.FIELD=VALUE ...]
 
 Exit codes: 0 done, 1 a mistake in the job (one message) or a failure (a traceback), 128 + n stopped by signal n.
 """
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 CONFIGS = "examples/mosaic_photon/configs"
 EPILOG = """\
-TorchTitan's own flags, and this project's tables, go after `--` as --TABLE.FIELD=VALUE and win over the job config:
+The job's fields, TorchTitan's and ours, go after `--` as --TABLE.FIELD=VALUE and win over the job config:
   ... -- --training.steps=20 --optimizer.lr=1e-3 --metrics.enable_tensorboard=true --mosaic.allow_data_change=true
   ... -- --help        lists all of them
 """
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line at `--`: our options, and TorchTitan's flags.
+    """Split the command line at `--`: our options, and the job's flags.
 
     torchrun swallows a `--` right after the module's name; what then stands first tells that it was there.
     """
@@ -56,7 +56,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     args, unknown = parser.parse_known_args(ours)
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}; TorchTitan's flags go after `--`.")
+        raise ConfigError(f"unknown option {unknown[0]}; the job's flags go after `--`.")
     return args, titan
 
 

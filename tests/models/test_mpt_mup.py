@@ -196,7 +196,7 @@ def test_bad_model_args(change, says):
     ("changes", "tables", "says"),
     [
         ({}, {"parallelism": {"tensor_parallel_degree": 2}}, "fused_qkv = false"),
-        ({"attn_config": {"fused_qkv": False}}, {"parallelism": {"tensor_parallel_degree": 3}}, "not divisible"),
+        ({"attn_config": {"fused_qkv": False}}, {"parallelism": {"tensor_parallel_degree": 3}}, "does not divide"),
         ({}, {"parallelism": {"pipeline_parallel_degree": 2}}, "tie_word_embeddings = false"),
         ({"attn_config": {"alibi": True}}, {"parallelism": {"context_parallel_degree": 2}}, "alibi is True"),
         (

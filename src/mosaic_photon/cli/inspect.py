@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     _check_nodes(args)
     config = load_data_config(args.config)
     job_config = _load_job(args) if args.job else None
-    tokenizer = args.tokenizer or (job_config and job_config.model.hf_assets_path)
+    tokenizer = args.tokenizer or (job_config.model.hf_assets_path if job_config else None)
     known = {} if tokenizer is None else _vocabulary(tokenizer)
     reports = {
         name: _inspect(loader, args, known)

@@ -50,8 +50,8 @@ def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator
         yield Finding("fail", "model", str(error))
         return
     failed = _mistakes(job, spec, nodes, processes_here)
-    yield from _said("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
     yield from (Finding("warn", "tokenizer", note) for note in _tokenizer_notes(job))
+    yield from _said("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
     yield from _said("outputs", failed, lambda: _outputs(job))
     yield from _said("callbacks", failed, lambda: _callbacks(job))
     yield from _said("layout", failed, lambda: _layout(job, nodes, processes_here))

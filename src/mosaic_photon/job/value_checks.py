@@ -25,7 +25,7 @@ AT_LEAST = {
     "parallelism.pipeline_parallel_microbatch_size": 1,
     "parallelism.pipeline_parallel_layers_per_stage": 1,
 }
-ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0}
+ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0, "validation.steps": 1}
 """-1 stands for TorchTitan's own choice."""
 MOST_POSITIONS = 1 << 31
 """Of a micro-batch: beyond it no device holds what a layer makes of them."""
@@ -48,6 +48,8 @@ def check_ranges(job: MosaicJobConfig, facts: Facts) -> None:
             raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
     if not job.training.max_norm > 0:
         raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
+    if job.parallelism.context_parallel_load_balancer == "":
+        raise ConfigError("parallelism.context_parallel_load_balancer is empty: headtail, ptrr or None is right.")
     seed = job.debug.seed
     if seed is not None and not -(1 << 63) <= seed < 1 << 63:
         raise ConfigError(f"debug.seed = {seed}: must be a number of 64 bits.")

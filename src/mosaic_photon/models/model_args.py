@@ -12,7 +12,7 @@ import torch.nn as nn
 from mosaic_photon.compat.grouped_mm import without_grouped_mm
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest
 from mosaic_photon.job.facts import Facts
-from mosaic_photon.job.load import describe, fits
+from mosaic_photon.job.kinds import describe, fits
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.spec import BaseModelArgs, TrainSpec
 

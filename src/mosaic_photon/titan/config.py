@@ -1,5 +1,5 @@
-"""TorchTitan's job config: its tables, and the parser."""
+"""TorchTitan's own job config; a job's is `job.tables`, whose tables have the same fields."""
 
-from torchtitan.config import TORCH_DTYPE_MAP, ConfigManager, JobConfig, LRScheduler, Optimizer, job_config
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig, LRScheduler, Optimizer, job_config
 
-__all__ = ["TORCH_DTYPE_MAP", "ConfigManager", "JobConfig", "LRScheduler", "Optimizer", "job_config"]
+__all__ = ["TORCH_DTYPE_MAP", "JobConfig", "LRScheduler", "Optimizer", "job_config"]

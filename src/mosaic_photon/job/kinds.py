@@ -1,0 +1,123 @@
+"""The types that fields of a job's tables have: whether a value is of one, in words, and as people write one."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from typing import Any
+
+TRUE, FALSE, NONE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}, {"none", "null"}
+
+
+def types_of(table: type) -> dict[str, Any]:
+    """The fields of a table's dataclass, with their types."""
+    hints = typing.get_type_hints(table)
+    return {field.name: hints[field.name] for field in dataclasses.fields(table)}
+
+
+def is_table(expected: Any) -> bool:
+    """Whether a field is a table with fields of its own."""
+    return isinstance(expected, type) and dataclasses.is_dataclass(expected)
+
+
+def is_dict(expected: Any) -> bool:
+    """Whether a field is a table whose keys are free."""
+    return dict in (expected, typing.get_origin(expected))
+
+
+def is_list(expected: Any) -> bool:
+    return typing.get_origin(expected) in (list, tuple)
+
+
+def is_choice(expected: Any) -> bool:
+    return typing.get_origin(expected) is typing.Literal
+
+
+def options_of(expected: Any) -> tuple[Any, ...]:
+    """The types that a value may have."""
+    is_union = typing.get_origin(expected) in (typing.Union, types.UnionType)
+    return typing.get_args(expected) if is_union else (expected,)
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Whether a TOML value can stand for a field annotated with `expected`."""
+    options, arguments = options_of(expected), typing.get_args(expected)
+    if len(options) > 1:
+        return any(fits(value, option) for option in options)
+    if expected is Any:
+        return True
+    if is_choice(expected):
+        return value in arguments
+    if is_list(expected):
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if is_dict(expected):
+        return isinstance(value, dict)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected) if isinstance(expected, type) else True
+
+
+def describe(expected: Any) -> str:
+    """A field's type in words."""
+    options = [option for option in options_of(expected) if option is not type(None)]
+    if len(options) == 1 and is_choice(options[0]):
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(options[0]))
+    if is_table(expected) or is_dict(expected):
+        return "a table"
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace(" | None", "")
+
+
+def from_words(words: list[str], expected: Any) -> Any:
+    """What words of the command line say as a value of the type; several words are a list.
+
+    Raises:
+        ValueError: they are none.
+    """
+    options = options_of(expected)
+    if len(words) == 1 and type(None) in options and words[0].lower() in NONE:
+        return None
+    for option in sorted(options, key=is_list, reverse=True):  # what may be a list is never one text
+        try:
+            return _of_one_type(words, option)
+        except ValueError:
+            continue
+    raise ValueError(" ".join(words))
+
+
+def _of_one_type(words: list[str], expected: Any) -> Any:
+    if is_list(expected):
+        return _as_list(words, expected)
+    (text,) = words  # another number of them is a ValueError
+    if expected is bool:
+        value: Any = text.lower() in TRUE if text.lower() in TRUE | FALSE else None
+    elif is_choice(expected):
+        value = next((choice for choice in typing.get_args(expected) if str(choice) == text), None)
+    elif expected in (int, float, str):
+        value = expected(text)
+    else:
+        value = as_toml(text)
+    if value is None or not fits(value, expected):
+        raise ValueError(text)
+    return value
+
+
+def _as_list(words: list[str], expected: Any) -> list[Any]:
+    if len(words) == 1 and words[0].startswith("["):
+        value = as_toml(words[0])
+        if not fits(value, expected):
+            raise ValueError(words[0])
+        return value
+    kind = typing.get_args(expected)[0]
+    return [_of_one_type([item], kind) for word in words for item in word.split(",") if item]
+
+
+def as_toml(text: str) -> Any:
+    """A value as a TOML file has it; what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
