@@ -119,5 +119,5 @@ def as_toml(text: str) -> Any:
     """A value as a TOML file has it; what is none is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
