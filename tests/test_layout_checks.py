@@ -73,7 +73,7 @@ VALUES: dict[str, tuple[list[str], str]] = {
     "--job.dump_folder=/data/$USER/out": ([], "job.dump_folder = '/data/$USER/out'"),
     "--job.dump_folder=s3://bucket/out": ([], "must be a folder of a file system"),
     "--validation.freq=0": ([], "validation.freq = 0"),
-    "--validation.steps=-2": ([], "validation steps must be positive or -1"),
+    "--validation.steps=-2": ([], "validation.steps = -2: must be at least 1, or -1"),
     "--validation.local_batch_size=0": ([], "validation.local_batch_size = 0"),
     "--metrics.log_freq=0": ([], "metrics.log_freq = 0"),
     "--checkpoint.interval=0": ([], "checkpoint.interval = 0"),
