@@ -41,7 +41,7 @@ from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
-from mosaic_photon.schedulers.run_length import RunLength
+from mosaic_photon.schedulers.run_length import Position, RunLength
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.parts import (
     build_cross_entropy_loss,
@@ -164,7 +164,8 @@ def open_data(
             logging.getLogger(__name__).warning(note)
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config)
     training, batch = job_config.training, loader.layout.global_batch
-    run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch)
+    begin = Position(loader.begin_step, loader.begin.samples, loader.begin.tokens) if loader.begin_step else Position()
+    run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch, begin)
     facts = dataclasses.replace(facts_of(job_config, spec), run_length=run)
     for check in in_order(checks.WITH_DATA, PART_CHECKS):
         check(job_config, facts)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...] | None]
 """Name -> shape; None for what is no tensor."""
 DATA_STATE = "dataloader.mosaic_dataloader"
+SCHEDULE_POSITION = "lr_scheduler.last_epoch"
 CALLBACKS = "callbacks."
 """What the names of callbacks' states begin with."""
 
@@ -96,3 +97,10 @@ def saved_data_state(start: Start, job: MosaicJobConfig) -> str | None:
     if start.path is None or start.model_only or start.hf or "dataloader" in job.checkpoint.exclude_from_loading:
         return None
     return read_value(start.path, DATA_STATE)
+
+
+def saved_steps(start: Start, job: MosaicJobConfig) -> int:
+    """The schedule's position, in optimizer steps, that the job will go on from."""
+    if start.path is None or start.model_only or start.hf or "lr_scheduler" in job.checkpoint.exclude_from_loading:
+        return 0
+    return int(read_value(start.path, SCHEDULE_POSITION) or 0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mosaic_photon.checkpoints.contents import saved_data_state
+from mosaic_photon.checkpoints.contents import saved_data_state, saved_steps
 from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
@@ -43,7 +43,8 @@ def build_mosaic_dataloader(
     training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
     layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
-    state = saved_data_state(find_start(job_config), job_config)
+    start = find_start(job_config)
+    state = saved_data_state(start, job_config)
     known = known_data(state) if state is not None else None
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
@@ -51,6 +52,8 @@ def build_mosaic_dataloader(
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     progress = load_state(state, loader.marks, allow_change)[0] if state is not None else loader.progress
+    if state is not None:
+        loader.begin, loader.begin_step = progress, saved_steps(start, job_config)
     loader.orders.check_room(progress.epoch)
     loader.orders.prepare(progress.epoch)  # while the model is built
     return loader

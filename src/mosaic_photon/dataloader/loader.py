@@ -89,7 +89,8 @@ class DataSpecDataLoader(BaseDataLoader):
         # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
         self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
-        self.progress = Progress()
+        self.progress = self.begin = Progress()
+        self.begin_step = 0  # with `begin`, what the job goes on from
         self._allow_data_change = allow_data_change
         self.marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
         self._running: Iterator[tuple[Batch, int]] | None = None

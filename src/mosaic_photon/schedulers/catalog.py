@@ -56,16 +56,15 @@ def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -
     durations = [parse(arguments[key]) for key in ("t_warmup", "t_cooldown", "t_max")]
     unit = common_unit(durations)
     t_warmup, t_cooldown, t_max = (duration.to(unit, run) for duration in durations)
-    per_step = run.per_step(unit)
-    if t_max < run.steps * per_step:
+    if t_max < run.total(unit):
         raise ConfigError(
-            f"t_max = {arguments['t_max']!r} is {t_max}{unit}, shorter than the run, {run.steps * per_step}{unit}"
+            f"t_max = {arguments['t_max']!r} is {t_max}{unit}, shorter than the run, {run.total(unit)}{unit}"
         )
     try:
         schedule = WarmupStableDecay(t_warmup, t_cooldown, t_max, WSD_SHAPES[name], arguments.get("switch_scale", 1.0))
     except ConfigError as error:
         raise ConfigError(f"{error} (in {unit})") from None
-    return lambda step: schedule(step * per_step)
+    return lambda step: schedule(run.at(step, unit))
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -125,7 +124,7 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
     epoch = run.epoch_batches
     state = ScheduleState(
         timestamp=Timestamp(),
-        max_duration=Time(run.steps * run.per_step(unit), unit),
+        max_duration=Time(run.total(unit), unit),
         dataloader_len=None if epoch is None else Time(epoch, "ba"),
     )
 
@@ -133,8 +132,8 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
         state.timestamp = Timestamp(
             epoch=step // epoch if epoch else 0,
             batch=step,
-            sample=step * (run.batch_samples or 0),
-            token=step * (run.batch_tokens or 0),
+            sample=run.at(step, "sp") if run.batch_samples else 0,
+            token=run.at(step, "tok") if run.batch_tokens else 0,
             batch_in_epoch=step % epoch if epoch else step,
         )
         return float(ask_upstream(said, REFUSALS, scheduler, state))

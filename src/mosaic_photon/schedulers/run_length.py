@@ -21,6 +21,15 @@ _CLOCK = re.compile(r"(?=.)(\d+h)?(\d+m)?(\d+s)?")
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a run was when it was resumed: what it had consumed by then, in batches of any size."""
+
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class RunLength:
     """A run's length, and what one optimizer step is in other units; None where the run does not know."""
 
@@ -31,6 +40,23 @@ class RunLength:
     """Tokens in the global batch: samples times sequence length."""
     epoch_batches: int | None = None
     """Optimizer steps an epoch."""
+    begin: Position = Position()
+    """Steps after it are of this run's batch."""
+
+    def at(self, step: int, unit: str) -> int:
+        """How many of `unit` ("ba", "sp" or "tok") have been consumed when `step` steps have been made.
+
+        Steps before `begin` are taken as equal among themselves. Raises ConfigError as `per_step`.
+        """
+        per_step, begin = self.per_step(unit), self.begin
+        before = {"ba": begin.steps, "sp": begin.samples, "tok": begin.tokens}[unit]
+        if step < begin.steps:
+            return before * step // begin.steps
+        return before + (step - begin.steps) * per_step
+
+    def total(self, unit: str) -> int:
+        """The whole run's length in `unit`."""
+        return self.at(self.steps, unit)
 
     def per_step(self, unit: str) -> int:
         """How many of `unit` ("ba", "sp" or "tok") one step is.
@@ -58,11 +84,13 @@ class Duration:
             ConfigError: the run does not know how long one is in the other.
         """
         if self.unit == "dur":
-            return int(self.value * (run.steps * run.per_step(unit)))
+            return int(self.value * run.total(unit))
         if self.unit == "ep":
             if run.epoch_batches is None:
                 raise ConfigError("time unit 'ep': this run does not know how long an epoch is; use 'ba' or 'dur'")
             return int(self.value) * run.epoch_batches * run.per_step(unit)
+        if self.unit == "ba":
+            return run.at(int(self.value), unit)
         return int(self.value) * run.per_step(unit) // run.per_step(self.unit)
 
 
