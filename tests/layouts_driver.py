@@ -24,8 +24,9 @@ import mosaic_photon.models.mpt_mup
 import mosaic_photon.models.mpt_mup.hf
 import mosaic_photon.models.mpt_mup.model
 import mosaic_photon.models.mpt_mup.parallelize
-import mosaic_photon.train.summary
-import mosaic_photon.train.trainer  # noqa: F401
+import mosaic_photon.titan.v02.trainer
+import mosaic_photon.train.parts
+import mosaic_photon.train.summary  # noqa: F401
 import stock_trainer
 from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.train_with_mosaic import main

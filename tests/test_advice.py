@@ -14,7 +14,7 @@ from mds_data import sample_tokens
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import check_job, open_data, register_for_job
+from mosaic_photon.train_spec import check_job, open_data, spec_of_job
 
 P = "--parallelism."
 SIX_RANKS = ["--training.seq_len=60", "--training.global_batch_size=6"]
@@ -58,13 +58,12 @@ def judge(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         _, config, _, data_path = jobs.write_job(tmp_path, data, job, jobs.DATA + dataset)
         try:
             loaded = load_job(config, data_path, flags)
-            spec = register_for_job(loaded)
-            loaders = open_data(spec, loaded, check_job(loaded, spec))
+            spec = spec_of_job(loaded)
+            opened = open_data(spec, loaded, check_job(loaded, spec))
             build_callbacks(loaded.callbacks)
         except ConfigError as error:
             return str(error)
-        for loader in loaders:
-            loader.close()
+        opened.close()
         return ""
 
     return judged

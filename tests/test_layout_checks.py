@@ -9,7 +9,7 @@ import jobs
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import check_job, register_for_job
+from mosaic_photon.train_spec import check_job, spec_of_job
 
 P = "--parallelism."
 PP, TP, EP = f"{P}pipeline_parallel_degree=", f"{P}tensor_parallel_degree=", f"{P}expert_parallel_degree="
@@ -120,7 +120,7 @@ def check(folder: Path, processes: int, flags: list[str], monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     _, config, _, data = jobs.write_job(folder, folder, job)
     loaded = load_job(config, data, flags)
-    check_job(loaded, register_for_job(loaded))
+    check_job(loaded, spec_of_job(loaded))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -14,7 +14,7 @@ import pytest
 import jobs
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import check_job, register_for_job
+from mosaic_photon.train_spec import check_job, spec_of_job
 
 TABLES = """
 [job]
@@ -190,7 +190,7 @@ def test_sizes_for_many_devices_are_refused_on_one(
     _, job, _, data = write(tmp_path, prepared_data, config)
     loaded = load_job(job, data, [])
     with pytest.raises(ConfigError, match=r"processes? of|the job has 1 process"):
-        check_job(loaded, register_for_job(loaded))
+        check_job(loaded, spec_of_job(loaded))
 
 
 def test_overrides_merge_into_the_dataclasses_of_model_args(tmp_path: Path, prepared_data: Path) -> None:
@@ -251,7 +251,7 @@ def test_experts_that_cannot_be_chosen(
     _, job, _, data = write(tmp_path, prepared_data, "qwen3 moe_debug", overrides=table, **FOR_CPU)
     loaded = load_job(job, data, [])
     with pytest.raises(ConfigError) as raised:
-        check_job(loaded, register_for_job(loaded))
+        check_job(loaded, spec_of_job(loaded))
     assert said in str(raised.value)
 
 
@@ -268,4 +268,4 @@ def test_plain_tables_of_model_args_are_replaced(tmp_path: Path, prepared_data: 
 def args_with(folder: Path, data: Path, config: str, overrides: str, **changes: str) -> Any:
     _, job, _, data_path = write(folder, data, config, overrides=f"[model.overrides]\n{overrides}", **changes)
     loaded = load_job(job, data_path, [])
-    return register_for_job(loaded).model_args[loaded.model.flavor]
+    return spec_of_job(loaded).model_args[loaded.model.flavor]

@@ -23,11 +23,13 @@ from mosaic_photon import train_spec
 from mosaic_photon.job.load import load_job
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.parts import BaseDataLoader
-from mosaic_photon.titan.spec import train_spec as titan_specs
+from mosaic_photon.titan.spec import get_train_spec
 from mosaic_photon.titan.trainer import Trainer
+from mosaic_photon.titan.v02.spec import put
+from mosaic_photon.titan.v02.trainer import MosaicTrainer, build_trainer
+from mosaic_photon.train.parts import parts_of
 from mosaic_photon.train.stop import GracefulStop
-from mosaic_photon.train.trainer import MosaicTrainer
-from mosaic_photon.train_spec import check_job
+from mosaic_photon.train_spec import check_job, open_data
 from mosaic_photon.train_with_mosaic import prepare_process
 
 TOKEN_IDS = 1000
@@ -144,15 +146,14 @@ def ours(options: Options, setting: Setting, *flags: str) -> Iterator[MosaicTrai
     """This project's trainer, opened as `train_with_mosaic.run` does, without its loop."""
     job = job_of(options, setting, *flags)
     stop = GracefulStop()
-    spec = train_spec.register_for_job(job)
-    loaders = train_spec.open_data(spec, job, dp_world_size=check_job(job, spec))
-    trainer = MosaicTrainer(job, stop)
+    spec = train_spec.spec_of_job(job)
+    data = open_data(spec, job, check_job(job, spec))
+    trainer = build_trainer(job, parts_of(job, spec, data, stop))
     try:
         yield trainer
     finally:
         trainer.close()
-        for loader in loaders:
-            loader.close()
+        data.close()
         stop.restore()
         leave()
 
@@ -162,12 +163,13 @@ def stock(options: Options, setting: Setting) -> Iterator[Trainer]:
     """TorchTitan's own trainer of its own model, with batches that cost it nothing: made before it began."""
     job = job_of(options, setting)
     job.model.name = setting.name.removesuffix(train_spec.SUFFIX)
-    upstream = titan_specs.get_train_spec(job.model.name)
+    upstream = get_train_spec(job.model.name)
     args = dataclasses.replace(upstream.model_args[setting.flavor], **setting.overrides)
-    titan_specs._extra_train_specs[job.model.name] = dataclasses.replace(
+    spec = dataclasses.replace(
         upstream, model_args={setting.flavor: args}, build_dataloader_fn=lambda **_: Ready(setting),
         build_validator_fn=None,
     )  # fmt: skip
+    put(job.model.name, spec)
     trainer = Trainer(job)
     try:
         yield trainer

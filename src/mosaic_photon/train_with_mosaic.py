@@ -114,32 +114,31 @@ def run(job_config: "MosaicJobConfig") -> int:
     """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it early."""
     prepare_process(job_config)
 
-    from mosaic_photon import train_spec
+    from mosaic_photon import titan, train_spec
     from mosaic_photon.checkpoints.checks import is_finished
     from mosaic_photon.titan.tools import logger
+    from mosaic_photon.train.parts import parts_of
     from mosaic_photon.train.stop import GracefulStop
     from mosaic_photon.train.summary import print_summary
-    from mosaic_photon.train.trainer import MosaicTrainer
 
     with ExitStack() as cleanup:  # undone in reverse order, each part also when another fails
         stop = GracefulStop()
         cleanup.callback(stop.restore)
-        spec = train_spec.register_for_job(job_config)
+        spec = train_spec.spec_of_job(job_config)
         data_parallel = train_spec.check_job(job_config, spec)
         if is_finished(job_config):
             logger.info(
                 f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."
             )
             return 0
-        loaders = train_spec.open_data(spec, job_config, dp_world_size=data_parallel)
-        for loader in loaders:
-            cleanup.callback(loader.close)
         cleanup.push(leave_process_group)
-        trainer = MosaicTrainer(job_config, stop)
+        data = train_spec.open_data(spec, job_config, data_parallel)
+        cleanup.callback(data.close)
+        trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop))
         cleanup.callback(trainer.close)
-        print_summary(trainer)
+        print_summary(trainer, data.loader)
         if job_config.checkpoint.create_seed_checkpoint:
-            trainer.checkpointer.save(curr_step=0, last_step=True)
+            trainer.save_seed()
             logger.info("Created seed checkpoint")
             return 0
         trainer.train()

@@ -10,7 +10,7 @@ from composer.core import Callback
 import jobs
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import check_job, register_for_job
+from mosaic_photon.train_spec import check_job, spec_of_job
 
 Usage = namedtuple("Usage", "total used free")
 SAVE = "--checkpoint.enable=true"
@@ -19,7 +19,7 @@ SAVE = "--checkpoint.enable=true"
 def check(folder: Path, *flags: str) -> None:
     _, config, _, data = jobs.write_job(folder, folder)
     job = load_job(config, data, list(flags))
-    check_job(job, register_for_job(job))
+    check_job(job, spec_of_job(job))
 
 
 @pytest.fixture(autouse=True)

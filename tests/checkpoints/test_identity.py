@@ -12,7 +12,7 @@ from mosaic_photon.checkpoints.checks import check_checkpoint, is_finished
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
 from mosaic_photon.models.model_args import build_on_meta
-from mosaic_photon.train_spec import register_for_job
+from mosaic_photon.train_spec import spec_of_job
 
 WHOLE = ("--checkpoint.enable=true", "--checkpoint.initial_load_model_only=false")
 
@@ -33,7 +33,7 @@ def check(folder: Path, *flags: str, **overrides: int) -> None:
         text = "\n".join(f"{name} = {value}" if line.startswith(f"{name} =") else line for line in text.splitlines())
     _, config, _, data = jobs.write_job(folder, folder, text)
     job = load_job(config, data, ["--checkpoint.enable=true", *flags])
-    spec = register_for_job(job)
+    spec = spec_of_job(job)
     check_checkpoint(job, spec, build_on_meta(job, spec), 1)
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -10,7 +9,7 @@ import torch.distributed as dist
 import jobs
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.train.trainer import MosaicTrainer
+from mosaic_photon.train.loop import check_same_on_all_ranks
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.interval=2")
 
@@ -100,7 +99,5 @@ def test_ranks_that_see_different_checkpoints_do_not_train(monkeypatch: pytest.M
     seen = [({}, Start("/shared/step-4", 4)), ({}, Start())]
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_object", lambda gathered, mine: gathered.__setitem__(slice(None), seen))
-    trainer = MosaicTrainer.__new__(MosaicTrainer)
-    trainer.dataloader, trainer.start = SimpleNamespace(marks={}), Start("/shared/step-4", 4)
     with pytest.raises(ConfigError, match=r"Rank 0: Resumes from /shared/step-4\. Rank 1: Begins anew"):
-        trainer._check_same_on_all_ranks()
+        check_same_on_all_ranks({}, Start("/shared/step-4", 4))

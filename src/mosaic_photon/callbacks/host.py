@@ -3,6 +3,8 @@
 Nothing of Composer is imported by a job without callbacks.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +16,13 @@ import torch.distributed as dist
 from mosaic_photon.callbacks.states import decode_state, encode_state
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.titan.tools import logger as console
-from mosaic_photon.train.cpu_group import cpu_group
 
 if TYPE_CHECKING:
     from composer.core import Callback, State
     from composer.loggers import Logger
 
     from mosaic_photon.callbacks.job_state import JobState
+    from mosaic_photon.titan.interface import RunningTrainer
 
 STATE_KEY = "composer_callbacks"
 
@@ -56,7 +58,7 @@ class CallbackHost:
         callbacks: name -> callback, as `registry.build_callbacks` makes them.
     """
 
-    def __init__(self, callbacks: Mapping[str, "Callback"]) -> None:
+    def __init__(self, callbacks: Mapping[str, Callback]) -> None:
         self.callbacks = dict(callbacks)
         self.stop_requested = False
         """A callback has asked to stop after the current step. The same on all ranks."""
@@ -67,8 +69,12 @@ class CallbackHost:
         self._failures: dict[str, CallbackError] = {}
         self._saved = "{}"
 
-    def attach(self, trainer: Any) -> None:
+    def attach(self, trainer: RunningTrainer, group: dist.ProcessGroup | None) -> None:
         """Show the callbacks the finished trainer, and run `init`. Collective.
+
+        Args:
+            trainer: the job's.
+            group: all ranks on CPUs, None with one process.
 
         Raises:
             ConfigError: an OptimizerMonitor beside early_step_in_backward.
@@ -88,8 +94,7 @@ class CallbackHost:
                     f"callbacks.{name} measures gradients when the optimizer is to step, and "
                     "optimizer.early_step_in_backward frees them before that: drop one."
                 )
-        if dist.get_world_size() > 1:
-            self._group = cpu_group()
+        self._group = group
         own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]
         titan = TitanDestination(trainer.metrics_processor.logger, dist.get_rank() == 0)
         self._job = JobState(trainer, list(self.callbacks.values()), self._group)

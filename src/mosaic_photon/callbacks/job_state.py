@@ -12,6 +12,7 @@ from composer.devices import Device, DeviceCPU, DeviceGPU
 from torch.distributed.tensor import DTensor
 
 from mosaic_photon.callbacks.view import ModelView, language_metrics, set_loss
+from mosaic_photon.titan.interface import RunningTrainer
 
 
 class JobState:
@@ -22,14 +23,14 @@ class JobState:
     micro-batch with `input_ids` and the shifted `labels`.
 
     Args:
-        trainer: a finished MosaicTrainer.
+        trainer: the job's, finished.
         callbacks: as State.callbacks.
         group: the CPU's process group, None with one process.
     """
 
-    def __init__(self, trainer: Any, callbacks: Sequence[Callback], group: dist.ProcessGroup | None) -> None:
+    def __init__(self, trainer: RunningTrainer, callbacks: Sequence[Callback], group: dist.ProcessGroup | None) -> None:
         training, layout = trainer.job_config.training, trainer.parallel_dims
-        self._trainer, self._group = trainer, group
+        self._trainer, self._group, self._data = trainer, group, trainer.parts.data
         self._seq_len = training.seq_len
         batch_mesh = layout.get_optional_mesh("batch")
         data_parallel = batch_mesh.size() if batch_mesh is not None else 1
@@ -44,10 +45,10 @@ class JobState:
             device=_composer_device(trainer.device),
             max_duration=f"{training.steps}ba",
             device_train_microbatch_size=training.local_batch_size,
-            train_dataloader=trainer.dataloader,
-            dataloader=trainer.dataloader,
+            train_dataloader=self._data.loader,
+            dataloader=self._data.loader,
             dataloader_label="train",
-            dataloader_len=trainer.dataloader.summary.steps_per_epoch,
+            dataloader_len=self._data.loader.summary.steps_per_epoch,
             precision=_precision(trainer),
             optimizers=list(trainer.optimizers),
             callbacks=list(callbacks),
@@ -89,7 +90,7 @@ class JobState:
         if event in ("after_loss", "after_backward"):
             self.state.outputs = torch.Tensor()
         elif event == "eval_end":
-            loader = self._trainer.dataloader
+            loader = self._data.loader
             self.state.set_dataloader(loader, "train", loader.summary.steps_per_epoch)
             self._batch_began += time.monotonic() - self._eval_began
 
@@ -102,7 +103,7 @@ class JobState:
     def end_epoch(self) -> bool:
         """Move the clock to the next epoch if the data has begun it."""
         stamp = self.state.timestamp
-        if self._trainer.dataloader.progress.epoch <= stamp.epoch.value:
+        if self._data.loader.progress.epoch <= stamp.epoch.value:
             return False
         self.state.previous_timestamp, self.state.timestamp = stamp, stamp.to_next_epoch()
         return True
@@ -136,7 +137,7 @@ class JobState:
 
     def _start(self) -> None:
         """Take the time from where the checkpoint left the trainer and its data."""
-        progress, saved = self._trainer.dataloader.progress, self._saved_clock
+        progress, saved = self._data.loader.progress, self._saved_clock
         total = timedelta(seconds=saved.get("total_seconds", 0))
         if saved.get("batch") == self._trainer.step:  # after an epoch's last batch this epoch's end is still to come
             counts = {name: saved[name] for name in ("epoch", "batch_in_epoch", "sample_in_epoch", "token_in_epoch")}
@@ -166,7 +167,7 @@ class JobState:
         if self._loss is not None:
             self._set_train_loss(self._loss)
             self._loss = None
-        progress, stamp, now = self._trainer.dataloader.progress, self.state.timestamp, time.monotonic()
+        progress, stamp, now = self._data.loader.progress, self.state.timestamp, time.monotonic()
         largest = torch.tensor([now - self._batch_began, self.failed], dtype=torch.float64)
         if self._group is not None:  # one clock for all ranks: what happens by time happens on all
             dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group)
@@ -193,7 +194,7 @@ class JobState:
     def _evaluate(self, event: str, facts: dict[str, Any]) -> None:
         now = time.monotonic()
         if event == "eval_start":
-            self.state.set_dataloader(self._trainer.validator.validation_dataloader, "eval")
+            self.state.set_dataloader(self._data.eval_loader, "eval")
             self.state.eval_timestamp = Timestamp()
             self._eval_began = now
         elif event == "eval_batch_start":
@@ -219,7 +220,7 @@ def _composer_device(device: torch.device) -> Device:
     return composer_device
 
 
-def _precision(trainer: Any) -> str:
+def _precision(trainer: RunningTrainer) -> str:
     """Composer's name of what the matrix multiplications run in; it decides what SpeedMonitor takes for the peak."""
     training = trainer.job_config.training
     if training.dtype == "bfloat16":

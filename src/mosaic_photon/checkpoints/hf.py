@@ -1,22 +1,17 @@
-"""What TorchTitan's adapters make of a model in Hugging Face's format: names, files, and what they leave out."""
+"""What TorchTitan's adapters make of a model in Hugging Face's format: names, and what they leave out."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from mosaic_photon.checkpoints.find import HF_INDEX
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.titan.spec import BaseStateDictAdapter
-from mosaic_photon.titan.tools import logger
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import MosaicJobConfig
@@ -71,32 +66,3 @@ def check_last_save(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> 
             f"checkpoint.last_save_in_hf = true: TorchTitan leaves {len(lost)} parameters of {job.model.name} "
             f"{job.model.flavor} out of Hugging Face's format, first {lost[0]}; set it to false."
         )
-
-
-def fit_files(adapter: BaseStateDictAdapter | None, state: dict[str, Any]) -> None:
-    """Let the adapter's division into files be one of this model's tensors. Collective.
-
-    TorchTitan takes the index in `hf_assets_path` as it is: names that it lacks end the last save, and names that the
-    model lacks leave files that nobody can read.
-
-    Args:
-        adapter: TorchTitan's, of a job with `last_save_in_hf`.
-        state: the model's state dict on this rank; a pipeline stage's has its own part.
-    """
-    if adapter is None or not adapter.fqn_to_index_mapping:
-        return
-    shapes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    whole = {name: torch.empty(shape, device="meta") for part in shapes for name, shape in part.items()}
-    adapter.fqn_to_index_mapping = files_for(adapter.to_hf(whole), adapter.fqn_to_index_mapping)
-    if adapter.fqn_to_index_mapping is None:
-        logger.warning(f"{HF_INDEX} in model.hf_assets_path is of another model: the last save is one file.")
-
-
-def files_for(names: Collection[str], index: dict[str, int]) -> dict[str, int] | None:
-    """Name -> number of its file, from 1 without gaps; None, which is one file, where the index lacks a name."""
-    files = {name: index[name] for name in names if name in index}
-    if len(files) < len(names):
-        return None
-    numbers = {old: new for new, old in enumerate(sorted(set(files.values())), 1)}
-    return {name: numbers[old] for name, old in files.items()}

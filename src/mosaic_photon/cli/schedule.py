@@ -76,11 +76,11 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
     from mosaic_photon.schedulers.preview import Preview, sampled_steps
     from mosaic_photon.schedulers.run_length import RunLength
     from mosaic_photon.titan.layouts import ParallelDims
-    from mosaic_photon.train_spec import register_for_job
+    from mosaic_photon.train_spec import spec_of_job
 
     if job.training.steps < 1:
         raise ConfigError(f"training.steps = {job.training.steps}: must be at least 1.")
-    spec = register_for_job(job)
+    spec = spec_of_job(job)
     model_args = spec.model_args[job.model.flavor]
     model_args.update_from_config(job)
     with torch.device("meta"):

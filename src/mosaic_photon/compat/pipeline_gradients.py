@@ -34,7 +34,6 @@ class DividedLoss:
         if self._denominator is None:
             raise ConfigError(
                 "under pipeline parallelism TorchTitan's own Trainer does not divide gradients by the number of tokens"
-                " (pytorch/torchtitan#2972): train with mosaic_photon.train_with_mosaic, or with"
-                " mosaic_photon.train.trainer.MosaicTrainer in its place."
+                " (pytorch/torchtitan#2972): train with mosaic_photon.train_with_mosaic."
             )
         return self.loss_fn(pred, labels) / self._denominator

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mosaic_photon.checkpoints.contents import saved_data_state, saved_steps
-from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
 from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
@@ -34,17 +32,21 @@ logger = logging.getLogger(__name__)
 
 
 def build_mosaic_dataloader(
-    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
+    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig, state: str | None = None
 ) -> DataSpecDataLoader:
     """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on.
 
-    A job that will go on from a checkpoint gets the data that it knew, and is refused here if they are gone.
+    Args:
+        dp_world_size: data-parallel ranks.
+        dp_rank: which of them.
+        tokenizer: TorchTitan's.
+        job_config: the job.
+        state: the data state of the checkpoint that the job will go on from. The loader then has the data that the
+            checkpoint knew, and a job whose data are gone is refused here; to go on there is `load_state_dict`'s part.
     """
     training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
     layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
-    start = find_start(job_config)
-    state = saved_data_state(start, job_config)
     known = known_data(state) if state is not None else None
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
@@ -52,8 +54,7 @@ def build_mosaic_dataloader(
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     progress = load_state(state, loader.marks, allow_change)[0] if state is not None else loader.progress
-    if state is not None:
-        loader.begin, loader.begin_step = progress, saved_steps(start, job_config)
+    loader.begin = progress
     loader.orders.check_room(progress.epoch)
     loader.orders.prepare(progress.epoch)  # while the model is built
     return loader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.shards.node_folder import node_folder
 from mosaic_photon.dataloader.tokens import Batch
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.titan.parts import BaseDataLoader
-from mosaic_photon.titan.tools import logger
+
+logger = logging.getLogger(__name__)
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
@@ -76,7 +77,7 @@ class Summary:
     steps_per_epoch: int
 
 
-class DataSpecDataLoader(BaseDataLoader):
+class DataSpecDataLoader:
     """Endless micro-batches `({"input": int64 [B, S]}, labels int64 [B, S])`; labels shifted, ignored ones -100.
 
     The state is one JSON string, equal on all ranks, that any data-parallel size can go on from.
@@ -90,7 +91,7 @@ class DataSpecDataLoader(BaseDataLoader):
         self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
         self.progress = self.begin = Progress()
-        self.begin_step = 0  # with `begin`, what the job goes on from
+        """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
         self.marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
         self._running: Iterator[tuple[Batch, int]] | None = None
@@ -105,6 +106,10 @@ class DataSpecDataLoader(BaseDataLoader):
         for batch, epoch_samples in running:
             self.progress = self.progress.advance(samples, samples * self.seq_len, epoch_samples)
             yield batch
+
+    def take_part(self, dp_rank: int, seats: tuple[int, ...]) -> None:
+        """From the next iteration on this is the loader of data-parallel rank `dp_rank`; `seats` as in Layout."""
+        self.layout = dataclasses.replace(self.layout, dp_rank=dp_rank, seats=seats)
 
     def add_loss_tokens(self, count: int) -> None:
         """Count `count` target positions, summed over all ranks, as seen by the loss. Call it alike on all ranks."""
@@ -214,7 +219,7 @@ class DataSpecDataLoader(BaseDataLoader):
         return Summary(streams, samples // batch)
 
 
-class EvalLoader(BaseDataLoader):
+class EvalLoader:
     """Each sample of the eval set once, in the same order every time. All ranks yield equally many micro-batches.
 
     The last micro-batches are filled up with rows whose labels are all ignored, so the sum of the losses over all ranks
@@ -242,6 +247,10 @@ class EvalLoader(BaseDataLoader):
                 self._fetch.advance(position)
             yield self.data.make_batch(ids)
             position += len(ids)
+
+    def take_part(self, dp_rank: int) -> None:
+        """From the next pass on this is the loader of data-parallel rank `dp_rank`."""
+        self.layout = dataclasses.replace(self.layout, dp_rank=dp_rank)
 
     def __len__(self) -> int:
         """Micro-batches of a pass."""

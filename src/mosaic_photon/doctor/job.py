@@ -42,10 +42,10 @@ def check_data(data: DataConfig) -> Iterator[Finding]:
 
 def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator[Finding]:
     """What the job itself checks before its first step, by the same list; what can be told apart is told apart."""
-    from mosaic_photon.train_spec import register_for_job
+    from mosaic_photon.train_spec import spec_of_job
 
     try:
-        spec = register_for_job(job)
+        spec = spec_of_job(job)
     except ConfigError as error:
         yield Finding("fail", "model", str(error))
         return
@@ -215,22 +215,18 @@ def _layout(job: MosaicJobConfig, nodes: int, processes_here: int) -> str:
 
 def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: list[str]) -> str:
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
-    from mosaic_photon.dataloader import DataSpecDataLoader
     from mosaic_photon.dataloader.padding import estimate
     from mosaic_photon.job.layout_checks import data_parallel_degree
     from mosaic_photon.train_spec import open_data
 
     job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding
     with _as_first_rank(world_size, 1), ExitStack() as cleanup:  # alone here: it looks at every shard
-        loaders = open_data(spec, job, data_parallel_degree(job, world_size))
-        for loader in loaders:
-            cleanup.callback(loader.close)
-        train = loaders[0]
-        assert isinstance(train, DataSpecDataLoader)
-        if warning := estimate(train.data, job.training.seq_len).warning:
+        data = open_data(spec, job, data_parallel_degree(job, world_size))
+        cleanup.callback(data.close)
+        if warning := estimate(data.loader.data, job.training.seq_len).warning:
             warnings.append(warning)
-        next(iter(train))
-        steps = train.summary.steps_per_epoch
+        next(iter(data.loader))
+        steps = data.loader.summary.steps_per_epoch
     epochs = job.training.steps / steps
     return f"one batch was read; {steps:,} steps an epoch, so the job's {job.training.steps:,} make {epochs:.2f} epochs"
 

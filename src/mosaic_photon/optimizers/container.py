@@ -9,7 +9,7 @@ import torch.nn as nn
 
 from mosaic_photon.errors import ask_upstream
 from mosaic_photon.optimizers.catalog import Choice
-from mosaic_photon.titan.parts import OptimizersContainer
+from mosaic_photon.titan.parts import ContainerOf
 from mosaic_photon.titan.tools import logger
 
 PREFIX = "param_groups."
@@ -17,7 +17,7 @@ NOT_COMPARED = {"lr", "foreach", "fused", "capturable", "differentiable"}
 """The scheduled learning rate (its peak, initial_lr, is compared), and how, not what, is computed."""
 
 
-class GroupedOptimizers(OptimizersContainer):
+class GroupedOptimizers(ContainerOf):
     """One optimizer a model part, each with its own parameter groups.
 
     Its checkpoint holds TorchTitan's keys. On loading, state comes from the checkpoint and every option of a group
@@ -27,15 +27,10 @@ class GroupedOptimizers(OptimizersContainer):
 
     def __init__(self, model_parts: list[nn.Module], choice: Choice, groups: list[list[dict[str, Any]]]) -> None:
         """groups: parameter groups of each model part, in order. Raises ConfigError for what the class refuses."""
-        self.model_parts = model_parts
-        said, kinds = (
-            f"{choice.name} does not accept its arguments",
-            (Exception,),
-        )  # llm-foundry's raise plain Exception
-        self.optimizers = [ask_upstream(said, kinds, choice.cls, part, **choice.kwargs) for part in groups]
-        self._validate_length(len(model_parts))
-        params = [p for part_groups in groups for group in part_groups for p in group["params"]]
-        self._post_init(params, choice.kwargs)
+        said = f"{choice.name} does not accept its arguments"
+        kinds = (Exception,)  # llm-foundry's raise plain Exception
+        optimizers = [ask_upstream(said, kinds, choice.cls, part, **choice.kwargs) for part in groups]
+        super().__init__(model_parts, optimizers, choice.kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """State and options by parameter name; state that is missing is made, and is that before the first step."""

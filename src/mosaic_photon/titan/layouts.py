@@ -6,7 +6,9 @@ from torchtitan.distributed.context_parallel import apply_cp_to_attention_module
 from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part, pipeline_llm
 from torchtitan.distributed.tensor_parallel import maybe_enable_async_tp
 from torchtitan.models.llama3.infra.parallelize import (
-    _op_sac_save_list,
+    _op_sac_save_list as op_sac_save_list,
+)
+from torchtitan.models.llama3.infra.parallelize import (
     apply_compile,
     apply_ddp,
     disable_fsdp_gradient_division,
@@ -14,7 +16,6 @@ from torchtitan.models.llama3.infra.parallelize import (
 
 __all__ = [
     "ParallelDims",
-    "_op_sac_save_list",
     "apply_ac",
     "apply_compile",
     "apply_cp_to_attention_module",
@@ -22,5 +23,6 @@ __all__ = [
     "disable_fsdp_gradient_division",
     "generate_llm_fqn_per_model_part",
     "maybe_enable_async_tp",
+    "op_sac_save_list",
     "pipeline_llm",
 ]

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mosaic_photon.errors import NotFiniteError
+from mosaic_photon.titan.interface import PassedOverError
 from mosaic_photon.titan.tools import logger
 
 MOST_IN_A_ROW = 10
 """Steps that `skip` passes over before it takes the weights, or the data from here on, for what is wrong."""
 
 
-class SkippedStepError(Exception):
-    """This step is to make no optimizer step. Raised on all ranks alike."""
+class SkippedStepError(PassedOverError):
+    """The step's numbers are not finite."""
 
 
 @dataclass

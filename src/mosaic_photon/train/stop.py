@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from mosaic_photon.signals import postponed_by_import
 from mosaic_photon.titan.tools import logger
-from mosaic_photon.train.cpu_group import cpu_group
 
 REPEAT_AFTER_S = 2.0
 """A launcher and a terminal may send the same signal twice at once; only a later one is the user asking again."""
@@ -35,6 +34,7 @@ class GracefulStop:
         self._active = False
         self._asked = False
         self._asked_at = 0.0
+        self._group: dist.ProcessGroup | None = None  # the default one
         self._flag: torch.Tensor | None = None
         self._work: dist.Work | None = None
         self._in_step = False
@@ -50,6 +50,10 @@ class GracefulStop:
         self._pid: int | None = os.getpid()
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
+    def attach(self, group: dist.ProcessGroup | None) -> None:
+        """Let ranks agree in `group`, which must not wait for a device."""
+        self._group = group
+
     def activate(self) -> None:
         """From now on a signal asks for a stop between steps."""
         self._active = True
@@ -61,7 +65,7 @@ class GracefulStop:
         if dist.get_world_size() == 1:
             return
         self._flag = torch.tensor([int(self._asked), self.signal_number or 0])
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=cpu_group(), async_op=True)
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def end_step(self) -> None:
         """What follows, a checkpoint or a validation pass, takes as long as it takes."""

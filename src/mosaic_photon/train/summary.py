@@ -1,7 +1,6 @@
 """The table that a job shows before its first step."""
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -9,19 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from mosaic_photon.compat.cpu_device_type import ON_CPU
+from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import estimate
+from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.tools import logger
 
-if TYPE_CHECKING:
-    from mosaic_photon.train.trainer import MosaicTrainer
 
-
-def print_summary(trainer: "MosaicTrainer") -> None:
+def print_summary(trainer: RunningTrainer, loader: DataSpecDataLoader) -> None:
     """Print the table on rank 0. Collective under pipeline parallelism."""
     parameters = count_parameters(trainer)
     if dist.get_rank() != 0:
         return
-    rows = job_rows(trainer, parameters)
+    rows = job_rows(trainer, loader, parameters)
     table = Table(show_header=False, title="mosaic-photon", title_justify="left", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -31,11 +29,11 @@ def print_summary(trainer: "MosaicTrainer") -> None:
     Console(stderr=True, width=width).print(table)
 
 
-def job_rows(trainer: "MosaicTrainer", parameters: int) -> list[tuple[str, str]]:
+def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: int) -> list[tuple[str, str]]:
     """Name and value of each line: model, data, batch, layout, device, outputs."""
     job = trainer.job_config
     rows = [("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters")]
-    rows += data_rows(trainer)
+    rows += data_rows(trainer, loader)
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     peak = max(float(group["initial_lr"]) for group in groups)
     schedule = job.lr_scheduler.name or "TorchTitan"
@@ -55,10 +53,10 @@ def job_rows(trainer: "MosaicTrainer", parameters: int) -> list[tuple[str, str]]
     return rows
 
 
-def data_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
+def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple[str, str]]:
     """The streams, what an epoch of them is worth, and the global batch."""
-    training, data = trainer.job_config.training, trainer.dataloader.summary
-    estimated = estimate(trainer.dataloader.data, training.seq_len)
+    training, data = trainer.job_config.training, loader.summary
+    estimated = estimate(loader.data, training.seq_len)
     rows = [
         (f"stream {stream.name}", f"{stream.samples:,} samples, {tokens} ({stream.share:.0%})")
         for stream, tokens in zip(data.streams, estimated.streams, strict=True)
@@ -70,13 +68,13 @@ def data_rows(trainer: "MosaicTrainer") -> list[tuple[str, str]]:
     epochs = training.steps / data.steps_per_epoch
     rows.append(("epoch", f"{data.steps_per_epoch:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
     accumulation = trainer.gradient_accumulation_steps
-    size = trainer.dataloader.layout.global_batch
+    size = loader.layout.global_batch
     accumulated = f", {accumulation} accumulated" if accumulation > 1 else ""
     tokens = f"{size} × {training.seq_len} = {size * training.seq_len:,} tokens a step"
     return [*rows, ("batch", f"{tokens} (micro-batches of {training.local_batch_size}{accumulated})")]
 
 
-def count_parameters(trainer: "MosaicTrainer") -> int:
+def count_parameters(trainer: RunningTrainer) -> int:
     """Parameters of the whole model, over all pipeline stages; shards count once."""
     count = torch.tensor([sum(p.numel() for part in trainer.model_parts for p in part.parameters())])
     mesh = trainer.parallel_dims.get_optional_mesh("pp")
@@ -86,7 +84,7 @@ def count_parameters(trainer: "MosaicTrainer") -> int:
     return int(count)
 
 
-def layout_line(trainer: "MosaicTrainer") -> str:
+def layout_line(trainer: RunningTrainer) -> str:
     """Processes, the parallel degrees above 1, device and precision."""
     dims = trainer.parallel_dims
     degrees = {

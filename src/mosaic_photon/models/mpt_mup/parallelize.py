@@ -25,12 +25,12 @@ from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.titan.config import TORCH_DTYPE_MAP
 from mosaic_photon.titan.layouts import (
     ParallelDims,
-    _op_sac_save_list,
     apply_ac,
     apply_compile,
     apply_ddp,
     disable_fsdp_gradient_division,
     maybe_enable_async_tp,
+    op_sac_save_list,
     pipeline_llm,
 )
 
@@ -59,7 +59,7 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
     if job_config.activation_checkpoint.mode != "none":
         apply_ac(
             model, job_config.activation_checkpoint, model_compile_enabled=compiled,
-            op_sac_save_list=_op_sac_save_list, base_folder=job_config.job.dump_folder,
+            op_sac_save_list=op_sac_save_list, base_folder=job_config.job.dump_folder,
         )  # fmt: skip
     if compiled:
         apply_compile(model, job_config.compile)

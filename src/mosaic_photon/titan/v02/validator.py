@@ -1,6 +1,5 @@
 """Validation on the data config's eval loader: the exact mean loss over its tokens, on TorchTitan's schedule."""
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -10,14 +9,15 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.validate import BaseValidator
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools import utils
+from torchtitan.tools.logging import logger
 
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
-from mosaic_photon.dataloader import build_mosaic_eval_dataloader
-from mosaic_photon.dataloader.loader import EvalLoader
-from mosaic_photon.titan.config import JobConfig
-from mosaic_photon.titan.layouts import ParallelDims
-from mosaic_photon.titan.parts import IGNORE_INDEX, BaseValidator
-from mosaic_photon.titan.tools import logger, utils
+from mosaic_photon.titan.interface import EvalLoader
 
 
 class MosaicValidator(BaseValidator):
@@ -29,9 +29,7 @@ class MosaicValidator(BaseValidator):
     def __init__(  # noqa: PLR0913  (TorchTitan's signature)
         self,
         job_config: JobConfig,
-        dp_world_size: int,
-        dp_rank: int,
-        tokenizer: Any,
+        loader: EvalLoader,
         parallel_dims: ParallelDims,
         loss_fn: Callable[..., torch.Tensor],
         validation_context: Callable[[], AbstractContextManager[None]],
@@ -40,15 +38,11 @@ class MosaicValidator(BaseValidator):
         pp_schedule: Any = None,
         pp_has_first_stage: bool | None = None,
         pp_has_last_stage: bool | None = None,
-        loader: EvalLoader | None = None,
     ) -> None:
-        """TorchTitan's arguments, and the loader of the eval data, of any rank, where it is already open."""
+        """TorchTitan's arguments, and this rank's loader of the eval data in place of what it would be built from."""
         super().__init__(job_config)
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
-        if loader is None:
-            loader = build_mosaic_eval_dataloader(dp_world_size, dp_rank, tokenizer, job_config)
-        loader.layout = dataclasses.replace(loader.layout, dp_rank=dp_rank)
         self.validation_dataloader = loader
         self.validation_context = validation_context
         self.maybe_enable_amp = maybe_enable_amp
@@ -57,9 +51,17 @@ class MosaicValidator(BaseValidator):
         self.pp_has_first_stage = pp_has_first_stage
         self.pp_has_last_stage = pp_has_last_stage
         self.fire: Callable[..., None] = lambda event, **facts: None
-        """Receives Composer's event names; set by the trainer."""
-        self.post_dataloading_process: Callable[..., Any] = split_inputs
-        """MosaicTrainer sets its own, which also builds attention masks and shards for context parallelism."""
+        self.split: Callable[..., Any] = split_inputs
+
+    def attach(self, fire: Callable[..., None], split: Callable[..., Any]) -> None:
+        """Take part in a job's loop.
+
+        Args:
+            fire: receives Composer's event names.
+            split: the trainer's `post_dataloading_process`, which builds attention masks and shards for context
+                parallelism.
+        """
+        self.fire, self.split = fire, split
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
@@ -93,7 +95,7 @@ class MosaicValidator(BaseValidator):
 
         Labels are counted after context parallelism has shared them out.
         """
-        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
+        inputs, labels, extra_inputs, extra_kwargs = self.split(input_dict, labels)
         if not self.parallel_dims.pp_enabled:
             with self.validation_context(), self.maybe_enable_amp:
                 loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
@@ -129,6 +131,13 @@ def split_inputs(
     return input_dict["input"], labels, {k: v for k, v in input_dict.items() if k != "input"}, {}
 
 
-def build_validator(**kwargs: Any) -> MosaicValidator:
-    """TorchTitan's `build_validator_fn`; arguments as MosaicValidator's."""
-    return MosaicValidator(**kwargs)
+def build_validator(build_loader: Callable[..., EvalLoader]) -> Callable[..., MosaicValidator]:
+    """TorchTitan's `build_validator_fn`, on a loader from (dp_world_size, dp_rank, tokenizer, job_config)."""
+
+    def build(
+        dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: JobConfig, **kwargs: Any
+    ) -> MosaicValidator:
+        loader = build_loader(dp_world_size=dp_world_size, dp_rank=dp_rank, tokenizer=tokenizer, job_config=job_config)
+        return MosaicValidator(job_config, loader, **kwargs)
+
+    return build

@@ -2,18 +2,23 @@
 
 from typing import Any
 
+from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.titan.config import JobConfig
-from mosaic_photon.titan.layouts import ParallelDims
-from mosaic_photon.titan.parts import LoggerContainer, MetricsProcessor
+from mosaic_photon.titan.interface import TrainLoader
 
 
 class MosaicMetricsProcessor(MetricsProcessor):
     """Reports the tokens that the data plane counted in place of TorchTitan's per-rank count."""
 
-    dataloader: Any = None
-    """The job's DataSpecDataLoader, set by the trainer."""
+    loader: TrainLoader | None = None
+
+    def attach(self, loader: TrainLoader) -> None:
+        """From now on the tokens that `loader` has counted are reported."""
+        self.loader = loader
 
     def log(
         self,
@@ -25,8 +30,8 @@ class MosaicMetricsProcessor(MetricsProcessor):
     ) -> None:
         """TorchTitan's report; n_tokens_seen counts the inputs of all ranks, n_loss_tokens_seen labels not ignored."""
         extra = dict(extra_metrics or {})
-        if self.dataloader is not None:
-            progress = self.dataloader.progress
+        if self.loader is not None:
+            progress = self.loader.progress
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
 

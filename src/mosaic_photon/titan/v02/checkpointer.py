@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.state_dict_loader import load
+from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
+from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
-from mosaic_photon.titan.parts import MODEL, AsyncMode, CheckpointManager
-from mosaic_photon.titan.tools import logger
+from mosaic_photon.titan.interface import Loop
 
 WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
 """What must be gone of a checkpoint before it is written over. Torch makes the files in Hugging Face's format of all
@@ -38,12 +39,14 @@ class Checkpointer(CheckpointManager):
     _writing = _load_step = -1
 
     @classmethod
-    def of(
-        cls, titan: CheckpointManager, start: Start, allow_partial_load: bool, check_sound: Callable[[], None]
-    ) -> Checkpointer:
-        """The same object as one of this class: TorchTitan's Trainer names the class that it builds."""
+    def of(cls, titan: CheckpointManager, start: Start, loop: Loop, allow_partial_load: bool) -> Checkpointer:
+        """The same object as one of this class, which saves the loop's states too.
+
+        TorchTitan's Trainer names the class that it builds.
+        """
         titan.__class__ = cls
-        titan.start, titan.allow_partial_load, titan.check_sound = start, allow_partial_load, check_sound
+        titan.start, titan.allow_partial_load, titan.check_sound = start, allow_partial_load, loop.check_sound
+        titan.states |= loop.states()
         return titan
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
@@ -99,6 +102,20 @@ class Checkpointer(CheckpointManager):
                 for path in Path(checkpoint_id).glob(name):
                     path.unlink()
         return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+
+    def save_now(self, step: int) -> bool:
+        """Write a whole checkpoint of `step`, unless it has just been written; returns whether one is there."""
+        if not self.enable or self.load_only:
+            return False
+        if not self._should_save(step, last_step=False):
+            self.interval = 1  # TorchTitan saves completely only on the interval; this is the last save
+            self.save(step)
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Wait until what is being saved is written."""
+        self._async_wait()
 
     def _purge_stale_checkpoints(self) -> None:
         """Remove the job's whole checkpoints but for the newest `keep_latest_k`, the one being written included.

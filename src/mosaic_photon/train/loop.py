@@ -1,0 +1,182 @@
+"""What this package does around each of TorchTitan's steps: events, counts, a clean stop, agreement of the ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.stateful import Stateful
+
+from mosaic_photon.callbacks.host import CallbackHost
+from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.dataloader import DataSpecDataLoader
+from mosaic_photon.dataloader.documents import document_counter
+from mosaic_photon.dataloader.progress import differences
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.interface import Batch, NoLabelsError, PassedOverError, RunningTrainer
+from mosaic_photon.titan.parts import IGNORE_INDEX
+from mosaic_photon.titan.tools import logger
+from mosaic_photon.train.cpu_group import cpu_group
+from mosaic_photon.train.finite import FiniteSteps
+from mosaic_photon.train.stop import GracefulStop
+
+if TYPE_CHECKING:
+    from composer.core import Callback
+
+
+class MosaicLoop:
+    """The loop of one job; see `titan.interface.Loop` for what a trainer calls, and when.
+
+    Args:
+        model_args: the model's.
+        loader: the job's training data, which count what goes by.
+        callbacks: by name, as `callbacks.registry.build_callbacks` makes them.
+        stop: told of each step, and asked between two.
+    """
+
+    trainer: RunningTrainer
+
+    def __init__(
+        self,
+        job: MosaicJobConfig,
+        model_args: Any,
+        loader: DataSpecDataLoader,
+        callbacks: Mapping[str, Callback],
+        stop: GracefulStop,
+    ) -> None:
+        self.count_documents = document_counter(model_args, job.mosaic.dataloader["dataset"])
+        self.loader, self.stop = loader, stop
+        self.callbacks = CallbackHost(callbacks)
+        self.fire = self.callbacks.fire
+
+    def attach(self, trainer: RunningTrainer) -> None:
+        """Show the finished trainer to callbacks, and give all that ranks agree in one group on CPUs. Collective.
+
+        Raises:
+            ConfigError: ranks would read other data or begin elsewhere.
+            CallbackError: a callback failed in `init`.
+        """
+        self.trainer = trainer
+        check_same_on_all_ranks(self.loader.marks, trainer.parts.start)
+        rule, replicas = trainer.job_config.mosaic.nonfinite, trainer.parallel_dims.tp
+        self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
+        group = cpu_group() if dist.get_world_size() > 1 else None
+        self.stop.attach(group)
+        self.callbacks.attach(trainer, group)
+
+    def states(self) -> dict[str, Stateful]:
+        """The callbacks' states and their clock."""
+        return {"callbacks": self.callbacks}
+
+    def begin(self) -> None:
+        """Signals ask for a stop from now on; a callback whose state cannot be saved fails now, not in a save."""
+        self.stop.activate()
+        self.fire("fit_start")
+        if self.trainer.job_config.checkpoint.enable:
+            self.callbacks.state_dict()
+
+    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Where one rank reads all data, count labels here: the step's count would have to leave the device."""
+        for input_dict, labels in batches:
+            if not self.trainer.parallel_dims.dp_enabled:
+                count = int((labels != IGNORE_INDEX).sum())
+                self.labels_of_step += count
+                self.loader.add_loss_tokens(count)
+            yield input_dict, labels
+
+    def wants_stop(self) -> bool:
+        """Composer's `batch_checkpoint` and the end of an epoch; then whether a stop is asked for."""
+        self.fire("batch_checkpoint")
+        return self.stop.agreed() or self.callbacks.stop_requested
+
+    def begin_step(self) -> None:
+        """Composer's `before_dataloader`."""
+        self.stop.begin_step()
+        self.micro_batches_left = self.trainer.gradient_accumulation_steps
+        self.labels_of_step = 0
+        self.progress_before = self.loader.progress
+        self.finite.begin()
+        self.fire("before_dataloader")
+
+    def begin_micro_batch(self, batch: dict[str, torch.Tensor], labels_of_step: torch.Tensor | float) -> bool:
+        """Composer's `before_forward`, and before it `batch_start` once a step."""
+        if self.micro_batches_left == self.trainer.gradient_accumulation_steps:
+            if self.trainer.parallel_dims.dp_enabled:
+                self.labels_of_step = int(labels_of_step)
+                self.loader.add_loss_tokens(self.labels_of_step)
+            self.fire("batch_start", batch=batch)
+            if self.labels_of_step == 0:
+                raise NoLabelsError
+        self.micro_batches_left -= 1
+        self.fire("before_forward", batch=batch)
+        return self.micro_batches_left == 0
+
+    def model_inputs(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`sequence_id` [B, S] for a model that keeps documents apart."""
+        return {} if self.count_documents is None else {"sequence_id": self.count_documents(inputs)}
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Have the step's loss watched."""
+        self.finite.add(loss)
+
+    def look_at_step(self, norm: torch.Tensor) -> None:
+        """Have the step's loss and gradient norm watched; with "skip" they are judged here."""
+        self.finite.look(self.trainer.step, partial(self.loader.describe, self.progress_before), norm)
+
+    def pass_over(self, why: PassedOverError) -> None:
+        """End a step without the optimizer's: the schedule and the data go on, the weights and the optimizer stay."""
+        if isinstance(why, NoLabelsError) and dist.get_rank() == 0:
+            logger.warning(
+                f"Step {self.trainer.step} makes no optimizer step: all labels of its batch are ignored, as in padding "
+                f"({self.loader.describe(self.progress_before)})."
+            )
+        self.fire("after_train_batch")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.trainer.lr_schedulers.step()
+
+    def end_step(self) -> None:
+        """Composer's `batch_end`, after the step before is known to be sound."""
+        self.finite.check(before=self.trainer.step)
+        self.fire("batch_end")
+        self.stop.end_step()
+
+    def check_sound(self) -> None:
+        """Wait for the numbers of this step too."""
+        self.finite.check(before=self.trainer.step + 1)
+
+    def _how_to_go_on(self) -> str:
+        enabled = self.trainer.job_config.checkpoint.enable
+        self.trainer.finish_saving()  # what was sound is written before the job ends
+        begins = "goes on from the newest checkpoint" if enabled else "begins anew, as nothing is saved"
+        return (
+            f"The same command {begins}; a lower optimizer.lr or training.max_norm, a longer warm-up, or "
+            '[mosaic] nonfinite = "skip", which makes no optimizer step of such a batch, may bring it past this one.'
+        )
+
+    def close(self) -> None:
+        """Composer's `close` and `post_close`."""
+        self.callbacks.close()
+
+
+def check_same_on_all_ranks(marks: dict[str, Any], start: Start) -> None:
+    """Raise ConfigError where ranks would read other data or begin elsewhere: a node's config or files differ."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (marks, start))
+    first_marks, first = gathered[0]
+    for rank, (theirs, their_start) in enumerate(gathered):
+        if their_start != first:
+            raise ConfigError(
+                f"ranks see different checkpoints. Rank 0: {first}. Rank {rank}: {their_start}. job.dump_folder and "
+                "checkpoint.initial_load_path must be on a file system that all nodes share."
+            )
+        if difference := differences(first_marks, theirs):
+            raise ConfigError(
+                f"ranks would read different data (rank 0 -> rank {rank}):\n{difference}\n"
+                "Give every node the same data config, and remove a cache whose index.json is out of date."
+            )
