@@ -6,8 +6,9 @@ Nothing of Composer is imported by a job without callbacks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,25 +27,37 @@ if TYPE_CHECKING:
 
 STATE_KEY = "composer_callbacks"
 
-EVENTS: dict[str, Sequence[str]] = {
-    "batch_start": ("after_dataloader", "batch_start", "before_train_batch"),
-    "eval_batch_start": ("eval_batch_start", "eval_before_forward"),
-    "fit_start": ("after_load", "fit_start"),
+
+@dataclass(frozen=True)
+class Moment:
+    """What happens at one event of the trainer, from the first field to the last."""
+
+    events: tuple[str, ...]
+    """Composer's events that callbacks get, once `JobState` has taken in what the trainer says with the event."""
+    before: tuple[str, ...] = ()
+    """Those that come before it has."""
+    after: tuple[str, ...] = ()
+    """Those that come once it has let go of what it was told."""
+    agree: bool = False
+    """Whether ranks agree at its end on a stop, and on whether a callback has failed on one of them.
+
+    Before the callbacks of `batch_end` and `eval_end` they agree on failures too: callbacks reduce over ranks there,
+    and a failed one is not run again on its rank.
+    """
+
+
+MOMENTS = {
+    "fit_start": Moment(("after_load", "fit_start"), agree=True),
+    "batch_start": Moment(("after_dataloader", "batch_start", "before_train_batch")),
+    "batch_end": Moment(("batch_end",), agree=True),
+    "eval_start": Moment(("eval_start",), before=("eval_before_all",)),
+    "eval_batch_start": Moment(("eval_batch_start", "eval_before_forward")),
+    "eval_batch_end": Moment(("eval_batch_end",), before=("eval_after_forward",)),
+    "eval_end": Moment(("eval_end",), after=("eval_after_all",), agree=True),
+    "fit_end": Moment(("fit_end",), agree=True),
 }
-"""Events of the trainer that stand for several of Composer's; all others are Composer's own."""
-
-BEFORE = {"eval_start": "eval_before_all", "eval_batch_end": "eval_after_forward"}
-"""Events that come before one of the trainer's, and before the state takes in what that one says."""
-
-AFTER = {"eval_end": "eval_after_all"}
-"""Events that come after one of the trainer's, and after the state has forgotten the eval data."""
-
-AGREED_AFTER = {"init", "fit_start", "batch_end", "eval_end", "epoch_end", "fit_end"}
-"""Events after which the ranks agree on whether to stop, or whether a callback failed on one of them.
-
-Before the callbacks of `batch_end` and `eval_end` they agree on failures too: callbacks reduce over ranks there, and a
-failed one is not run again on its rank.
-"""
+"""The trainer's events that are more than one of Composer's by the same name. `before_dataloader` may begin an
+iteration and an epoch first, and `batch_checkpoint` end an epoch."""
 
 
 class CallbackError(RuntimeError):
@@ -66,7 +79,10 @@ class CallbackHost:
         self._state: State | None = None
         self._logger: Logger | None = None
         self._group: dist.ProcessGroup | None = None
+        self._checkpoint_due = False
+        """A batch has ended, and callbacks have not had its `batch_checkpoint` yet."""
         self._failures: dict[str, CallbackError] = {}
+        """Of callbacks on this rank, by name. With several ranks they wait for the next agreement."""
         self._saved = "{}"
 
     def attach(self, trainer: RunningTrainer, group: dist.ProcessGroup | None) -> None:
@@ -102,38 +118,39 @@ class CallbackHost:
         self._logger = Logger(self._state, [titan, *own])
         trainer.optimizers.register_step_pre_hook(lambda *_: self.fire("after_train_batch"))
         self._run("init", "before_load")
-        self._agree("init")
+        self._agree(on_stop=False)
 
     def fire(self, event: str, **facts: Any) -> None:
         """Run one event of the training loop.
 
         Args:
-            event: a Composer event's name; EVENTS says which stand for several.
+            event: a Composer event's name; MOMENTS says what more comes with some.
             **facts: what has become known: batch, outputs, loss.
 
         Raises:
-            CallbackError: at the events in AGREED_AFTER, on all ranks; with one process at once.
+            CallbackError: where ranks agree, on all of them; with one process at once.
         """
         if self._job is None:
             return
         if event == "batch_checkpoint":
             self._end_batch()
             return
-        if event in BEFORE:
-            self._run(BEFORE[event])
+        moment = MOMENTS.get(event) or Moment((event,))
+        self._run(*moment.before)
         if event == "eval_end":
-            self._agree(event)
+            self._agree()
         self._job.learn(event, facts)
-        if event == "batch_end" and self._job.failed:
-            self._raise_together()
+        if event == "batch_end":
+            self._checkpoint_due = True
+            if self._job.end_batch(failed=bool(self._failures)):
+                self._raise_together()
         if event == "before_dataloader":
             self._run(*self._job.begins())
-        self._run(*EVENTS.get(event, (event,)))
+        self._run(*moment.events)
         self._job.forget(event)
-        if event in AFTER:
-            self._run(AFTER[event])
-        if event in AGREED_AFTER:
-            self._agree(event)
+        self._run(*moment.after)
+        if moment.agree:
+            self._agree()
 
     def state_dict(self) -> dict[str, str]:
         """The callbacks' states and the clock, as one JSON string under one key. Rank 0's copy counts."""
@@ -181,12 +198,12 @@ class CallbackHost:
     def _end_batch(self) -> None:
         """What follows a batch and its checkpoint and validation: `batch_checkpoint`, and an epoch's end."""
         assert self._job is not None
-        if self._job.batch_done:
-            self._job.batch_done = False
+        if self._checkpoint_due:
+            self._checkpoint_due = False
             self._run("batch_checkpoint")
         if self._job.end_epoch():
             self._run("epoch_end", "epoch_checkpoint")
-            self._agree("epoch_end")
+            self._agree()
 
     def _run(self, *events: str) -> None:
         """Run events on each callback; one that failed is not run again, so that the others stay in step over ranks."""
@@ -202,14 +219,12 @@ class CallbackHost:
                     self._fail(key, name, error)
 
     def _fail(self, key: str, event: str, error: Exception) -> None:
-        assert self._job is not None
         failure = self._failure(key, event, error)
         if self._group is None:
             raise failure from error
         failure.__cause__ = error
         console.error(f"{failure}. The job ends with this step.", exc_info=error)
         self._failures[key] = failure
-        self._job.failed = True
 
     def _failure(self, key: str, event: str, error: Exception) -> CallbackError:
         assert self._job is not None
@@ -218,10 +233,10 @@ class CallbackHost:
             f"callback {key!r} failed in {event} at step {self._job.step}{where}: {type(error).__name__}: {error}"
         )
 
-    def _agree(self, event: str) -> None:
-        """Let all ranks know whether one of them wants to stop or has a failure."""
+    def _agree(self, on_stop: bool = True) -> None:
+        """Let all ranks know whether one of them wants to stop, if `on_stop`, or has a failure."""
         assert self._job is not None
-        wants_stop = self._job.wants_stop() if event != "init" else False
+        wants_stop = on_stop and self._job.wants_stop()
         if self._group is not None:
             flags = torch.tensor([wants_stop, bool(self._failures)], dtype=torch.int32)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)

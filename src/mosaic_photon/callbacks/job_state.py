@@ -56,10 +56,6 @@ class JobState:
         self.state.schedulers = list(trainer.lr_schedulers.schedulers)
         self.state.train_metrics = language_metrics()
         self.state.eval_metrics = {"eval": language_metrics()}
-        self.batch_done = False
-        """A batch has ended and its `batch_checkpoint` has not run."""
-        self.failed = False
-        """A callback has failed on this rank; from the end of the batch on: on some rank."""
         self._saved_clock: dict[str, Any] = {}
         self._batch_began = self._eval_began = self._eval_batch_began = time.monotonic()
         self._loss: torch.Tensor | None = None
@@ -80,8 +76,6 @@ class JobState:
             self._start()
         elif event == "after_loss":
             self._add_loss(facts["loss"])
-        elif event == "batch_end":
-            self._end_batch()
         elif event.startswith("eval_"):
             self._evaluate(event, facts)
 
@@ -163,22 +157,24 @@ class JobState:
         self.state.loss = share * self._shares
         self._loss = share if self._loss is None else self._loss + share
 
-    def _end_batch(self) -> None:
+    def end_batch(self, failed: bool) -> bool:
+        """Move the clock by a batch; returns whether a callback has failed on some rank, told whether on this one."""
         if self._loss is not None:
             self._set_train_loss(self._loss)
             self._loss = None
         progress, stamp, now = self._data.loader.progress, self.state.timestamp, time.monotonic()
-        largest = torch.tensor([now - self._batch_began, self.failed], dtype=torch.float64)
+        largest = torch.tensor([now - self._batch_began, failed], dtype=torch.float64)
         if self._group is not None:  # one clock for all ranks: what happens by time happens on all
             dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group)
-        seconds, self.failed = float(largest[0]), bool(largest[1])
+        seconds = float(largest[0])
         self.state.previous_timestamp = stamp
         self.state.timestamp = stamp.to_next_batch(
             samples=progress.samples - stamp.sample.value,
             tokens=progress.tokens - stamp.token.value,
             duration=timedelta(seconds=seconds),
         )
-        self._batch_began, self.batch_done = now, True
+        self._batch_began = now
+        return bool(largest[1])
 
     def _set_train_loss(self, share: torch.Tensor) -> None:
         """The global batch's mean loss, on the device; it is not waited for."""

@@ -79,7 +79,7 @@ def set_loss(metrics: dict[str, LatestValue], loss: torch.Tensor) -> dict[str, t
 class TitanDestination(LoggerDestination):
     """Sends what callbacks log to TorchTitan's metric logger (TensorBoard, W&B), which writes on one rank."""
 
-    def __init__(self, titan_logger: Any, is_first_rank: bool) -> None:
+    def __init__(self, titan_logger: BaseLogger, is_first_rank: bool) -> None:
         self._logger = titan_logger
         self._writes = type(titan_logger) is not BaseLogger  # TorchTitan's that does nothing
         self._is_first_rank = is_first_rank

@@ -3,7 +3,7 @@
 The loss is already divided by the tokens of the global batch, so gradients have to be summed over the N ranks; DDP
 averages them. Here the loss has N times its gradient, so that the average is the sum: also where DDP reduces after
 each micro-batch what has accumulated until then, which only an average can bear. Upstream: pytorch/torchtitan#2318.
-Delete, with the call in `train_spec`, when TorchTitan sums DDP gradients.
+Delete, with the call in `titan.v02.spec`, when TorchTitan sums DDP gradients.
 """
 
 from collections.abc import Callable
