@@ -8,6 +8,8 @@ import copy
 import dataclasses
 import importlib.util
 import logging
+import os
+from functools import partial
 from typing import Any
 
 from mosaic_photon import titan
