@@ -9,7 +9,6 @@ from mosaic_photon.models.model_args import apply_model_overrides
 from mosaic_photon.titan.spec import get_train_spec
 from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.titan.v02.spec import put_parts
-from mosaic_photon.train.data import open_data as open_job_data
 from mosaic_photon.train.parts import parts_of
 from mosaic_photon.train.stop import GracefulStop
 from mosaic_photon.train_with_mosaic import leave_process_group, parse_arguments, prepare_process
@@ -38,7 +37,7 @@ def train(arguments: list[str], public_name: str) -> int:
 def open_data(job: MosaicJobConfig) -> None:
     """What `build_trainer` gives TorchTitan's trainer, without this package's."""
     spec, stop = train_spec.spec_of_job(job), GracefulStop()
-    data = open_job_data(spec, job, job.parallelism.data_parallel_replicate_degree)
+    data = train_spec.open_data(spec, job, job.parallelism.data_parallel_replicate_degree)
     put_parts(job.model.name, parts_of(job, spec, data, stop))
     stop.restore()
 
