@@ -70,7 +70,7 @@ def test_stopped_by_sigterm_then_killed_then_resumed_gives_the_same_losses(
 ) -> None:
     arguments = jobs.write_job(tmp_path, prepared_data)
     flags = ("--checkpoint.enable=true", "--validation.enable=true", "--validation.steps=2", "--validation.freq=20")
-    process = jobs.start(arguments, *flags, "--training.steps=10000", "--checkpoint.interval=1000", ranks=0)
+    process = jobs.start(arguments, *flags, "--training.steps=1000", "--checkpoint.interval=1000", ranks=0)
     jobs.read_until_step(process, 4)
     assert jobs.shared_memory(process) == []
     os.kill(process.pid, signal.SIGTERM)
@@ -79,7 +79,7 @@ def test_stopped_by_sigterm_then_killed_then_resumed_gives_the_same_losses(
     stopped_at = int(re.search(r"Stopped at step (\d+); its checkpoint is complete", printed)[1])
     assert [path.name for path in (tmp_path / "out/checkpoint").iterdir()] == [f"step-{stopped_at}"]
 
-    process = jobs.start(arguments, *flags, "--training.steps=10000", "--checkpoint.interval=1")
+    process = jobs.start(arguments, *flags, "--training.steps=1000", "--checkpoint.interval=1")
     jobs.read_until_step(process, stopped_at + 3)
     jobs.kill(process)
     last = stopped_at + 8
@@ -95,7 +95,7 @@ def test_stopped_by_sigterm_then_killed_then_resumed_gives_the_same_losses(
 def test_two_fsdp_ranks_give_the_losses_of_one(tmp_path: Path, prepared_data: Path, whole_run: Path) -> None:
     arguments = jobs.write_job(tmp_path, prepared_data)
     flags = ("--validation.enable=true", "--validation.steps=1", "--validation.freq=20", "--checkpoint.enable=true")
-    process = jobs.start(arguments, "--training.steps=10000", *flags, ranks=2)
+    process = jobs.start(arguments, "--training.steps=1000", *flags, ranks=2)
     jobs.read_until_step(process, 21)
     os.kill(process.pid, signal.SIGINT)  # as Ctrl-C: torchrun passes it on to both ranks
     printed, _ = process.communicate(timeout=60)

@@ -87,7 +87,7 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
         jobs.write_job(folder, tmp_path, JOB, "")
 
     port = free_port()
-    endless = (*FLAGS, "--training.steps=10000", "--parallelism.data_parallel_shard_degree=2")
+    endless = (*FLAGS, "--training.steps=1000", "--parallelism.data_parallel_shard_degree=2")
     left = agent(data_config(together, remote, "a"), *endless, port=port, host=True)
     lost = agent(data_config(together, remote, "b"), *endless, port=port, host=False, log=tmp_path / "lost.log")
     watchdog = threading.Timer(240, left.kill)  # ends the wait below

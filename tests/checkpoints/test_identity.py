@@ -11,8 +11,7 @@ import jobs
 from mosaic_photon.checkpoints.checks import check_checkpoint, is_finished
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.models.model_args import build_on_meta
-from mosaic_photon.train_spec import spec_of_job
+from mosaic_photon.train_spec import facts_of, spec_of_job
 
 WHOLE = ("--checkpoint.enable=true", "--checkpoint.initial_load_model_only=false")
 
@@ -33,8 +32,7 @@ def check(folder: Path, *flags: str, **overrides: int) -> None:
         text = "\n".join(f"{name} = {value}" if line.startswith(f"{name} =") else line for line in text.splitlines())
     _, config, _, data = jobs.write_job(folder, folder, text)
     job = load_job(config, data, ["--checkpoint.enable=true", *flags])
-    spec = spec_of_job(job)
-    check_checkpoint(job, spec, build_on_meta(job, spec), 1)
+    check_checkpoint(job, facts_of(job, spec_of_job(job)))
 
 
 def without(source: Path, target: Path, *prefixes: str, **more: object) -> Path:

@@ -11,9 +11,8 @@ import jobs
 from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.titan.v02.hf_files import files_for
-from mosaic_photon.train_spec import spec_of_job
+from mosaic_photon.train_spec import facts_of, spec_of_job
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.last_save_model_only=true", "--checkpoint.last_save_in_hf=true")
 BLOCK = ("input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -81,8 +80,7 @@ def check(tmp_path: Path, tokenizer: Path, *flags: str, model: str = "llama3_mos
         text = text.replace("dim = 64\nn_layers = 2\nn_heads = 4\n", "")
     _, config, _, data = jobs.write_job(tmp_path, tmp_path, text)
     loaded = load_job(config, data, list(flags))
-    spec = spec_of_job(loaded)
-    check_checkpoint(loaded, spec, build_on_meta(loaded, spec), 1)
+    check_checkpoint(loaded, facts_of(loaded, spec_of_job(loaded)))
 
 
 def test_what_titan_would_leave_out_is_refused(tmp_path: Path) -> None:
