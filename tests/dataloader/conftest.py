@@ -15,8 +15,9 @@ import pytest
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from mds_data import ASSETS, write_mds
-from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
+from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.train.data import build_dataloader
 from s3_proxy import Proxy
 
 
@@ -27,11 +28,11 @@ def tokenizer() -> HuggingFaceTokenizer:
 
 @pytest.fixture
 def build(tokenizer: HuggingFaceTokenizer) -> Iterator[Any]:
-    """Builds a rank's loader; all are closed at the end of the test."""
+    """Builds a rank's loader as a job does; all are closed at the end of the test."""
     built: list[DataSpecDataLoader] = []
 
     def build_one(config: MosaicJobConfig, dp: int = 1, rank: int = 0) -> DataSpecDataLoader:
-        loader = build_mosaic_dataloader(dp_world_size=dp, dp_rank=rank, tokenizer=tokenizer, job_config=config)
+        loader = build_dataloader(dp_world_size=dp, dp_rank=rank, tokenizer=tokenizer, job_config=config)
         built.append(loader)
         return loader
 
