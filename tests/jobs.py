@@ -2,7 +2,9 @@
 
 import logging
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +75,15 @@ local = "{data}"
 split = "val"
 shuffle = false
 """
+
+
+def free_port() -> int:
+    """A TCP port that is free, for a process that takes it later: below those that the kernel gives away by itself."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def write_job(folder: Path, data: Path, job: str = JOB, dataloader: str = DATA) -> list[str]:

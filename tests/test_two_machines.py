@@ -11,7 +11,6 @@ import pytest
 import jobs
 from dataloader.conftest import s3  # noqa: F401
 from mds_data import write_mds
-from mosaic_photon.train_with_mosaic import free_port
 
 SEQ_LEN = 16
 JOB = jobs.JOB.replace("seq_len = 64", f"seq_len = {SEQ_LEN}").replace("global_batch_size = 4", "global_batch_size = 8")
@@ -86,7 +85,7 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
     for folder in (together, alone):
         jobs.write_job(folder, tmp_path, JOB, "")
 
-    port = free_port()
+    port = jobs.free_port()
     endless = (*FLAGS, "--training.steps=1000", "--parallelism.data_parallel_shard_degree=2")
     left = agent(data_config(together, remote, "a"), *endless, port=port, host=True)
     lost = agent(data_config(together, remote, "b"), *endless, port=port, host=False, log=tmp_path / "lost.log")
@@ -119,7 +118,7 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
 def test_each_of_two_machines_fetches_half_of_the_shards(tmp_path: Path, s3: Any) -> None:  # noqa: F811
     """One epoch of a job of two ranks on each, which are told apart once the process group is there."""
     source = write_mds(tmp_path / "source" / "train", 324)
-    remote, folder, port = s3.upload(source.parent, "two-by-two"), tmp_path / "job", free_port()
+    remote, folder, port = s3.upload(source.parent, "two-by-two"), tmp_path / "job", jobs.free_port()
     jobs.write_job(folder, tmp_path, JOB, "")
     flags = ("--training.steps=40", "--parallelism.data_parallel_shard_degree=4")
     agents = [

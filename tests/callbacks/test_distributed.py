@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mosaic_photon.train_with_mosaic import free_port
+import jobs
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 def test_four_ranks(tmp_path, prepared_data):
-    ports = [str(free_port()) for _ in range(7)]
+    ports = [str(jobs.free_port()) for _ in range(7)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", str(WORKER)]
     run = subprocess.run(
         [*command, str(tmp_path), str(prepared_data), *ports],

@@ -8,7 +8,6 @@ import pytest
 
 import jobs
 from launch.slurm_cluster import SlurmCluster
-from mosaic_photon.train_with_mosaic import free_port
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(1200)]
 
@@ -44,7 +43,7 @@ class SlurmJob:
         script = re.search(r"```bash\n(.*?)```", (jobs.ROOT / "docs/launch.md").read_text(), re.DOTALL)[1]
         for documented, here in SIZES.items():
             assert documented in script
-            script = script.replace(documented, here.format(minutes=minutes, port=free_port()))
+            script = script.replace(documented, here.format(minutes=minutes, port=jobs.free_port()))
         (folder / "job.sh").write_text(script)
         cluster.environment["PYTHONPATH"] = f"{jobs.ROOT / 'src'}:{jobs.ROOT / 'tests'}"
         self.number = re.search(r"\d+", cluster.run("sbatch", "job.sh", cwd=folder))[0]

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 import jobs
-from mosaic_photon.train_with_mosaic import free_port
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
 
@@ -80,7 +79,7 @@ def assert_exact(folder: Path, data: Path, alone: Path, last: int) -> None:
 def test_a_killed_rank_is_started_again_and_goes_on_exactly(prepared_data: Path, tmp_path: Path) -> None:
     arguments = jobs.write_job(tmp_path / "job", prepared_data, JOB + PACE)
     log = tmp_path / "log"
-    torchrun = ["--nnodes=1", "--nproc_per_node=2", f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--max-restarts=2"]
+    torchrun = ["--nnodes=1", "--nproc_per_node=2", f"--rdzv_endpoint=127.0.0.1:{jobs.free_port()}", "--max-restarts=2"]
     process = agent(arguments, *torchrun, log=log)
     try:
         wait_for(lambda: last_step(tmp_path / "job") >= 15, log)
@@ -96,7 +95,7 @@ def test_a_killed_rank_is_started_again_and_goes_on_exactly(prepared_data: Path,
 
 def test_an_agent_is_lost_and_comes_back_with_exactly_the_samples_due(prepared_data: Path, tmp_path: Path) -> None:
     arguments = jobs.write_job(tmp_path / "job", prepared_data, JOB + PACE)
-    port = free_port()
+    port = jobs.free_port()
     torchrun = ["--nnodes=1:2", "--nproc_per_node=1", f"--rdzv_endpoint=127.0.0.1:{port}", "--max-restarts=5"]
     torchrun += ["--local_addr=127.0.0.1"]
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
