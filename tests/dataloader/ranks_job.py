@@ -1,4 +1,7 @@
-"""Real ranks on a device mesh: `torchrun`'s agent forks them, so that the imports are paid once for several launches.
+"""Real ranks on a device mesh: a fork server makes them, so that the imports are paid once for several launches.
+
+The agent itself must not be forked: its rendezvous has threads, and a rank forked while one of them held a lock waited
+for it for ever, in the constructor of its store.
 
 Usage: ranks_job.py PLAN.json. The plan is a list of launches, each {"world", "tp", "pp", "local", "steps", "data"};
 each goes on from the checkpoint of the last. Writes the samples of every step to OUT, one JSON line a launch.
@@ -7,6 +10,7 @@ each goes on from the checkpoint of the last. Writes the samples of every step t
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -27,6 +31,7 @@ from mosaic_photon.titan.parts import HuggingFaceTokenizer
 
 def rank(launch: dict[str, Any], checkpoint: str) -> list[list[int]]:
     """One rank's life: mesh, loader, checkpoint, steps, checkpoint. Returns the samples of each step."""
+    of_the_launcher = shared_memory()
     dist.init_process_group("gloo")
     tp, pp = launch.get("tp", 1), launch.get("pp", 1)
     shard = launch["world"] // (tp * pp)
@@ -56,13 +61,18 @@ def rank(launch: dict[str, Any], checkpoint: str) -> list[list[int]]:
             Path(checkpoint).with_name(launch["sign"]).touch()
         if "pause" in launch:
             time.sleep(launch["pause"])
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    left = [line for line in maps if "/dev/shm" in line and not line.endswith("(deleted)")]
+    left = shared_memory() - of_the_launcher
     assert not left, f"a killed job would leave these behind: {left}"
     dcp.save({"dataloader": loader.state_dict()}, checkpoint_id=checkpoint)
     loader.close()
     dist.destroy_process_group()
     return steps
+
+
+def shared_memory() -> set[str]:
+    """Named shared memory that this process maps, by path."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in maps if "/dev/shm" in line and not line.endswith("(deleted)")}
 
 
 def launch(spec: dict[str, Any], checkpoint: str) -> list[list[int]]:
@@ -78,12 +88,13 @@ def launch(spec: dict[str, Any], checkpoint: str) -> list[list[int]]:
         rdzv_configs={"timeout": 60, "is_host": spec.get("is_host", True)},
         max_restarts=0,
         monitor_interval=0.05,
-        start_method="fork",
+        start_method="forkserver",
     )
     return next(iter(elastic_launch(config, rank)(spec, checkpoint).values()))
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mosaic_photon.dataloader.build", "mosaic_photon.titan.parts", "mds_data"])
     plan = json.loads(Path(sys.argv[1]).read_text())
     for spec in plan["launches"]:
         begin = time.monotonic()
