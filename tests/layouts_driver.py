@@ -1,4 +1,6 @@
-"""Runs jobs one after the other, each in fresh ranks that `torchrun`'s agent forks: imports are paid once for all.
+"""Runs jobs one after the other, each in fresh ranks that a fork server makes: imports are paid once for all.
+
+The agent itself is not forked: its rendezvous has threads, whose locks a rank would inherit (see ranks_job.py).
 
 Usage: layouts_driver.py PLAN.json. The plan is a list of {"name", "ranks", "arguments", "log"}; `arguments` are those
 of `train_with_mosaic`. With a "public_name" TorchTitan's own Trainer trains, see `stock_trainer`. Prints one JSON line
@@ -6,6 +8,7 @@ a job: its name, its exit code or how its ranks failed, and seconds.
 """
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -13,23 +16,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import llmfoundry.models  # noqa: F401
-import torch.utils.tensorboard  # noqa: F401
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import mosaic_photon.callbacks.job_state
-import mosaic_photon.callbacks.optimizer_monitor
-import mosaic_photon.callbacks.view
-import mosaic_photon.models.mpt_mup
-import mosaic_photon.models.mpt_mup.hf
-import mosaic_photon.models.mpt_mup.model
-import mosaic_photon.models.mpt_mup.parallelize
-import mosaic_photon.titan.v02.trainer
-import mosaic_photon.train.parts
-import mosaic_photon.train.summary  # noqa: F401
 import stock_trainer
 from mosaic_photon.titan.trainer import Trainer
 from mosaic_photon.train_with_mosaic import main
+
+PRELOADED = [
+    "llmfoundry.models", "torch.utils.tensorboard", "stock_trainer", "mosaic_photon.callbacks.job_state",
+    "mosaic_photon.callbacks.optimizer_monitor", "mosaic_photon.callbacks.view", "mosaic_photon.models.mpt_mup.hf",
+    "mosaic_photon.models.mpt_mup.model", "mosaic_photon.models.mpt_mup.parallelize",
+    "mosaic_photon.titan.v02.trainer", "mosaic_photon.train.parts", "mosaic_photon.train.summary",
+]  # fmt: skip
+"""What a job imports."""
 
 
 def rank(arguments: list[str], log: str, public_name: str) -> int:
@@ -54,7 +53,7 @@ def launch(job: dict[str, Any]) -> int | str:
         rdzv_configs={"timeout": 60},
         max_restarts=0,
         monitor_interval=0.05,
-        start_method="fork",
+        start_method="forkserver",
     )
     try:
         return max(elastic_launch(config, rank)(job["arguments"], job["log"], job.get("public_name", "")).values())
@@ -63,6 +62,7 @@ def launch(job: dict[str, Any]) -> int | str:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(PRELOADED)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         begin = time.monotonic()
         result = launch(job)
