@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import stock_trainer
-from mosaic_photon.titan.trainer import Trainer
+from mosaic_photon.titan.v02.trainer import Trainer
 from mosaic_photon.train_with_mosaic import main
 
 PRELOADED = [

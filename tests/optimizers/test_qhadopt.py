@@ -156,15 +156,16 @@ def test_the_second_moment_of_a_narrow_parameter_forgets(form, dtype):
     torch.testing.assert_close(moment, torch.full((64,), 0.9999**399 + (1 - 0.9999**399) * small), rtol=1e-4, atol=0)
 
 
+def train(params, optimizer, steps):
+    for i in steps:
+        for p in params:
+            p.grad = torch.full_like(p, 0.1 * (i + 1))
+        optimizer.step()
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_states_of_a_narrow_parameter_load_in_float32(form):
     """Torch brings what it loads to the parameter's dtype; states of before are in it."""
-
-    def train(params, optimizer, steps):
-        for i in steps:
-            for p in params:
-                p.grad = torch.full_like(p, 0.1 * (i + 1))
-            optimizer.step()
 
     params = parameters(dtype=torch.bfloat16)
     optimizer = QHADOPT(params, lr=1e-2, **form)
@@ -295,12 +296,6 @@ def test_a_parameter_that_gets_its_first_gradient_late_has_its_own_call_0():
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_state_survives_torch_save_and_goes_on_exactly(form):
-    def train(params, optimizer, steps):
-        for i in steps:
-            for p in params:
-                p.grad = torch.full_like(p, 0.1 * (i + 1))
-            optimizer.step()
-
     params = parameters()
     optimizer = QHADOPT(params, lr=1e-2, weight_decay=0.1, decouple=True, **form)
     train(params, optimizer, range(3))
@@ -316,12 +311,6 @@ def test_state_survives_torch_save_and_goes_on_exactly(form):
 
 
 def test_a_state_of_torch_adopt_goes_on_as_it_would_there():
-    def train(params, optimizer, steps):
-        for i in steps:
-            for p in params:
-                p.grad = torch.full_like(p, 0.1 * (i + 1))
-            optimizer.step()
-
     params, options = parameters(), {"lr": 1e-2, "weight_decay": 0.1, "decouple": True}
     reference = ReferenceADOPT(params, **options)
     train(params, reference, range(3))

@@ -3,7 +3,7 @@
 `release()` hands out what is different from one TorchTitan to the next, from a folder of its own (`v02/`). All have
 the same functions, those of `interface.Release`: describe a model, and build a trainer from a checked job and this
 package's parts. What the two ask of each other stands in `interface.py`. The other files lend TorchTitan's names by
-theme: `config`, `layouts`, `parts`, `spec`, `llama3`, `tools`, `trainer`.
+theme: `config`, `layouts`, `parts`, `spec`, `llama3`, `tools`.
 
 `compat.cpu_device_type` must be imported before any part of TorchTitan, which this does for all of the door's modules.
 """

@@ -19,10 +19,12 @@ from mosaic_photon.compat.tensor_parallel_gradients import place_as_parameters
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Batch, Parts, PassedOverError, TrainLoader
-from mosaic_photon.titan.trainer import gradient_norm_told
 from mosaic_photon.titan.v02.checkpointer import Checkpointer
+from mosaic_photon.titan.v02.gradient_norm import gradient_norm_told
 from mosaic_photon.titan.v02.hf_files import fit_files
 from mosaic_photon.titan.v02.spec import put_parts
+
+__all__ = ["MosaicTrainer", "Trainer", "build_trainer"]
 
 
 def build_trainer(job: MosaicJobConfig, parts: Parts) -> MosaicTrainer:

@@ -1,4 +1,4 @@
-"""TorchTitan's training loop."""
+"""The gradient norm of TorchTitan 0.2.2's step, which keeps it to itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 from torchtitan.distributed import utils as dist_utils
-from torchtitan.train import Trainer
-
-__all__ = ["Trainer", "gradient_norm_told"]
 
 
 @contextmanager
 def gradient_norm_told(tell: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """Inside, a step tells its gradient norm, a scalar, between clipping and the optimizer's step.
 
-    TorchTitan's step keeps it to itself and reads it where it reports; what `tell` raises ends the step.
+    TorchTitan reads it where it reports, after the optimizer's step; what `tell` raises ends the step.
     """
     clip = dist_utils.clip_grad_norm_
 
