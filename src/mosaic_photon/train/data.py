@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.checkpoints.contents import saved_data_state, saved_steps
-from mosaic_photon.checkpoints.find import find_start
+from mosaic_photon.checkpoints.find import Start, find_start
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
 from mosaic_photon.dataloader.loader import Data, EvalLoader
@@ -29,6 +29,8 @@ class JobData:
     loader: DataSpecDataLoader
     eval_loader: EvalLoader | None
     run: RunLength
+    start: Start
+    """What the job begins from: the data are those that it knew, so the trainer must load this one."""
 
     def deal(self, dp_world_size: int, dp_rank: int) -> None:
         """From now on both loaders yield this data-parallel rank's part. Collective over the job."""
@@ -73,10 +75,10 @@ def open_loaders(
     check(run)
     read_some(loader.data)
     if not job_config.validation.enable:
-        return JobData(loader, None, run)
+        return JobData(loader, None, run, start)
     eval_loader = build_mosaic_eval_dataloader(dp_world_size, 0, tokenizer, job_config)
     read_some(eval_loader.data)
-    return JobData(loader, eval_loader, run)
+    return JobData(loader, eval_loader, run, start)
 
 
 def build_dataloader(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from mosaic_photon.callbacks.registry import build_callbacks
-from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.builder import build_lr_schedulers
 from mosaic_photon.titan.interface import Parts
@@ -23,4 +22,4 @@ def parts_of(job: MosaicJobConfig, spec: TrainSpec, data: JobData, stop: Gracefu
     """
     callbacks = build_callbacks(job.callbacks)
     loop = MosaicLoop(job, spec.model_args[job.model.flavor], data.loader, callbacks, stop)
-    return Parts(spec, data, partial(build_lr_schedulers, run_length=data.run), loop, find_start(job))
+    return Parts(spec, data, partial(build_lr_schedulers, run_length=data.run), loop, data.start)
