@@ -51,8 +51,8 @@ def ask_upstream(
         in_call = error.__traceback__ is not None and error.__traceback__.tb_next is not None  # else it never began
         if in_call and is_ours(error):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{message}: {said}{'' if said.endswith('.') else '.'}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{message}: {reason}{'' if reason.endswith('.') else '.'}") from error
 
 
 def is_ours(error: BaseException) -> bool:

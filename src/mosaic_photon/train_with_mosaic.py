@@ -98,14 +98,14 @@ def report(error: ConfigError | NotFiniteError) -> None:
     import torch.distributed as dist
 
     address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
-    said = f"mosaic_photon/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{error}"
+    key = f"mosaic_photon/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{error}"
     try:
         store = dist.TCPStore(address, port, timeout=wait)  # type: ignore[attr-defined]
-        if store.add(f"{said}/claims", 1) > 1:
-            store.wait([said], wait)  # when this process ends, torchrun ends the one that is about to say it
+        if store.add(f"{key}/claims", 1) > 1:
+            store.wait([key], wait)  # when this process ends, torchrun ends the one that is about to say it
             return
         sys.stderr.write(text)
-        store.set(said, "")
+        store.set(key, "")
     except dist.DistError:  # the agent, or the rank that claimed to say it, is gone
         sys.stderr.write(text)
 

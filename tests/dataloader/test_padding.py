@@ -35,14 +35,14 @@ def test_samples_of_varying_length(tmp_path: Path, build: Any) -> None:
     found = estimate(build(job({"local": str(data)}, seq_len=64)).data, 64)
     assert str(found.streams[0]) == "about 2,400 tokens"
     assert found.padding == pytest.approx(1 - 12 / 64)
-    assert found.said == "about 81% of the positions (200 samples read)"
+    assert found.in_words == "about 81% of the positions (200 samples read)"
     assert "samples have 12 tokens on average, training.seq_len is 64" in found.warning
 
 
 def test_samples_longer_than_the_sequence_count_what_is_taken(tmp_path: Path, build: Any) -> None:
     data = write(tmp_path / "data", {"tokens": "ndarray:int32"}, [{"tokens": tokens(90)}] * 20)
     found = estimate(build(job({"local": str(data)}, seq_len=64)).data, 64)
-    assert (found.streams[0].tokens, found.said, found.warning) == (20 * 64, "", "")
+    assert (found.streams[0].tokens, found.in_words, found.warning) == (20 * 64, "", "")
 
 
 def test_samples_that_were_stored_with_padding(tmp_path: Path, build: Any) -> None:
@@ -55,7 +55,7 @@ def test_samples_that_were_stored_with_padding(tmp_path: Path, build: Any) -> No
     assert str(estimate(build(job({"local": str(data)}, seq_len=64)).data, 64).streams[0]) == "about 6,000 tokens"
     full = write(tmp_path / "full", {"tokens": "ndarray:int32:65"}, [{"tokens": tokens(65)}] * 20)
     found = estimate(build(job({"local": str(full)}, seq_len=64)).data, 64)
-    assert (str(found.streams[0]), found.said) == ("1,280 tokens", "")
+    assert (str(found.streams[0]), found.in_words) == ("1,280 tokens", "")
 
 
 @pytest.mark.parametrize("kind", ["text", "finetuning"])

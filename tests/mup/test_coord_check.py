@@ -64,7 +64,7 @@ def test_intervals_hold_the_true_slope():
     for n in (2, 3, 5, 18):
         samples = rng.normal(size=n)
         expected = stats.t.interval(0.95, n - 1, loc=samples.mean(), scale=stats.sem(samples))
-        found = coord_check.Interval.of(samples)
+        found = coord_check.ConfidenceInterval.of(samples)
         np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-2)
 
 
@@ -78,7 +78,7 @@ def test_as_many_seeds_as_it_says_are_enough():
         deviation = few.std(ddof=1)
         samples = np.array([-1.0, 1.0] * (n // 2) + [0.0] * (n % 2))
         samples = few.mean() + samples / samples.std(ddof=1) * deviation
-        return coord_check.Interval.of(samples).high > 0.25
+        return coord_check.ConfidenceInterval.of(samples).high > 0.25
 
     assert reaches(needed - 1) and not reaches(needed)
 

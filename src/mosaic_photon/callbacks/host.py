@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from mosaic_photon.callbacks.states import decode_state, encode_state
+from mosaic_photon.callbacks.state_text import decode_state, encode_state
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.titan.tools import logger as console
 
@@ -139,15 +139,15 @@ class CallbackHost:
         self._run(*moment.before)
         if event == "eval_end":
             self._agree()
-        self._job.learn(event, facts)
+        self._job.update(event, facts)
         if event == "batch_end":
             self._checkpoint_due = True
             if self._job.end_batch(failed=bool(self._failures)):
                 self._raise_together()
         if event == "before_dataloader":
-            self._run(*self._job.begins())
+            self._run(*self._job.start_events())
         self._run(*moment.events)
-        self._job.forget(event)
+        self._job.release(event)
         self._run(*moment.after)
         if moment.agree:
             self._agree()

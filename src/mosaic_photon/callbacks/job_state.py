@@ -65,7 +65,7 @@ class JobState:
         """TorchTitan's number of the current step, from 1."""
         return self._trainer.step
 
-    def learn(self, event: str, facts: dict[str, Any]) -> None:
+    def update(self, event: str, facts: dict[str, Any]) -> None:
         """Take in what the trainer says with an event, before the callbacks see it."""
         if "batch" in facts:
             batch = dict(facts["batch"])
@@ -79,7 +79,7 @@ class JobState:
         elif event.startswith("eval_"):
             self._evaluate(event, facts)
 
-    def forget(self, event: str) -> None:
+    def release(self, event: str) -> None:
         """Free what the callbacks have seen: the logits before backward, the eval data afterwards."""
         if event in ("after_loss", "after_backward"):
             self.state.outputs = torch.Tensor()
@@ -88,7 +88,7 @@ class JobState:
             self.state.set_dataloader(loader, "train", loader.summary.steps_per_epoch)
             self._batch_began += time.monotonic() - self._eval_began
 
-    def begins(self) -> list[str]:
+    def start_events(self) -> list[str]:
         """Events that come before the first batch of an iteration and of an epoch."""
         stamp = self.state.timestamp
         events = ["iteration_start"] if stamp.batch == 0 else []

@@ -9,12 +9,12 @@ import torch.nn as nn
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
 from mosaic_photon.checkpoints.hf import check_index, check_last_save
-from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, differences, only_model
+from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, mismatches, only_model
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import existing
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.names import size
+from mosaic_photon.names import human_size
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.tools import logger
 
@@ -54,8 +54,8 @@ def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"checkpoint.folder: a checkpoint takes {size(needed)}, and {folder} has {size(free)} free; make room, or "
-            "set job.dump_folder to another disk."
+            f"checkpoint.folder: a checkpoint takes {human_size(needed)}, and {folder} has {human_size(free)} free;"
+            " make room, or set job.dump_folder to another disk."
         )
 
 
@@ -79,7 +79,7 @@ def check_start(job: MosaicJobConfig, facts: Facts) -> None:
 
 def check_fits(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
     """The checkpoint must be one of this job, or what does not fit is said and left out."""
-    lines = differences(start, job, spec, model)
+    lines = mismatches(start, job, spec, model)
     if not lines:
         return
     text = "\n".join(f"  {line}" for line in lines)

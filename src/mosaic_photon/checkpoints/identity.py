@@ -51,7 +51,7 @@ def shapes_of(state: Mapping[str, Any]) -> Shapes:
     return {name: tuple(value.shape) if torch.is_tensor(value) else None for name, value in state.items()}
 
 
-def differences(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> list[str]:
+def mismatches(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> list[str]:
     """A line for each way in which the checkpoint that the job begins from is not one of this job; none if it is.
 
     Args:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.names import human_size
+
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.inspection import LoaderReport
     from mosaic_photon.job.tables import MosaicJobConfig
@@ -186,10 +188,11 @@ def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None
 def _print_nodes(console: Any, job: dict[str, Any]) -> None:
     nodes = job["nodes"]
     reads, size, kept = ([node[key] for node in nodes] for key in ("shards", "bytes", "kept_bytes"))
+    downloaded, order, index = (human_size(job[key]) for key in ("download_bytes", "order_bytes", "index_bytes"))
     console.print(
         f"{len(nodes)} node(s): in an epoch each reads {_range(reads, '{:,}'.format)} of {job['shards']:,} shards,"
-        f" {_range(size, _size)}, and keeps {_range(kept, _size)}; {_size(job['download_bytes'])} are downloaded in"
-        f" all; on each node the order takes {_size(job['order_bytes'])}, the index {_size(job['index_bytes'])}",
+        f" {_range(size, human_size)}, and keeps {_range(kept, human_size)}; {downloaded} are downloaded in"
+        f" all; on each node the order takes {order}, the index {index}",
         highlight=False,
         soft_wrap=True,
     )
@@ -213,13 +216,13 @@ def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for stream in report.streams:
         tokens = "text" if stream.tokens is None else f"{'' if stream.tokens_exact else '< '}{stream.tokens:,}"
-        packed = f", {_size(stream.stored_bytes)} stored" if stream.stored_bytes != stream.raw_bytes else ""
+        packed = f", {human_size(stream.stored_bytes)} stored" if stream.stored_bytes != stream.raw_bytes else ""
         table.add_row(
             escape(stream.name),
             f"{stream.shards:,}" + (f", {stream.shards_here:,} here" if stream.remote else ""),
             f"{stream.samples:,}",
             tokens,
-            _size(stream.raw_bytes) + packed,
+            human_size(stream.raw_bytes) + packed,
             escape(", ".join(f"{column} {encoding}" for column, encoding in stream.columns.items())),
             ", ".join(stream.compression),
             f"{', '.join(stream.hashes) or 'none'} ({_verified(stream)})",
@@ -275,11 +278,3 @@ def _printable(text: str) -> str:
     """Text without control characters, which data could use to write over the terminal; line ends are indented."""
     kept = (c if c.isprintable() or c == "\n" else " " if c == "\t" else repr(c)[1:-1] for c in text)
     return "".join(kept).replace("\n", "\n    ")
-
-
-def _size(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024  # type: ignore[assignment]
-    return f"{size:.1f} TiB"

@@ -113,7 +113,7 @@ def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
         yield f"note: {count:,} times the text of a special token in a document became {became} (--special-text)"
 
 
-def _said(left_out: dict[str, list[str]]) -> Iterator[str]:
+def _left_out_lines(left_out: dict[str, list[str]]) -> Iterator[str]:
     """What is no source, a line a reason."""
     from mosaic_photon.files import display
 
@@ -169,7 +169,7 @@ def _check(args: argparse.Namespace) -> Work:
         print(f"note: {note}")
     out, left_out = os.path.abspath(os.path.expanduser(args.out)), LeftOut()
     sources = find_sources(args.sources or stdlib_files(), out, left_out)
-    for line in _said(left_out):
+    for line in _left_out_lines(left_out):
         print(line)
     record, cuttable = make_record(options, sources), not args.separate and _may_cut(sources, file, tokenizer)
     return Work(sources, how, form, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)

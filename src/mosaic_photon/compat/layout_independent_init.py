@@ -38,7 +38,7 @@ class Drawn:
         return Stream.of(self.seed, self.name, self.fills)
 
 
-class Part(Tensor):
+class ParameterPart(Tensor):
     """Stands for a whole parameter, or a slice of one, while a model is initialised; only this rank's part exists.
 
     It takes random fillings, in-place operations with numbers, and slices. Its shape is that of the whole.
@@ -56,21 +56,21 @@ class Part(Tensor):
 
     @staticmethod
     def __new__(
-        cls: type[Part],
+        cls: type[ParameterPart],
         shape: Sequence[int],
         local: Tensor,
         held: list[Tensor],
         places: list[Tensor],
         drawn: Drawn,
-    ) -> Part:
+    ) -> ParameterPart:
         part = Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
         part.local, part.held, part.places, part.drawn = local, held, places, drawn
         return part
 
     @classmethod
-    def of(cls, parameter: Tensor, drawn: Drawn) -> Part:
-        """The whole of a parameter, be it sharded, plain, or a Part already."""
-        if isinstance(parameter, Part):
+    def of(cls, parameter: Tensor, drawn: Drawn) -> ParameterPart:
+        """The whole of a parameter, be it sharded, plain, or a ParameterPart already."""
+        if isinstance(parameter, ParameterPart):
             return cls(parameter.shape, parameter.local, parameter.held, parameter.places, drawn)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
         held = [_held(parameter, dim) for dim in range(parameter.ndim)]
@@ -87,10 +87,10 @@ class Part(Tensor):
         name = func.overloadpacket.__name__
         if name == "_to_copy" and kwargs.get("dtype") is torch.float32:
             return part  # TorchTitan fills a copy of full precision; here only what is written is rounded
-        if name == "copy_" and isinstance(rest[0], Part) and rest[0].local is part.local:
+        if name == "copy_" and isinstance(rest[0], ParameterPart) and rest[0].local is part.local:
             return part
         numbers = all(isinstance(value, int | float | None) for value in (*rest, *kwargs.values()))
-        if isinstance(part, Part) and numbers:
+        if isinstance(part, ParameterPart) and numbers:
             if name in VIEWS:
                 return VIEWS[name](part, *rest, **kwargs)
             if name in FILLS:
@@ -119,7 +119,7 @@ class Part(Tensor):
                 block = block.unsqueeze(-1) + more
             local[begin : begin + rows] = value(stream.uniform(block))
 
-    def narrowed(self, dim: int, begin: int, end: int) -> Part:
+    def narrowed(self, dim: int, begin: int, end: int) -> ParameterPart:
         """The slice of a dimension."""
         held = self.held[dim]
         inside = torch.nonzero((held >= begin) & (held < end)).flatten().tolist()
@@ -129,14 +129,16 @@ class Part(Tensor):
         shape = [*self.shape[:dim], end - begin, *self.shape[dim + 1 :]]
         local = self.local.narrow(dim, first, last - first)
         held, places = held[first:last] - begin, self.places[dim][first:last]
-        return Part(shape, local, _put(self.held, dim, held), _put(self.places, dim, places), self.drawn)
+        return ParameterPart(shape, local, _put(self.held, dim, held), _put(self.places, dim, places), self.drawn)
 
 
 def _put(tensors: list[Tensor], at: int, tensor: Tensor) -> list[Tensor]:
     return [*tensors[:at], tensor, *tensors[at + 1 :]]
 
 
-def _slice(part: Part, dim: int = 0, begin: int | None = None, end: int | None = None, step: int = 1) -> Part:
+def _slice(
+    part: ParameterPart, dim: int = 0, begin: int | None = None, end: int | None = None, step: int = 1
+) -> ParameterPart:
     begin, end, step = slice(begin, end, step).indices(part.shape[dim])
     if step != 1:
         raise NotImplementedError("a slice with steps of a parameter that is initialised")
@@ -161,16 +163,16 @@ def _along(placement: Any, dim: int) -> Any:
     return type(placement)(0) if factor is None else type(placement)(0, split_factor=factor)
 
 
-def _select(part: Part, dim: int, index: int) -> Part:
+def _select(part: ParameterPart, dim: int, index: int) -> ParameterPart:
     """One index of a dimension, whose place goes to another dimension's."""
     dim, index = dim % part.ndim, index % part.shape[dim]
     row = part.narrowed(dim, index, index + 1)
     shape, held, places = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.held, row.places))
     if not len(row.places[dim]):  # it is another rank's: what is done to it is done to nothing
-        return Part(shape, row.local.new_empty([len(p) for p in places]), held, places, row.drawn)
+        return ParameterPart(shape, row.local.new_empty([len(p) for p in places]), held, places, row.drawn)
     if places:
         places[0] = places[0] + row.places[dim]
-    return Part(shape, row.local.select(dim, 0), held, places, row.drawn)
+    return ParameterPart(shape, row.local.select(dim, 0), held, places, row.drawn)
 
 
 def _normal(mean: float = 0.0, std: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -191,7 +193,7 @@ def _truncated_normal(mean: float, std: float, low: float, high: float) -> Calla
     return value
 
 
-VIEWS: dict[str, Callable[..., Part]] = {
+VIEWS: dict[str, Callable[..., ParameterPart]] = {
     "alias": lambda part: part,
     "detach": lambda part: part,
     "select": _select,
@@ -202,8 +204,8 @@ FILLS = {"normal_": _normal, "uniform_": _uniform}
 
 @contextmanager
 def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
-    """Within it, the model's parameters are Parts, whose random numbers depend on seed and name alone."""
-    parts = {p: Part.of(p, Drawn(seed, clean_name(name))) for name, p in model.named_parameters()}
+    """Within it, the model's parameters are ParameterParts, whose random numbers depend on seed and name alone."""
+    parts = {p: ParameterPart.of(p, Drawn(seed, clean_name(name))) for name, p in model.named_parameters()}
     parameters = {part: parameter for parameter, part in parts.items()}
     upstream = nn.init.trunc_normal_
     try:
@@ -227,7 +229,7 @@ def _by_quantile(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def trunc_normal_(
         tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
     ) -> Tensor:
-        if not isinstance(tensor, Part):
+        if not isinstance(tensor, ParameterPart):
             return upstream(tensor, mean, std, a, b, generator)
         tensor.fill(_truncated_normal(mean, std, a, b))
         return tensor

@@ -2,9 +2,9 @@
 
 How a batch comes about, in each rank:
 
- 1. `build` reads the data config and opens the data (`Data`): `dataset` fetches each stream's index and knows the
-    shards, and `tokens` (arrays of token ids) or `foundry_loader` (all else, through llm-foundry's `build_dataloader`)
-    says how samples become a micro-batch.
+ 1. `build` reads the data config and opens the data: `dataset` fetches each stream's index and knows the shards, and
+    `tokens` (arrays of token ids) or `foundry_loader` (all else, through llm-foundry's `build_dataloader`) says how
+    samples become a micro-batch. Both together are a `BatchedDataset`.
  2. `order/epoch` fixes the order of an epoch: of which sample each place is. `order/orders` has a large one made once a
     node, by a process of its own, into a file that all ranks map; the next epoch's is made while this one runs.
  3. `loader` asks `order/deal` which places of the order are this rank's, micro-batch after micro-batch, from `progress`

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
-from mosaic_photon.dataloader.loader import Data, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.progress import known_data, load_state
 from mosaic_photon.dataloader.shards.files import known_hashes
@@ -53,7 +53,7 @@ def build_mosaic_dataloader(
     with in_force(_settings(job_config, known)):
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
-    progress = load_state(state, loader.marks, allow_change)[0] if state is not None else loader.progress
+    progress = load_state(state, loader.fingerprint, allow_change)[0] if state is not None else loader.progress
     loader.begin = progress
     loader.orders.check_room(progress.epoch)
     loader.orders.prepare(progress.epoch)  # while the model is built
@@ -91,7 +91,7 @@ def _settings(job_config: MosaicJobConfig, known: KnownData | None = None) -> Se
     return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience, known=known)
 
 
-def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> Data:
+def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> BatchedDataset:
     where = f"{job_config.mosaic.config or 'data config'}: mosaic_{which}"
     loader = copy.deepcopy(getattr(job_config.mosaic, which))
     check_loader(loader, where)
@@ -113,7 +113,7 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
         make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
         pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
         fixed = make_batch.only_column is not None and make_batch.only_column.length is not None
-        data = Data(dataset, make_batch, make_batch.length, fixed, pin_memory=pin_memory)
+        data = BatchedDataset(dataset, make_batch, make_batch.length, fixed, pin_memory=pin_memory)
     _check_cache(data.dataset, job_config.mosaic.verify_cache)
     return dataclasses.replace(data, node_folder=job_config.mosaic.node_folder)
 

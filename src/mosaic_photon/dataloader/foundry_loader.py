@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.loader import Data
+from mosaic_photon.dataloader.loader import BatchedDataset
 from mosaic_photon.dataloader.shards.index import DataError
-from mosaic_photon.dataloader.tokens import IGNORED, Batch, Window, length_without
+from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 from mosaic_photon.job.data_config import streams_of
 from mosaic_photon.tokenizers import vocabulary_size
@@ -30,7 +30,7 @@ from mosaic_photon.tokenizers import vocabulary_size
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
-def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: Window) -> Data:
+def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: Window) -> BatchedDataset:
     """The dataset and batches of an llm-foundry loader config. Raises ConfigError for what llm-foundry refuses."""
     try:
         from llmfoundry.data.dataloader import build_dataloader
@@ -55,13 +55,13 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
     samples = _Samples(theirs.dataset)
     batches = FoundryBatches(samples, _Collate(samples.dataset, collate, vocab_size), window, tokenizer.pad_token_id)
 
-    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[Batch, None, None]:
+    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[MicroBatch, None, None]:
         with closing(_from_workers(_worker_loader(samples, batches.collate, ids, theirs))) as made:
             for batch in made:
                 yield _to_batch(batch, local_batch, window)
 
     pin_memory = theirs.pin_memory and torch.cuda.is_available()  # of batches, not of what they are cut from
-    return Data(
+    return BatchedDataset(
         samples.dataset, batches, batches.length, workers=through_workers if workers else None, pin_memory=pin_memory
     )
 
@@ -75,7 +75,7 @@ class FoundryBatches:
     window: Window
     pad_id: int | None
 
-    def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
+    def __call__(self, sample_ids: NDArray[np.int64]) -> MicroBatch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
         chosen = [self.samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
         if not chosen:  # a rank whose part of the last batch of validation is empty
@@ -217,7 +217,7 @@ def _start_worker(_: int) -> None:
     info.dataset.dataset.cache.close()  # type: ignore[attr-defined]  # connections can't be shared with the parent
 
 
-def _to_batch(batch: Mapping[str, torch.Tensor], rows: int, window: Window) -> Batch:
+def _to_batch(batch: Mapping[str, torch.Tensor], rows: int, window: Window) -> MicroBatch:
     """TorchTitan's batch of llm-foundry's; rows that are missing are filled up with ignored labels."""
     ids, labels = batch["input_ids"], batch["labels"]
     missing = rows - len(ids)

@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.order.deal import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
 from mosaic_photon.dataloader.order.orders import Orders
-from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint, load_state
+from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.shards.node_folder import node_folder
-from mosaic_photon.dataloader.tokens import Batch
+from mosaic_photon.dataloader.tokens import MicroBatch
 from mosaic_photon.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
-MakeBatch = Callable[[NDArray[np.int64]], Batch]
-Workers = Callable[[Iterator[NDArray[np.int64]]], Generator[Batch, None, None]]
+MakeBatch = Callable[[NDArray[np.int64]], MicroBatch]
+Workers = Callable[[Iterator[NDArray[np.int64]]], Generator[MicroBatch, None, None]]
 
 
 @dataclass(frozen=True)
-class Data:
+class BatchedDataset:
     """A dataset and how to make batches of it."""
 
     dataset: ShardedDataset
@@ -70,7 +70,7 @@ class StreamSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
+class EpochSummary:
     """What the table at the start of a job shows of the data."""
 
     streams: tuple[StreamSummary, ...]
@@ -83,7 +83,7 @@ class DataSpecDataLoader:
     The state is one JSON string, equal on all ranks, that any data-parallel size can go on from.
     """
 
-    def __init__(self, data: Data, layout: Layout, seq_len: int, allow_data_change: bool = False) -> None:
+    def __init__(self, data: BatchedDataset, layout: Layout, seq_len: int, allow_data_change: bool = False) -> None:
         """Raises ConfigError if an epoch does not fill one global batch."""
         by_device = data.dataset.batching_method == "device_per_stream"
         unit = layout.local_batch if by_device else 1
@@ -93,12 +93,12 @@ class DataSpecDataLoader:
         self.progress = self.begin = Progress()
         """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
-        self.marks = fingerprint(data.dataset, layout.global_batch, layout.local_batch)
-        self._running: Iterator[tuple[Batch, int]] | None = None
+        self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch)
+        self._running: Iterator[tuple[MicroBatch, int]] | None = None
         self._fetch: FetchAhead | None = None
         self.summary = self._summarize()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         """Go on from `progress`. A second call ends the iteration of the first."""
         self._stop_reading()
         running = self._running = self._read()
@@ -129,7 +129,7 @@ class DataSpecDataLoader:
 
     def state_dict(self) -> dict[str, str]:
         """What has been handed to the trainer so far, under one key."""
-        return {STATE_KEY: dump_state(self.progress, self.marks)}
+        return {STATE_KEY: dump_state(self.progress, self.fingerprint)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was saved. Raises ConfigError if the data config has changed the order of samples."""
@@ -137,7 +137,7 @@ class DataSpecDataLoader:
             return
         if STATE_KEY not in state_dict:
             raise ConfigError("the checkpoint was written with another data loader and does not say where its data is")
-        self.progress, difference = load_state(state_dict[STATE_KEY], self.marks, self._allow_data_change)
+        self.progress, difference = load_state(state_dict[STATE_KEY], self.fingerprint, self._allow_data_change)
         self._stop_reading()
         if difference:
             if not usable_samples(self.orders.length, self.progress.samples_in_epoch, self.layout):
@@ -154,7 +154,7 @@ class DataSpecDataLoader:
         self.data.dataset.reader.close()
         self.data.dataset.cache.close()
 
-    def _read(self) -> Iterator[tuple[Batch, int]]:
+    def _read(self) -> Iterator[tuple[MicroBatch, int]]:
         """Micro-batches from `progress` on, each with the samples of its epoch."""
         if self.data.workers is None:
             batches = ((self._made(ids), epoch_samples) for ids, epoch_samples in self._plan())
@@ -163,10 +163,10 @@ class DataSpecDataLoader:
         read = _through_workers(self.data.workers, self._plan())
         return ((self._pinned(batch), epoch_samples) for batch, epoch_samples in read)
 
-    def _made(self, ids: NDArray[np.int64]) -> Batch:
+    def _made(self, ids: NDArray[np.int64]) -> MicroBatch:
         return self._pinned(self.data.make_batch(ids))
 
-    def _pinned(self, batch: Batch) -> Batch:
+    def _pinned(self, batch: MicroBatch) -> MicroBatch:
         inputs, labels = batch
         if self.data.pin_memory:
             return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
@@ -204,7 +204,7 @@ class DataSpecDataLoader:
             running.close()  # type: ignore[attr-defined]  # both kinds have it
             self.data.dataset.reader.close()  # a thread that still waits for a shard keeps what it has open
 
-    def _summarize(self) -> Summary:
+    def _summarize(self) -> EpochSummary:
         dataset = self.data.dataset
         streams = tuple(
             StreamSummary(name, samples, samples * self.seq_len, samples / dataset.epoch_size)
@@ -216,7 +216,7 @@ class DataSpecDataLoader:
                 f"an epoch has {samples} samples, fewer than one global batch of {batch};"
                 " lower training.global_batch_size, or raise epoch_size"
             )
-        return Summary(streams, samples // batch)
+        return EpochSummary(streams, samples // batch)
 
 
 class EvalLoader:
@@ -226,14 +226,14 @@ class EvalLoader:
     divided by the count of labels that are not ignored is the exact mean over the set.
     """
 
-    def __init__(self, data: Data, layout: Layout) -> None:
+    def __init__(self, data: BatchedDataset, layout: Layout) -> None:
         self.data, self.layout = data, layout
         data.dataset.num_canonical_nodes = 1  # more would repeat samples to even out the nodes' parts
         data.dataset.batching_method = "random"  # stratified has no way to share out a batch of one
         self.orders = data.orders(1)
         self._fetch: FetchAhead | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         """From the first sample on."""
         order, position = self.orders.get(0), 0
         cache = self.data.dataset.cache
@@ -272,7 +272,9 @@ class EvalLoader:
         self.data.dataset.cache.close()
 
 
-def _through_workers(workers: Workers, plan: Iterator[tuple[NDArray[np.int64], int]]) -> Iterator[tuple[Batch, int]]:
+def _through_workers(
+    workers: Workers, plan: Iterator[tuple[NDArray[np.int64], int]]
+) -> Iterator[tuple[MicroBatch, int]]:
     """Micro-batches made by worker processes, in the plan's order, each with the samples of its epoch."""
     epochs: list[int] = []
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaic_photon.dataloader.loader import Data
+from mosaic_photon.dataloader.loader import BatchedDataset
 
 SAMPLES = 256
 """Read for an estimate, over all streams."""
@@ -51,7 +51,7 @@ class Estimate:
         return 1 - sum(stream.tokens for stream in known) / positions if positions else 0.0
 
     @property
-    def said(self) -> str:
+    def in_words(self) -> str:
         """The share of padding in words; "" where there is none."""
         if self.padding < 0.005:
             return ""
@@ -65,12 +65,12 @@ class Estimate:
             return ""
         mean = self.seq_len * (1 - self.padding)
         return (
-            f"padding is {self.said}: samples have {mean:.0f} tokens on average, training.seq_len is {self.seq_len}; "
-            "a smaller seq_len, or documents laid end to end (mosaic-photon prepare), trains on more"
+            f"padding is {self.in_words}: samples have {mean:.0f} tokens on average, training.seq_len is"
+            f" {self.seq_len}; a smaller seq_len, or documents laid end to end (mosaic-photon prepare), trains on more"
         )
 
 
-def estimate(data: Data, seq_len: int) -> Estimate:
+def estimate(data: BatchedDataset, seq_len: int) -> Estimate:
     """Look at SAMPLES samples, spread over the streams' shards that are on this machine."""
     dataset = data.dataset
     streams = []

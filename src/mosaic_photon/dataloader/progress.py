@@ -53,13 +53,15 @@ class Progress:
 
 def known_data(text: str) -> KnownData:
     """What a checkpoint's data state knows of the data. Raises ConfigError for a version that is not read here."""
-    marks = _parse(text)["fingerprint"]
-    numbers = sorted(int(key.split(".")[1]) for key in marks if key.endswith(".content"))
-    streams = (KnownStream(marks.get(f"streams.{n}.shards"), marks[f"streams.{n}.content"]) for n in numbers)
-    return KnownData(marks["num_canonical_nodes"], tuple(streams))
+    fingerprint = _parse(text)["fingerprint"]
+    numbers = sorted(int(key.split(".")[1]) for key in fingerprint if key.endswith(".content"))
+    streams = (
+        KnownStream(fingerprint.get(f"streams.{n}.shards"), fingerprint[f"streams.{n}.content"]) for n in numbers
+    )
+    return KnownData(fingerprint["num_canonical_nodes"], tuple(streams))
 
 
-def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
+def fingerprint_of(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
     """All that fixes which samples an optimizer step gets: settings, and how many shards the streams hold and which.
 
     Streams are known by their place and content, not by names, folders or remotes: data may move. Nothing of the
@@ -78,19 +80,19 @@ def fingerprint(dataset: ShardedDataset, global_batch: int, local_batch: int) ->
     return {key: value if isinstance(value, str | bool) else int(value) for key, value in settings.items()}
 
 
-def dump_state(progress: Progress, marks: dict[str, Any]) -> str:
+def dump_state(progress: Progress, fingerprint: dict[str, Any]) -> str:
     """The JSON text of a checkpoint, equal on all ranks."""
-    state = {"version": VERSION, **dataclasses.asdict(progress), "fingerprint": marks}
+    state = {"version": VERSION, **dataclasses.asdict(progress), "fingerprint": fingerprint}
     return json.dumps(state, sort_keys=True)
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
+def fingerprint_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """A line for each mark of two fingerprints that differs, '' if none does."""
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return "\n".join(f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}" for key in keys)
 
 
-def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Progress, str]:
+def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool) -> tuple[Progress, str]:
     """The progress in a checkpoint, and how its fingerprint differs ('' if it does not).
 
     Raises ConfigError where it differs and `allow_change` is false, and for a state of another version.
@@ -98,12 +100,12 @@ def load_state(text: str, marks: dict[str, Any], allow_change: bool) -> tuple[Pr
     state = _parse(text)
     saved = state["fingerprint"]
     comparable = {
-        key: value for key, value in marks.items() if key in saved or state["version"] > 1 or not _counts(key)
+        key: value for key, value in fingerprint.items() if key in saved or state["version"] > 1 or not _counts(key)
     }
-    difference = differences(saved, comparable)
+    difference = fingerprint_difference(saved, comparable)
     if difference and not allow_change:
         batch = "global_batch_size"  # unless it is set, it grows with the number of ranks
-        hint = f" (set training.{batch} = {saved[batch]})" if saved.get(batch) != marks.get(batch) else ""
+        hint = f" (set training.{batch} = {saved[batch]})" if saved.get(batch) != fingerprint.get(batch) else ""
         raise ConfigError(
             "the data config changes which samples the next steps get (checkpoint -> now):\n"
             f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
@@ -122,8 +124,8 @@ def _parse(text: str) -> dict[str, Any]:
         )
     if state["version"] == 1:
         without_name = re.compile(r"streams\.(\d+)\..*\.(choose|content)", re.DOTALL)
-        marks = state["fingerprint"].items()
-        state["fingerprint"] = {without_name.sub(r"streams.\1.\2", key): value for key, value in marks}
+        fingerprint = state["fingerprint"].items()
+        state["fingerprint"] = {without_name.sub(r"streams.\1.\2", key): value for key, value in fingerprint}
     return state
 
 

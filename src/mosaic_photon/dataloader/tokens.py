@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mosaic_photon.dataloader.dataset import ShardedDataset
 
 IGNORED = -100
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+MicroBatch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 # Shapes: B samples of the micro-batch, S training.seq_len, W tokens taken of a sample (S or S + 1).
 
@@ -52,7 +52,7 @@ class Window:
         kept += [f"max_seq_len = {self.setting} = {positions}"] if positions > targets else []
         return f"set {', or '.join(kept)}" if kept else "give longer samples"
 
-    def batch(self, ids_BW: NDArray[np.integer], labels_BW: NDArray[np.integer], fill: int = 0) -> Batch:
+    def batch(self, ids_BW: NDArray[np.integer], labels_BW: NDArray[np.integer], fill: int = 0) -> MicroBatch:
         """TorchTitan's int64 batch from unshifted ids and labels; narrow ones are filled up with ignored positions."""
         rows, width = ids_BW.shape
         inputs_BS = np.empty((rows, self.seq_len), np.int64)
@@ -88,7 +88,7 @@ class TokenBatches:
             self.columns.append(column)
         self.only_column = self.columns[0] if len(set(self.columns)) == 1 else None
 
-    def __call__(self, sample_ids: NDArray[np.int64]) -> Batch:
+    def __call__(self, sample_ids: NDArray[np.int64]) -> MicroBatch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
         shard_ids, indexes = self.dataset.locate(sample_ids)
         ids_BW: NDArray[np.integer]

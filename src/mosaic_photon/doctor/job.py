@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.doctor.finding import Finding, tried
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.names import size
+from mosaic_photon.names import human_size
 
 if TYPE_CHECKING:
     from mosaic_photon.job.data_config import DataConfig
@@ -51,10 +51,10 @@ def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator
         return
     failed = _mistakes(job, spec, nodes, processes_here)
     yield from (Finding("warn", "tokenizer", note) for note in _tokenizer_notes(job))
-    yield from _said("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
-    yield from _said("outputs", failed, lambda: _outputs(job))
-    yield from _said("callbacks", failed, lambda: _callbacks(job))
-    yield from _said("layout", failed, lambda: _layout(job, nodes, processes_here))
+    yield from _judged("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
+    yield from _judged("outputs", failed, lambda: _outputs(job))
+    yield from _judged("callbacks", failed, lambda: _callbacks(job))
+    yield from _judged("layout", failed, lambda: _layout(job, nodes, processes_here))
     if job.compile.enable:
         yield check_compiler()
     if not failed:
@@ -84,11 +84,11 @@ def check_disk(folder: Path) -> Finding:
             file.write(content)
             os.fsync(file.fileno())
     except OSError as error:
-        return Finding("fail", "cache disk", f"{folder}: cannot write {size(PROBE_BYTES)}: {error.strerror}")
+        return Finding("fail", "cache disk", f"{folder}: cannot write {human_size(PROBE_BYTES)}: {error.strerror}")
     finally:
         probe.unlink(missing_ok=True)
     rate = PROBE_BYTES / (time.perf_counter() - start)
-    text = f"{folder} ({kind}): writes {size(rate)}/s, {size(shutil.disk_usage(folder).free)} free"
+    text = f"{folder} ({kind}): writes {human_size(rate)}/s, {human_size(shutil.disk_usage(folder).free)} free"
     if kind.startswith(NETWORK_FILE_SYSTEMS):
         return Finding("warn", "cache disk", f"{text}: a shared file system; set local to a disk of this machine")
     if rate < SLOW_BYTES_PER_S:
@@ -105,7 +105,7 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     source, cache = dataset.cache.sources[0], dataset.cache
     missing = [shard for number, shard in enumerate(dataset.shards) if not cache.is_here(number)]
     stored = sum(int(index.stored_bytes.sum()) for index in dataset.shards.indexes)
-    text = f"{dataset.num_shards:,} shards, {dataset.num_samples:,} samples, {size(stored)}"
+    text = f"{dataset.num_shards:,} shards, {dataset.num_samples:,} samples, {human_size(stored)}"
     if source.data or source.remote is None:
         cache.check()
         yield Finding("ok", subject, f"{source.data or source.folder}: {text}")
@@ -123,7 +123,7 @@ def check_room(subject: str, folder: Path, needed: int, limit: int | None) -> Fi
     """Whether what is still to be fetched, or the cache limit if that is less, fits on the disk."""
     needed = min(needed, limit) if limit is not None else needed
     free = shutil.disk_usage(folder).free
-    text = f"{folder}: needs {size(needed)}, {size(free)} free"
+    text = f"{folder}: needs {human_size(needed)}, {human_size(free)} free"
     if needed > free:
         return Finding("fail", subject, f"{text}: free some, set cache_limit, or move local to another disk")
     return Finding("ok", subject, text)
@@ -144,7 +144,7 @@ def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
 
     model = build_on_meta(job, spec)
     count = sum(parameter.numel() for parameter in model.parameters())
-    return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {size(12 * count)} with two fp32 moments"
+    return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {human_size(12 * count)} with two fp32 moments"
 
 
 def _tokenizer_notes(job: MosaicJobConfig) -> list[str]:
@@ -157,7 +157,7 @@ def _outputs(job: MosaicJobConfig) -> str:
     from mosaic_photon.files import existing
 
     free = shutil.disk_usage(existing(job.job.dump_folder)).free
-    return f"{job.job.dump_folder} can be written; {size(free)} free"
+    return f"{job.job.dump_folder} can be written; {human_size(free)} free"
 
 
 def _callbacks(job: MosaicJobConfig) -> str:
@@ -191,7 +191,7 @@ def _mistakes(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here:
     return failed
 
 
-def _said(subject: str, failed: dict[str, str], fine: Callable[[], str]) -> Iterator[Finding]:
+def _judged(subject: str, failed: dict[str, str], fine: Callable[[], str]) -> Iterator[Finding]:
     """The mistake found with this subject, or how it is."""
     if subject in failed:
         yield Finding("fail", subject, failed[subject])

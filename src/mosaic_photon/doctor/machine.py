@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mosaic_photon.doctor.finding import Finding
-from mosaic_photon.names import size
+from mosaic_photon.names import human_size
 
 OVERRIDDEN = {"torch", "torchvision", "mosaicml-streaming", "fsspec"}
 """Packages whose upper bounds in llm-foundry and Composer are overridden; pyproject.toml has the reasons."""
@@ -105,7 +105,7 @@ def check_devices(processes_here: int) -> Finding:
     if not torch.cuda.is_available():
         return Finding("ok", "devices", f"{count} x {torch.accelerator.current_accelerator()}")
     properties = torch.cuda.get_device_properties(0)
-    text = f"{count} x {properties.name}, {size(properties.total_memory)} each, CUDA {torch.version.cuda}"
+    text = f"{count} x {properties.name}, {human_size(properties.total_memory)} each, CUDA {torch.version.cuda}"
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return Finding("warn", "devices", f"{text}: no bfloat16; set training.mixed_precision_param to float32")
     return Finding("ok", "devices", text)
@@ -148,7 +148,7 @@ def check_host_name(nodes: int) -> Finding:
 def check_shm(folder: Path) -> Finding:
     """Data-loading workers hand batches over through shared memory; containers often have 64 MiB of it."""
     usage = shutil.disk_usage(folder)
-    text = f"{folder}: {size(usage.free)} free of {size(usage.total)}"
+    text = f"{folder}: {human_size(usage.free)} free of {human_size(usage.total)}"
     if usage.free < SHM_ENOUGH:
         return Finding(
             "warn",
@@ -167,7 +167,7 @@ def check_left_overs(folder: Path) -> Finding:
         return Finding("ok", "left-overs", f"none in {folder}")
     total = sum(sizes[path] for path in left)
     names = " ".join(map(str, left[:4])) + (" ..." if len(left) > 4 else "")
-    text = f"{len(left)} segment(s), {size(total)}, that no process of yours uses: rm {names}"
+    text = f"{len(left)} segment(s), {human_size(total)}, that no process of yours uses: rm {names}"
     return Finding("warn", "left-overs", text)
 
 

@@ -13,7 +13,7 @@ from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import check_context_parallel
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.job.value_checks import field_of
-from mosaic_photon.names import size
+from mosaic_photon.names import human_size
 from mosaic_photon.tokenizers import special_id, vocabulary_size
 
 
@@ -69,8 +69,8 @@ def check_memory(job: MosaicJobConfig, facts: Facts) -> None:
     if share > there:
         processes = f"{facts.world_size} process{'es' if facts.world_size > 1 else ''}"
         raise ConfigError(
-            f"{job.model.name} {job.model.flavor}: its weights and gradients take {size(share)} on each of "
-            f"{processes}, more than the {size(there)} of a device here; take a smaller model or more devices."
+            f"{job.model.name} {job.model.flavor}: its weights and gradients take {human_size(share)} on each of "
+            f"{processes}, more than the {human_size(there)} of a device here; take a smaller model or more devices."
         )
 
 

@@ -72,14 +72,14 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """Where a slope lies, by all seeds: 95 % confidence."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, samples: NDArray[np.float64]) -> "Interval":
+    def of(cls, samples: NDArray[np.float64]) -> "ConfidenceInterval":
         """Of the mean of samples [n]; unbounded with one alone, or where some but not all have diverged."""
         if np.isposinf(samples).all():
             return cls(math.inf, math.inf)
@@ -94,7 +94,7 @@ class SlopeFinding:
     """A slope out of bounds, or one of which the seeds cannot tell."""
 
     kind: str
-    interval: Interval
+    interval: ConfidenceInterval
     bound: float
     seeds_needed: int | None
     """With how many the interval would lie on one side of the bound; None: it does."""
@@ -140,7 +140,7 @@ def judge(activations: Activations) -> Verdict:
 
 def _beyond(kind: str, samples: NDArray[np.float64], bound: float) -> SlopeFinding | None:
     """What there is to say of a slope's samples [seed] and one bound; None: it is within."""
-    interval = Interval.of(samples)
+    interval = ConfidenceInterval.of(samples)
     inner, outer = (interval.low, interval.high) if bound > 0 else (-interval.high, -interval.low)
     if outer <= abs(bound):
         return None

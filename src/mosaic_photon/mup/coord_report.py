@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from mosaic_photon.files import write_whole
-from mosaic_photon.mup.coord_check import BOUNDS, Activations, Interval, Verdict
+from mosaic_photon.mup.coord_check import BOUNDS, Activations, ConfidenceInterval, Verdict
 from mosaic_photon.mup.proxy import KINDS
 
 
@@ -35,9 +35,9 @@ def table(activations: Activations) -> Table:
     return out
 
 
-def intervals(activations: Activations) -> dict[str, Interval]:
+def intervals(activations: Activations) -> dict[str, ConfidenceInterval]:
     """Kind -> where its slope lies by all seeds."""
-    return dict(zip(KINDS, map(Interval.of, activations.late_slopes().T), strict=True))
+    return dict(zip(KINDS, map(ConfidenceInterval.of, activations.late_slopes().T), strict=True))
 
 
 def write(folder: str, title: str, activations: Activations, verdict: Verdict) -> list[Path]:

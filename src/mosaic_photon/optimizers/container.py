@@ -27,9 +27,9 @@ class GroupedOptimizers(ContainerOf):
 
     def __init__(self, model_parts: list[nn.Module], choice: Choice, groups: list[list[dict[str, Any]]]) -> None:
         """groups: parameter groups of each model part, in order. Raises ConfigError for what the class refuses."""
-        said = f"{choice.name} does not accept its arguments"
+        refused = f"{choice.name} does not accept its arguments"
         kinds = (Exception,)  # llm-foundry's raise plain Exception
-        optimizers = [ask_upstream(said, kinds, choice.cls, part, **choice.kwargs) for part in groups]
+        optimizers = [ask_upstream(refused, kinds, choice.cls, part, **choice.kwargs) for part in groups]
         super().__init__(model_parts, optimizers, choice.kwargs)
 
     def state_dict(self) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
     durations = [parse(text) for value in kwargs.values() for text in _times(value)]
     unit = common_unit(durations)
     arguments = {key: _in_unit(value, unit, run) for key, value in kwargs.items()}
-    said = "its arguments are refused"
+    refused = "its arguments are refused"
     is_class = isinstance(factory, type)
-    scheduler = ask_upstream(said, REFUSALS, factory, **arguments) if is_class else partial(factory, **arguments)
+    scheduler = ask_upstream(refused, REFUSALS, factory, **arguments) if is_class else partial(factory, **arguments)
     epoch = run.epoch_batches
     state = ScheduleState(
         timestamp=Timestamp(),
@@ -136,7 +136,7 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
             token=run.at(step, "tok") if run.batch_tokens else 0,
             batch_in_epoch=step % epoch if epoch else step,
         )
-        return float(ask_upstream(said, REFUSALS, scheduler, state))
+        return float(ask_upstream(refused, REFUSALS, scheduler, state))
 
     return multiplier
 

@@ -15,7 +15,7 @@ from mosaic_photon.checkpoints.contents import saved_data_state, saved_steps
 from mosaic_photon.checkpoints.find import Start, find_start
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
-from mosaic_photon.dataloader.loader import Data, EvalLoader
+from mosaic_photon.dataloader.loader import BatchedDataset, EvalLoader
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.run_length import Position, RunLength
 from mosaic_photon.titan.spec import TrainSpec
@@ -73,11 +73,11 @@ def open_loaders(
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch, begin)
     check(run)
-    read_some(loader.data)
+    check_some_samples(loader.data)
     if not job_config.validation.enable:
         return JobData(loader, None, run, start)
     eval_loader = build_mosaic_eval_dataloader(dp_world_size, 0, tokenizer, job_config)
-    read_some(eval_loader.data)
+    check_some_samples(eval_loader.data)
     return JobData(loader, eval_loader, run, start)
 
 
@@ -89,7 +89,7 @@ def build_dataloader(
     return build_mosaic_dataloader(dp_world_size, dp_rank, tokenizer, job_config, state)
 
 
-def read_some(data: Data, samples: int = 64) -> None:
+def check_some_samples(data: BatchedDataset, samples: int = 64) -> None:
     """Read samples from all over this process's part of the shards that are already on this machine.
 
     Another rank of the machine may just be replacing a damaged shard of its own part.

@@ -15,7 +15,7 @@ from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.documents import document_counter
-from mosaic_photon.dataloader.progress import differences
+from mosaic_photon.dataloader.progress import fingerprint_difference
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Batch, NoLabelsError, PassedOverError, RunningTrainer
@@ -62,7 +62,7 @@ class MosaicLoop:
             CallbackError: a callback failed in `init`.
         """
         self.trainer = trainer
-        check_same_on_all_ranks(self.loader.marks, trainer.parts.start)
+        check_same_on_all_ranks(self.loader.fingerprint, trainer.parts.start)
         rule, replicas = trainer.job_config.mosaic.nonfinite, trainer.parallel_dims.tp
         self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
         group = cpu_group() if dist.get_world_size() > 1 else None
@@ -164,10 +164,10 @@ class MosaicLoop:
         self.callbacks.close()
 
 
-def check_same_on_all_ranks(marks: dict[str, Any], start: Start) -> None:
+def check_same_on_all_ranks(fingerprint: dict[str, Any], start: Start) -> None:
     """Raise ConfigError where ranks would read other data or begin elsewhere: a node's config or files differ."""
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (marks, start))
+    dist.all_gather_object(gathered, (fingerprint, start))
     first_marks, first = gathered[0]
     for rank, (theirs, their_start) in enumerate(gathered):
         if their_start != first:
@@ -175,7 +175,7 @@ def check_same_on_all_ranks(marks: dict[str, Any], start: Start) -> None:
                 f"ranks see different checkpoints. Rank 0: {first}. Rank {rank}: {their_start}. job.dump_folder and "
                 "checkpoint.initial_load_path must be on a file system that all nodes share."
             )
-        if difference := differences(first_marks, theirs):
+        if difference := fingerprint_difference(first_marks, theirs):
             raise ConfigError(
                 f"ranks would read different data (rank 0 -> rank {rank}):\n{difference}\n"
                 "Give every node the same data config, and remove a cache whose index.json is out of date."

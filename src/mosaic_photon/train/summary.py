@@ -61,8 +61,8 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple
         (f"stream {stream.name}", f"{stream.samples:,} samples, {tokens} ({stream.share:.0%})")
         for stream, tokens in zip(data.streams, estimated.streams, strict=True)
     ]
-    if estimated.said:
-        rows.append(("padding", estimated.said))
+    if estimated.in_words:
+        rows.append(("padding", estimated.in_words))
     if estimated.warning:
         logger.warning(estimated.warning)
     epochs = training.steps / data.steps_per_epoch

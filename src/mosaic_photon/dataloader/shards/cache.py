@@ -45,7 +45,7 @@ class ShardCache:
         self.limit = limit
         self.complete = not any(source.cache for source in sources)
         """Whether nothing has to be fetched, as far as `check` and `open` have seen."""
-        self._fetched, self._said = 0, time.monotonic()
+        self._fetched, self._last_report = 0, time.monotonic()
         self._failed: dict[int, tuple[float, str]] = {}  # shard -> when the last attempt to fetch it failed, and how
         self._check_limit()
         self._check_hashes_known()
@@ -157,16 +157,16 @@ class ShardCache:
 
     def _check_hashes(self, part: slice) -> None:
         here = [shard_id for shard_id in range(len(self.shards))[part] if files_here(*self._pair(shard_id))]
-        total, done, said = sum(self.shards[shard_id].raw.bytes for shard_id in here), 0, time.monotonic()
+        total, done, last_report = sum(self.shards[shard_id].raw.bytes for shard_id in here), 0, time.monotonic()
         for shard_id in here:
             try:
                 self._check_shard(shard_id, hashes=True)
             except OSError as error:
                 raise no_access(self.source_of[shard_id], error) from error
             done += self.shards[shard_id].raw.bytes
-            if time.monotonic() - said > SAY_EVERY_S:
+            if time.monotonic() - last_report > SAY_EVERY_S:
                 logger.info(f"Verified {done / 1e9:.1f} of {total / 1e9:.1f} GB of cached shards")
-                said = time.monotonic()
+                last_report = time.monotonic()
 
     def _check_shard(self, shard_id: int, hashes: bool) -> None:
         source, shard = self._pair(shard_id)
@@ -302,9 +302,9 @@ class ShardCache:
 
     def _say_progress(self, shard: Shard) -> None:
         self._fetched += shard.stored.bytes
-        if time.monotonic() - self._said > SAY_EVERY_S:
+        if time.monotonic() - self._last_report > SAY_EVERY_S:
             logger.info(f"Fetched {self._fetched / 1e9:.2f} GB of shards so far")
-            self._said = time.monotonic()
+            self._last_report = time.monotonic()
 
     def _fetch(self, source: Source, shard_id: int, target: Path) -> Path:
         """The whole, checked file as the remote has it: the folder's if it is good, else fetched to `target`."""

@@ -28,7 +28,7 @@ T = TypeVar("T")
 DEFAULT_S = 300.0
 SHARE_OF_TIMEOUT = 0.8
 SAY_EVERY_S = 15.0
-_said: dict[Path, float] = {}
+_last_report: dict[Path, float] = {}
 LONGEST_PAUSE_S = 5.0
 """Of who waits, until the next attempt; what is fetched ahead may take three times as long."""
 
@@ -101,9 +101,9 @@ def patiently(source: Source, attempt: Callable[[Source], T]) -> T:
 def say(source: Source, what: str, mark: str = "waits") -> None:
     """Warn, once in 15 s for all processes of the node that say something under this mark."""
     file = source.folder / LOCKS / mark
-    if time.time() - max(mtime_of(file), _said.get(file, 0.0)) < SAY_EVERY_S:
+    if time.time() - max(mtime_of(file), _last_report.get(file, 0.0)) < SAY_EVERY_S:
         return
-    _said[file] = time.time()
+    _last_report[file] = time.time()
     with suppress(OSError):  # a folder that is not there yet, or cannot be written
         file.touch()
     logger.warning(what)
