@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+
+import msgspec
 
 from mosaic_photon.errors import ConfigError
 
@@ -24,26 +24,24 @@ OWN = ".mosaic_photon."
 """What the names of the cache's other files begin with."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
-PACKED_VERSION = 2
+PACKED_VERSION = 3
 PACKED_COLUMNS = 5
 _PLAIN_NAME = re.compile(r"[\w-]+\.\d+\.mds(?:\.(?!part$)\w+)?")
 """A name as MDSWriter makes it, of which nothing else need be asked."""
-_DIGESTED_AT_ONCE = 4096
-_quoted = json.encoder.encode_basestring_ascii
-"""A text as `json.dumps` writes it."""
+_AT_ONCE = 4096
+"""Entries that are held as objects at a time."""
 
 
 class DataError(ConfigError):
     """Data that is missing, damaged or not to be trusted. The message says which file, what is wrong, what to do."""
 
 
-@dataclass(frozen=True)
-class ShardFile:
+class ShardFile(msgspec.Struct, frozen=True, gc=False):
     """One file of a shard, relative to the stream's folder; `hashes` maps algorithm to hex digest."""
 
     basename: str
     bytes: int
-    hashes: Mapping[str, str]
+    hashes: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -77,24 +75,6 @@ class Kind:
     """None: not compressed."""
     form: Form = Form()
 
-    @classmethod
-    def of(
-        cls,
-        columns: Sequence[Mapping[str, Any]],
-        compression: str | None,
-        raw_hashes: Sequence[str],
-        zip_hashes: Sequence[str] | None,
-        form: Mapping[str, str],
-    ) -> Kind:
-        """From what JSON keeps of it."""
-        return cls(
-            tuple(Column(**column) for column in columns),
-            compression,
-            tuple(raw_hashes),
-            None if zip_hashes is None else tuple(zip_hashes),
-            Form(**form),
-        )
-
     @property
     def stored_hashes(self) -> tuple[str, ...]:
         """Of the file that a remote holds."""
@@ -122,99 +102,121 @@ class Shard:
         return self.raw.bytes + (self.zip.bytes if self.zip else 0)
 
 
+@dataclass(frozen=True)
+class Header:
+    """The first line of a packed index."""
+
+    shards: int
+    digest: str
+    """Of the shards' sizes and hashes, see `digest_part`."""
+    kinds: tuple[Kind, ...]
+
+
+class _Entry(msgspec.Struct, gc=False):
+    """What is read of a shard's entry. Shards of JSON lines have `columns`, the others name them in lists."""
+
+    format: str
+    samples: int
+    raw_data: ShardFile
+    zip_data: ShardFile | None = None
+    compression: str | None = None
+    column_names: tuple[str, ...] | None = None
+    column_encodings: tuple[str, ...] | None = None
+    column_sizes: tuple[int | None, ...] | None = None
+    columns: dict[str, str] = {}
+    newline: str = ""
+    separator: str = ""
+
+
+class _File(msgspec.Struct):
+    version: int
+    shards: list[msgspec.Raw]
+    """Not parsed yet, so that no more than some are held at a time."""
+
+
+_NO_FILE = ShardFile("", 0)
+_entry = msgspec.json.Decoder(_Entry)
+
+
 def pack_index(data: bytes, where: str) -> bytes:
     """The content of an index.json, checked, as `shards.Index` reads it. `where` names it in messages.
 
-    A line of JSON, padded to a multiple of 8 bytes; the columns samples, raw bytes, zip bytes, kind and end of the
-    shard's text, int64 of shape (5, shards); the texts, each the shard's two names and its hashes.
+    A line of JSON, the Header, padded to a multiple of 8 bytes; the columns samples, raw bytes, zip bytes, kind and end
+    of the shard's text, int64 of shape (5, shards); the texts, each the shard's two names and its hashes.
 
     Raises DataError for content that is damaged or points outside the folder.
     """
-    rows = _Rows(where)
+    columns, digest, rows = [array("q") for _ in range(PACKED_COLUMNS)], new_digest(), _Rows(where)
     try:
-        index = json.loads(data, object_hook=rows.add_if_shard)  # so that no more than one entry is held at a time
-        if index["version"] != 2:
-            raise DataError(f"{where}: MDS version {index['version']!r} is not supported, only version 2")
-        if index["shards"] != list(range(len(rows.samples))):
-            raise ValueError("not every entry of 'shards' is a shard")
-        packed = rows.packed()
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        index = msgspec.json.decode(data, type=_File)
+        if index.version != 2:
+            raise DataError(f"{where}: MDS version {index.version} is not supported, only version 2")
+        for begin in range(0, len(index.shards), _AT_ONCE):
+            entries = [_entry.decode(raw) for raw in index.shards[begin : begin + _AT_ONCE]]
+            taken = [rows.row(number, entry) for number, entry in enumerate(entries, begin)]
+            for column, values in zip(columns, zip(*taken, strict=True), strict=True):
+                column.extend(values)
+            digest.update(digest_part(begin, ((entry.samples, entry.raw_data) for entry in entries)))
+    except (ValueError, TypeError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: damaged or no MDS index ({type(error).__name__}: {error})") from error
-    if not sum(rows.samples):
+    if not sum(columns[0]):
         raise DataError(f"{where}: the dataset is empty")
-    return packed
+    digest.update(b"]")
+    header = msgspec.json.encode(Header(len(columns[0]), digest.hexdigest(), tuple(rows.kinds)))
+    return b"".join((header, b" " * (-(len(header) + 1) % 8), b"\n", *columns, rows.text))
+
+
+def new_digest() -> hashlib.blake2s:
+    """To be updated with what `digest_part` gives, and a bracket in the end: of a JSON list of facts."""
+    return hashlib.blake2s(b"[", digest_size=8)
+
+
+def digest_part(begin: int, shards: Iterable[tuple[int, ShardFile]]) -> bytes:
+    """What the digest of an index takes of the samples and raw files of the shards from `begin` on."""
+    facts = [(samples, raw.bytes, sorted(raw.hashes.items())) for samples, raw in shards]
+    return b", " * (begin > 0) + msgspec.json.format(msgspec.json.encode(facts), indent=0)[1:-1]
 
 
 class _Rows:
-    """The columns of an index while it is parsed."""
+    """Rows of a packed index, and what all of them point to."""
 
     def __init__(self, where: str) -> None:
-        self.where = where
-        self.samples, self._raw_bytes, self._zip_bytes = array("q"), array("q"), array("q")
-        self._kinds, self._text_ends, self._text = array("q"), array("q"), bytearray()
-        self._kind_numbers: dict[tuple[Any, ...], int] = {}
-        self._likeness, self._kind = list[Any](), 0
-        """What the last shard has in common with others, and the number of its kind."""
-        self._digest, self._undigested = hashlib.blake2s(b"[", digest_size=8), list[str]()
+        self.where, self.text, self.kinds = where, bytearray(), list[Kind]()
+        self._numbers: dict[tuple[object, ...], int] = {}
+        """The place in `kinds` of shards that have this in common."""
 
-    def add_if_shard(self, entry: dict[str, Any]) -> Any:
-        """Take in a JSON object if it is a shard's entry, and give the shard's number in its place."""
-        if "format" not in entry or "samples" not in entry:
-            return entry
-        number = len(self.samples)
-        form = None if entry["format"] == "mds" else _form(entry, f"{self.where}: shard {number}")
-        compression, zipped = entry.get("compression") or None, entry.get("zip_data") or None
-        if bool(compression) != bool(zipped):
+    def row(self, number: int, entry: _Entry) -> tuple[int, int, int, int, int]:
+        """A shard's row. Raises DataError if it is not to be trusted, ValueError or TypeError if it is damaged."""
+        raw, zipped = entry.raw_data, entry.zip_data or _NO_FILE
+        if bool(entry.compression) != bool(entry.zip_data):
             raise DataError(f"{self.where}: shard {number} is compressed but has no compressed file, or the reverse")
-        raw_name, raw_bytes, raw_hashes = self._file(entry["raw_data"])
-        zip_name, zip_bytes, zip_hashes = self._file(zipped) if zipped else ("", 0, {})
-        samples = int(entry["samples"])
-        if samples < 0 or raw_bytes < 0 or zip_bytes < 0:
+        if entry.samples < 0 or raw.bytes < 0 or zipped.bytes < 0:
             raise DataError(f"{self.where}: shard {number} has a negative size")
-        if raw_bytes > MOST_BYTES:
-            raise DataError(f"{self.where}: shard {number} has {raw_bytes} bytes; MDS shards have less than 4 GiB")
-        text = "\0".join((raw_name, zip_name, *raw_hashes.values(), *zip_hashes.values()))
-        if text.count("\0") != 1 + len(raw_hashes) + len(zip_hashes):
+        if raw.bytes > MOST_BYTES:
+            raise DataError(f"{self.where}: shard {number} has {raw.bytes} bytes; MDS shards have less than 4 GiB")
+        text = "\0".join((raw.basename, zipped.basename, *raw.hashes.values(), *zipped.hashes.values()))
+        for file in (raw, entry.zip_data or raw):
+            if not _PLAIN_NAME.fullmatch(file.basename):
+                self._check_name(file.basename)
+        if text.count("\0") != 1 + len(raw.hashes) + len(zipped.hashes):
             raise ValueError(f"a hash of shard {number} holds a NUL")
-        likeness = [*_column_lists(entry), compression, [*raw_hashes], [*zip_hashes] if zipped else None, form]
-        if likeness != self._likeness:  # nearly all are like the one before
-            key = tuple(tuple(part) if isinstance(part, list) else part for part in likeness)
-            self._likeness, self._kind = likeness, self._kind_numbers.setdefault(key, len(self._kind_numbers))
-        self._kinds.append(self._kind)
-        self._text += text.encode()
-        self._text_ends.append(len(self._text))
-        self._raw_bytes.append(raw_bytes)
-        self._zip_bytes.append(zip_bytes)
-        self.samples.append(samples)
-        hashes = ", ".join([f"[{_quoted(name)}, {_quoted(value)}]" for name, value in sorted(raw_hashes.items())])
-        self._undigested.append(f"[{samples}, {raw_bytes}, [{hashes}]]")
-        if len(self._undigested) > _DIGESTED_AT_ONCE:
-            self._digest_all_but(1)
-        return number
+        self.text += text.encode()
+        return entry.samples, raw.bytes, zipped.bytes, self._kind(number, entry), len(self.text)
 
-    def packed(self) -> bytes:
-        """What `pack_index` gives."""
-        self._digest_all_but(0)
-        self._digest.update(b"]")
-        kinds = [asdict(_kind(*key)) for key in self._kind_numbers]
-        header = json.dumps({"shards": len(self.samples), "digest": self._digest.hexdigest(), "kinds": kinds})
-        columns = (self.samples, self._raw_bytes, self._zip_bytes, self._kinds, self._text_ends)
-        aligned = header.encode() + b" " * (-(len(header) + 1) % 8) + b"\n"
-        return b"".join((aligned, *columns, self._text))
-
-    def _digest_all_but(self, last: int) -> None:
-        """Add to the digest of a JSON list of what the shards hold. One that stays says that more will come."""
-        facts = self._undigested[: len(self._undigested) - last]
-        self._digest.update(", ".join(facts).encode() + b", " * last)
-        del self._undigested[: len(facts)]
-
-    def _file(self, entry: dict[str, Any]) -> tuple[str, int, dict[str, str]]:
-        basename = str(entry["basename"])
-        if not _PLAIN_NAME.fullmatch(basename):
-            self._check_name(basename)
-        return basename, int(entry["bytes"]), entry.get("hashes") or {}
+    def _kind(self, number: int, entry: _Entry) -> int:
+        """The place of the shard's kind."""
+        raw_hashes = tuple(entry.raw_data.hashes)
+        zip_hashes = tuple(entry.zip_data.hashes) if entry.zip_data else None
+        columns = entry.column_names, entry.column_encodings, entry.column_sizes, tuple(entry.columns.items())
+        key = columns, entry.format, entry.newline, entry.separator, entry.compression, raw_hashes, zip_hashes
+        place = self._numbers.get(key)
+        if place is None:
+            form = _form(entry, f"{self.where}: shard {number}")
+            self.kinds.append(Kind(_columns(entry), entry.compression or None, raw_hashes, zip_hashes, form))
+            place = self._numbers[key] = len(self._numbers)
+        return place
 
     def _check_name(self, basename: str) -> None:
         path = PurePosixPath(basename)
@@ -230,39 +232,26 @@ class _Rows:
             )
 
 
-def _form(entry: Mapping[str, Any], where: str) -> Form:
-    """Of lines of text. Raises DataError for a format that is not known, and for one without line ends."""
-    name = entry["format"]
-    if name not in ("json", "xsv", "csv", "tsv"):
+def _form(entry: _Entry, where: str) -> Form:
+    """Raises DataError for a format that is not known, and for lines of text without line ends."""
+    name = entry.format
+    if name == "mds":
+        return Form()
+    separators = {"json": "", "csv": ",", "tsv": "\t", "xsv": entry.separator}
+    if name not in separators:
         raise DataError(f"{where} has format {name!r}; mds, json, xsv, csv and tsv are supported")
-    separator = {"json": "", "csv": ",", "tsv": "\t"}.get(name) if name != "xsv" else str(entry["separator"])
-    if not entry["newline"] or (name != "json" and not separator):
+    if not entry.newline or (name != "json" and not separators[name]):
         raise DataError(f"{where} has no newline or no separator")
-    return Form(name, str(entry["newline"]), separator or "")
+    return Form(name, entry.newline, separators[name])
 
 
-def _column_lists(entry: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Names, encodings and sizes of a shard's columns; in lines of text all sizes vary."""
-    if entry["format"] == "mds":
-        return entry["column_names"], entry["column_encodings"], entry["column_sizes"]
-    if entry["format"] == "json":
-        columns = entry["columns"]
-        return [*columns], [*columns.values()], [None] * len(columns)
-    names = entry["column_names"]
-    return names, entry["column_encodings"], [None] * len(names)
-
-
-def _kind(
-    names: Sequence[Any],
-    encodings: Sequence[Any],
-    sizes: Sequence[Any],
-    compression: str | None,
-    raw_hashes: tuple[str, ...],
-    zip_hashes: tuple[str, ...] | None,
-    form: Form | None,
-) -> Kind:
-    columns = tuple(
-        Column(str(name), str(encoding), None if size is None else int(size))
-        for name, encoding, size in zip(names, encodings, sizes, strict=True)
-    )
-    return Kind(columns, compression, raw_hashes, zip_hashes, form or Form())
+def _columns(entry: _Entry) -> tuple[Column, ...]:
+    """In lines of text all sizes vary. Raises ValueError where names, encodings and sizes don't match."""
+    names, encodings, sizes = entry.column_names, entry.column_encodings, entry.column_sizes
+    if entry.format == "json":
+        names, encodings = tuple(entry.columns), tuple(entry.columns.values())
+    if entry.format != "mds":
+        sizes = (None,) * len(names or ())
+    if names is None or encodings is None or sizes is None:
+        raise ValueError("a shard without columns")
+    return tuple(Column(*column) for column in zip(names, encodings, sizes, strict=True))

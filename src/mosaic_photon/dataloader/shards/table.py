@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from bisect import bisect_right
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, overload
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,9 +25,11 @@ from mosaic_photon.dataloader.shards.index import (
     PACKED_VERSION,
     Column,
     DataError,
-    Kind,
+    Header,
     Shard,
     ShardFile,
+    digest_part,
+    new_digest,
     pack_index,
 )
 from mosaic_photon.dataloader.shards.node_files import map_made
@@ -45,13 +47,13 @@ class Index(Sequence[Shard]):
     def __init__(self, packed: bytes | mmap.mmap, count: int | None = None) -> None:
         """Of what `pack_index` made, in memory or in a mapped file; with `count` of its first shards only."""
         header_end = packed.find(b"\n") + 1
-        header = json.loads(packed[:header_end])
-        shards = header["shards"]
+        header = msgspec.json.decode(packed[:header_end], type=Header)
+        shards = header.shards
         columns = np.frombuffer(packed, np.int64, PACKED_COLUMNS * shards, header_end).reshape(PACKED_COLUMNS, shards)
         self.samples, self.raw_bytes, self.zip_bytes, self.kind, self._text_ends = columns[:, :count]
-        self.kinds = tuple(Kind.of(**kind) for kind in header["kinds"])
+        self.kinds = header.kinds
         self.packed, self._text_begin = packed, header_end + columns.nbytes
-        self.digest: str = header["digest"] if len(self) == shards else deque(_digests(self), 1)[0][1]
+        self.digest: str = header.digest if len(self) == shards else deque(_digests(self), 1)[0][1]
         """Of the shards' sizes and hashes, so that data re-written under the same names is noticed."""
 
     def __len__(self) -> int:
@@ -239,10 +241,9 @@ def _hashed_once(file: BinaryIO) -> str:
 
 def _digests(shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
     """For each number of first shards their digest, as `pack_index` makes it."""
-    running = hashlib.blake2s(b"[", digest_size=8)
+    running = new_digest()
     for count, shard in enumerate(shards, 1):
-        facts = [shard.samples, shard.raw.bytes, sorted(shard.raw.hashes.items())]
-        running.update(b", " * (count > 1) + json.dumps(facts).encode())
+        running.update(digest_part(count - 1, [(shard.samples, shard.raw)]))
         whole = running.copy()
         whole.update(b"]")
         yield count, whole.hexdigest()
