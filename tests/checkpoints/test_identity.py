@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
 import jobs
+from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import check_checkpoint, is_finished
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
@@ -70,6 +72,43 @@ def test_another_job_s_is_refused(saved: Path, tmp_path: Path, change: dict, fla
     check(tmp_path, load, *flags, "--mosaic.allow_partial_load=true", **change)
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--model.overrides.n_heads=8",), "n_heads is 4 in the checkpoint and 8 in the job"),
+        (("--model.overrides.rope_theta=100",), "rope_theta is 500000 in the checkpoint and 100 in the job"),
+        (("--model.overrides.norm_eps=1e-6",), "norm_eps is 1e-05 in the checkpoint and 1e-06 in the job"),
+        (("--model.overrides.rope_scaling_args={scaling_factor=2.0}",), r"rope_scaling_args\.scaling_factor is 8\.0"),
+        (("--mup.enabled=true", "--mup.base_width=32"), r"mup\.width is null in the checkpoint and 2\.0 in the job"),
+    ],
+)
+def test_another_function_of_the_same_tensors_is_refused(saved: Path, tmp_path: Path, flags: tuple, says: str) -> None:
+    for load in ((), WHOLE):
+        load += (f"--checkpoint.initial_load_path={saved}",)
+        with pytest.raises(
+            ConfigError, match=f"(?s)step-2 is a checkpoint of another job:.*{says}.*allow_model_change"
+        ):
+            check(tmp_path, *load, *flags, "--mosaic.allow_partial_load=true")
+        check(tmp_path, *load, *flags, "--mosaic.allow_model_change=true")
+    check(tmp_path, *load, *flags, "--checkpoint.exclude_from_loading=model")
+
+
+def test_a_resume_as_another_function(saved: Path, tmp_path: Path, prepared_data: Path, capfd: Any) -> None:
+    """Of the job's own checkpoint: refused before anything is built, or said and trained."""
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    own = shutil.copytree(saved, tmp_path / "out/checkpoint/step-2")
+    flags = ("--checkpoint.enable=true", "--training.steps=3", "--model.overrides.n_heads=8")
+    assert jobs.run_here(arguments, *flags) == 1
+    printed = capfd.readouterr()
+    assert "n_heads is 4 in the checkpoint and 8 in the job" in printed.err
+    assert "Building device mesh" not in printed.out
+    assert jobs.run_here(arguments, *flags, "--mosaic.allow_model_change=true") == 0
+    assert "trained as another function:\n  n_heads is 4" in capfd.readouterr().out
+    (own / description.FILE).unlink()
+    assert jobs.run_here(arguments, *flags, "--checkpoint.load_step=2", "--checkpoint.interval=100") == 0
+    assert "step-2 does not say what its model computes" in capfd.readouterr().out
+
+
 def test_names_that_other_trainers_write(saved: Path, tmp_path: Path) -> None:
     load = f"--checkpoint.initial_load_path={without(saved, tmp_path / 'a', 'dataloader.', 'callbacks.')}"
     with pytest.raises(ConfigError, match=r"written with another data loader .*exclude_from_loading=dataloader"):
@@ -109,8 +148,15 @@ def test_a_copy_that_was_cut_short_is_damaged(saved: Path, tmp_path: Path) -> No
 def test_a_run_cannot_go_on_from_its_model_alone(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out/checkpoint"
     without(saved, folder / "step-2", "optimizer.", "dataloader.", "lr_scheduler.", "train_state.", "callbacks.")
-    with pytest.raises(ConfigError, match=r"step-2 holds only the model .* checkpoint.initial_load_path = '.*step-2'"):
+    begins = r"step-2 holds only the model .*"
+    ends = r"initial_load_path = '.*step-2'\. Next time, checkpoint\.last_save_model_only = false saves all"
+    with pytest.raises(ConfigError, match=f"{begins} there is none, but another job .*{ends}"):
         check(tmp_path, "--training.steps=4", "--mosaic.allow_partial_load=true")
+    shutil.copytree(saved, folder / "step-1")
+    with pytest.raises(ConfigError, match=rf"{begins} with checkpoint\.load_step = 1 from the .*{ends}"):
+        check(tmp_path, "--training.steps=4")
+    check(tmp_path, "--training.steps=4", "--checkpoint.load_step=1")
+    shutil.rmtree(folder / "step-1")
     check(tmp_path, "--training.steps=2")
     _, config, _, data = jobs.write_job(tmp_path, tmp_path)
     assert is_finished(load_job(config, data, ["--checkpoint.enable=true", "--training.steps=2"]))

@@ -1,12 +1,15 @@
 """Checkpoints in and out: other programs' files load, and what is exported gives the trained model's logits."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mosaic_photon.checkpoints import description
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup import hf
@@ -210,19 +213,37 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
 
 
+def write_job(folder: Path, more: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(
+        f'[model]\nname = "mpt_mup_mosaic"\nflavor = "debugmodel"\nhf_assets_path = "{TOKENIZER}"\n[model.overrides]\n'
+        + "\n".join(f"{name} = {value}" for name, value in SIZE.items())
+        + f"\n[training]\nseq_len = 32\n{more}"
+    )
+    return path
+
+
+def test_an_export_is_of_the_model_that_was_trained(tmp_path, capsys):
+    from mosaic_photon.models.mpt_mup import convert
+
+    trained = model(attn_config={"attn_logit_softcapping": 30.0})
+    dcp.save(trained.state_dict(), checkpoint_id=tmp_path / "in", no_dist=True)
+    description.write(str(tmp_path / "in"), trained.model_args)
+    command = ["export", str(tmp_path / "in"), str(tmp_path / "out"), "--job"]
+    assert convert.main([*command, str(write_job(tmp_path, ""))]) == 1
+    says = "attn_config.attn_logit_softcapping is 30.0 in the checkpoint and null in the job"
+    assert says in capsys.readouterr().err
+    assert convert.main([*command, str(write_job(tmp_path, "[mosaic]\nallow_model_change = true\n"))]) == 0
+
+
 def test_import_makes_the_folder_that_the_job_names(tmp_path):
     from mosaic_photon.models.mpt_mup import convert
 
     ours = model()
     (tmp_path / "in").mkdir()
     save(ours, tmp_path / "in")
-    job = tmp_path / "job.toml"
-    job.write_text(
-        f'[model]\nname = "mpt_mup_mosaic"\nflavor = "debugmodel"\nhf_assets_path = "{TOKENIZER}"\n[model.overrides]\n'
-        + "\n".join(f"{name} = {value}" for name, value in SIZE.items())
-        + "\n[training]\nseq_len = 32\n[checkpoint]\nenable = true\ninitial_load_in_hf = true\n"
-        f'initial_load_path = "{tmp_path / "out"}"\n'
-    )
+    more = f'[checkpoint]\nenable = true\ninitial_load_in_hf = true\ninitial_load_path = "{tmp_path / "out"}"\n'
+    job = write_job(tmp_path, more)
     assert convert.main(["import", str(tmp_path / "in"), str(tmp_path / "out"), "--job", str(job)]) == 0
     hf.check_folder(tmp_path / "out", ours.model_args)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.nn as nn
 
+from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
 from mosaic_photon.checkpoints.hf import check_index, check_last_save
@@ -15,7 +16,6 @@ from mosaic_photon.files import existing
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.names import human_size
-from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.tools import logger
 
 
@@ -67,28 +67,56 @@ def check_start(job: MosaicJobConfig, facts: Facts) -> None:
     if start.named_by:
         check_initial_load(start, job.checkpoint)
     elif not start.model_only and only_model(start.path):
-        raise ConfigError(
-            f"{start.path} holds only the model (checkpoint.last_save_model_only, TorchTitan's default), so the run "
-            "cannot go on from it. Go on from a whole checkpoint with checkpoint.load_step, or begin another job, with "
-            f"a job.dump_folder of its own, from checkpoint.initial_load_path = {start.path!r}."
-        )
+        raise ConfigError(how_to_extend(start, job))
     if not start.hf and facts.rank == 0 and (faults := missing_files(start.path)):
         raise ConfigError(f"{start.path} is damaged: {'; '.join(faults[:3])}. Name another one, or move it away.")
-    check_fits(start, job, facts.spec, facts.model)
+    check_fits(start, job, facts)
 
 
-def check_fits(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
-    """The checkpoint must be one of this job, or what does not fit is said and left out."""
-    lines = mismatches(start, job, spec, model)
-    if not lines:
-        return
-    text = "\n".join(f"  {line}" for line in lines)
-    if job.mosaic.allow_partial_load:
-        logger.warning(f"Of {start.path} only what fits the job is loaded:\n{text}")
-        return
-    raise ConfigError(
-        f"{start.path} is a checkpoint of another job:\n{text}\nRestore the job's [model], [model.overrides] and "
-        "[optimizer], or load what fits, and leave the rest as it is drawn, with --mosaic.allow_partial_load."
+def check_fits(start: Start, job: MosaicJobConfig, facts: Facts) -> None:
+    """The checkpoint must be one of this job and compute what it computes, or what differs is said and allowed."""
+    assert start.path is not None
+    unfit = mismatches(start, job, facts.spec, facts.model)
+    changed = None
+    if start.model_only or "model" not in job.checkpoint.exclude_from_loading:
+        changed = description.changes(start.path, getattr(facts.model, "model_args", facts.model_args))
+        if changed is None and not start.hf and facts.rank == 0:
+            logger.info(
+                f"{start.path} does not say what its model computes (heads, positions, norms): taken as the job's."
+            )
+    refused, ways = [], []
+    if unfit and not job.mosaic.allow_partial_load:
+        refused += unfit
+        ways.append("load what fits, and leave the rest as it is drawn, with --mosaic.allow_partial_load")
+    if changed and not job.mosaic.allow_model_change:
+        refused += changed
+        ways.append("train its weights as another function, with --mosaic.allow_model_change")
+    if refused:
+        raise ConfigError(
+            f"{start.path} is a checkpoint of another job:\n{as_lines(refused)}\nRestore the job's [model], "
+            f"[model.overrides], [mup] and [optimizer], or {'; '.join(ways)}."
+        )
+    if unfit and facts.rank == 0:
+        logger.warning(f"Of {start.path} only what fits the job is loaded:\n{as_lines(unfit)}")
+    if changed and facts.rank == 0:
+        logger.warning(f"The weights of {start.path} are trained as another function:\n{as_lines(changed)}")
+
+
+def as_lines(items: list[str]) -> str:
+    """One a line, indented."""
+    return "\n".join(f"  {item}" for item in items)
+
+
+def how_to_extend(start: Start, job: MosaicJobConfig) -> str:
+    """What to do where a run was to go on from the weights alone that its last save has left."""
+    steps = complete_steps(checkpoint_folder(job))
+    whole = [step for step, path in steps.items() if step and not only_model(path)]
+    newest = f"with checkpoint.load_step = {whole[-1]} from the newest whole one, or" if whole else "there is none, but"
+    return (
+        f"{start.path} holds only the model (checkpoint.last_save_model_only = true, TorchTitan's default), and a run "
+        f"goes on from a whole checkpoint only: {newest} another job can begin, with its own job.dump_folder, from "
+        f"checkpoint.initial_load_path = {start.path!r}. Next time, checkpoint.last_save_model_only = false saves all "
+        "of the last step."
     )
 
 

@@ -655,6 +655,10 @@ class Mosaic:
     allow_partial_load: bool = False
     """Load of a checkpoint what fits the job; what it lacks stays as it was drawn, what the job lacks is left out."""
 
+    allow_model_change: bool = False
+    """Train a checkpoint's weights although the job's model computes something else with them: other heads, positions,
+    norms, caps or multipliers. What differs is listed."""
+
     nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do at a step whose loss or gradient norm is not finite: stop, and save nothing of it; skip its optimizer
     step, up to ten in a row; or go on as TorchTitan does."""

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from mosaic_photon.checkpoints import description
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup import hf
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
@@ -54,6 +55,17 @@ def read_titan(path: str, args: MPTMuPModelArgs) -> dict[str, Tensor]:
     return state
 
 
+def check_function(path: str, job: Any, args: MPTMuPModelArgs) -> None:
+    """The checkpoint's model must compute what the job's does: what is exported is the job's."""
+    lines = description.changes(path, args)
+    if lines and not job.mosaic.allow_model_change:
+        listed = "\n  ".join(lines)
+        raise ConfigError(
+            f"{path} is of another model than the job's:\n  {listed}\nRestore the job's [model.overrides] and [mup], "
+            "or export its weights as the other function with [mosaic] allow_model_change = true."
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("direction", choices=("import", "export"))
@@ -65,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         job, args = job_model(options.job)
         if options.direction == "export":
             state = read_titan(options.checkpoint, args)
+            check_function(options.checkpoint, job, args)
             hf.export(state, args, options.out, tokenizer=job.model.hf_assets_path)
         else:
             state = hf.read_checkpoint(options.checkpoint, args)

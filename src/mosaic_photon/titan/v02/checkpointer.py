@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
+from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
 from mosaic_photon.titan.interface import Loop
@@ -34,18 +35,22 @@ class Checkpointer(CheckpointManager):
 
     start: Start
     allow_partial_load: bool
+    model_args: Any
     check_sound: Callable[[], None]
     """Raises where the weights are not worth saving."""
     _writing = _load_step = -1
 
     @classmethod
-    def of(cls, titan: CheckpointManager, start: Start, loop: Loop, allow_partial_load: bool) -> Checkpointer:
+    def of(
+        cls, titan: CheckpointManager, start: Start, loop: Loop, model_args: Any, allow_partial_load: bool
+    ) -> Checkpointer:
         """The same object as one of this class, which saves the loop's states too.
 
         TorchTitan's Trainer names the class that it builds.
         """
         titan.__class__ = cls
-        titan.start, titan.allow_partial_load, titan.check_sound = start, allow_partial_load, loop.check_sound
+        titan.start, titan.allow_partial_load, titan.model_args = start, allow_partial_load, model_args
+        titan.check_sound = loop.check_sound
         titan.states |= loop.states()
         return titan
 
@@ -92,7 +97,7 @@ class Checkpointer(CheckpointManager):
         self.states[MODEL].load_state_dict(state_dict)
 
     def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
-        """TorchTitan's; what is written over is half-written until the new one is whole.
+        """TorchTitan's, with the model's description; what is written over is half-written until the new one is whole.
 
         No rank writes before rank 0 has planned, so what rank 0 removes here is gone by then.
         """
@@ -101,6 +106,7 @@ class Checkpointer(CheckpointManager):
             for name in WRITTEN_OVER:
                 for path in Path(checkpoint_id).glob(name):
                     path.unlink()
+            description.write(checkpoint_id, self.model_args)
         return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
     def save_now(self, step: int) -> bool:

@@ -56,7 +56,7 @@ class MosaicTrainer(Trainer):
         if self.job_config.validation.enable:
             self.validator.attach(self.loop.fire, self.post_dataloading_process)
         partial = self.job_config.mosaic.allow_partial_load
-        self.checkpointer = Checkpointer.of(self.checkpointer, self.parts.start, self.loop, partial)
+        self.checkpointer = Checkpointer.of(self.checkpointer, self.parts.start, self.loop, self.model_args, partial)
         if self.checkpointer.enable and self.job_config.checkpoint.last_save_in_hf:
             fit_files(self.checkpointer.sd_adapter, self.checkpointer.states["model"].state_dict())
 

@@ -1,0 +1,103 @@
+"""What a model computes beyond its tensors: heads, positions, norms, caps, multipliers. A file in each checkpoint.
+
+Written are all of the model args; compared is what shapes the model's function and is not seen in its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import write_whole
+
+FILE = "mosaic_photon.json"
+VERSION = 1
+IN_TENSORS = {
+    "dim", "d_model", "n_layers", "vocab_size", "multiple_of", "ffn_dim_multiplier", "hidden_dim", "inter_dim",
+    "moe_inter_dim", "expansion_ratio", "ffn_config.ffn_hidden_size", "moe_args.num_experts", "attn_config.fused_qkv",
+}  # fmt: skip
+"""Names and shapes of the tensors say it."""
+HOW_IT_RUNS = {
+    "_enforced", "attn_type", "dtype", "max_batch_size", "expert_parallel_comm_backend", "moe_args.use_grouped_mm",
+    "moe_args._debug_force_load_balance", "attn_config.attn_impl", "attn_config.rope_impl",
+}  # fmt: skip
+"""The same function, computed otherwise."""
+HOW_IT_LEARNS = {
+    "depth_init", "init_config", "embedding_fraction", "resid_pdrop", "emb_pdrop", "attn_config.attn_pdrop",
+    "moe_args.load_balance_coeff", "eos_id", "mup_raw",
+}  # fmt: skip
+"""Options of training, which a run may change on its way as it may its learning rate; `eos_id` is read by nothing."""
+LEFT_OUT = IN_TENSORS | HOW_IT_RUNS | HOW_IT_LEARNS
+
+
+def write(folder: str, model_args: Any) -> None:
+    """Write the description into a checkpoint's folder, before the file that makes the checkpoint complete.
+
+    Args:
+        model_args: a dataclass, as the model was built from it.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"version": VERSION, "model": asdict(model_args)}, indent=2, sort_keys=True, default=str)
+    write_whole(path / FILE, text.encode())
+
+
+def changes(folder: str, model_args: Any) -> list[str] | None:
+    """A line for each way in which the checkpoint's model computes otherwise than the job's; None if it does not say.
+
+    What an older release did not have counts as its default.
+
+    Raises:
+        ConfigError: the description cannot be read.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_bytes())
+        version, model = saved["version"], saved["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no description of a model ({error!r}).") from None
+    if version != VERSION:
+        raise ConfigError(f"{path} has version {version!r}; this release reads version {VERSION}.")
+    theirs, ours, default = function_of(model), function_of(asdict(model_args)), function_of(asdict(type(model_args)()))
+    theirs = {name: value for name, value in default.items() if name in ours} | theirs
+    return [
+        f"{name} is {json.dumps(theirs.get(name))} in the checkpoint and {json.dumps(ours.get(name))} in the job"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def function_of(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's args shapes its function and is not seen in its tensors, by dotted names."""
+    args = json.loads(json.dumps(model_args, default=str))
+    if not args.get("mup", {}).get("enabled"):
+        args.pop("mup", None)
+    if "n_kv_heads" in args:
+        args["n_kv_heads"] = args["n_kv_heads"] or args["n_heads"]
+    if "norm_type" in args:
+        args["norm_type"] = args["norm_type"].lower().removeprefix("low_precision_")  # the same norm, rounded otherwise
+    if args.get("attn_type") == "sdpa":
+        args["attn_mask_type"] = "causal"  # it takes no other mask
+    if args.get("attn_type") == "sdpa" or not args.get("every_n_layers_nope"):
+        args.pop("fixed_attn_block_size", None)
+    longest = args.pop("max_seq_len", None)
+    if "mscale" in args:  # DeepSeek V3 stretches its positions, and scales its scores, beyond this length
+        args["max_seq_len > original_seq_len"] = longest > args["original_seq_len"]
+    flat = {name: value for name, value in _flat(args) if not LEFT_OUT & {name, name.partition(".")[0]}}
+    if flat.get("attn_config.rope") and flat["attn_config.rope_hf_config.type"] == "dynamic":
+        flat["max_seq_len"] = longest
+    return flat
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
