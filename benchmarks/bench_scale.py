@@ -98,7 +98,7 @@ def dataset_of(node: str, **settings: Any) -> Any:
     from mosaic_photon.dataloader.shards.settings import Settings, in_force
 
     with in_force(Settings(node_folder=node)):
-        return ShardedDataset(num_canonical_nodes=64, **settings)
+        return ShardedDataset({"num_canonical_nodes": 64, **settings})
 
 
 def index_ours(row: Row, folder: str, node: str) -> None:
@@ -129,11 +129,13 @@ def order_ours(row: Row, folder: str, node: str) -> None:
 
 
 def order_streaming(row: Row, folder: str, node: str) -> None:
+    from streaming import StreamingDataset
     from streaming.base.batching import generate_work
     from streaming.base.world import World
 
-    dataset = dataset_of(node, local=folder, shuffle=True)
-    dataset.batch_size = 512
+    dataset = object.__new__(StreamingDataset)  # over our index
+    more = {"batch_size": 512, "num_streams": 1, "epoch_seed_change": True, "initial_physical_nodes": None}
+    vars(dataset).update(vars(dataset_of(node, local=folder, shuffle=True)), **more)
     with measured(row):
         generate_work("random", dataset, World(1, 1, 1, 0), 0, 0)
 

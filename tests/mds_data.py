@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from streaming import MDSWriter
+from streaming import MDSWriter, StreamingDataset
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 
 from mosaic_photon.job.tables import MosaicJobConfig
 
@@ -29,6 +31,15 @@ def numbers(batch: tuple[dict[str, torch.Tensor], torch.Tensor]) -> list[int]:
     """Which samples a micro-batch holds."""
     first = batch[0]["input"][:, :2] - 3
     return (first[:, 0] * 1000 + first[:, 1]).tolist()
+
+
+def streamings_work(dataset: Any, batch: int, world: World, epoch: int = 0, start: int = 0) -> np.ndarray:
+    """The sample ids that Streaming deals out of a dataset of ours: [nodes, ranks, workers, batches, batch]."""
+    theirs = object.__new__(StreamingDataset)
+    balanced = dataset.shuffle and dataset.sampling_method == "balanced"
+    more = {"batch_size": batch, "num_streams": len(dataset.streams), "epoch_seed_change": balanced}
+    vars(theirs).update(vars(dataset), initial_physical_nodes=None, **more)
+    return generate_work(dataset.batching_method, theirs, world, epoch, start)
 
 
 def flat(lists: Iterable[Iterable[Any]]) -> list[Any]:

@@ -22,7 +22,7 @@ from streaming import MDSWriter
 import jobs
 import tokenizers_made
 from doctor_calls import failures, say_all
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.dataset import ShardedDataset
 
 Make = Callable[[Path], object]
 MOE = jobs.JOB.replace("llama3_mosaic", "qwen3_mosaic").replace('"debugmodel"', '"debugmodel_moe"')
@@ -166,7 +166,7 @@ def another_cache(folder: Path) -> None:
     for name, token in (("one", 3), ("two", 4)):
         rows = [{"tokens": np.full(65, token, np.int32)} for _ in range(40)]
         write(folder, {"tokens": "ndarray:int32:65"}, rows, name)
-    ShardedDataset(streams=build_streams({"a": {"remote": str(folder / "one"), "local": str(folder / "cache")}}))
+    ShardedDataset({"remote": str(folder / "one"), "local": str(folder / "cache")})
 
 
 def another_program(folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_batches_equal_llm_foundrys_over_two_epochs(
     theirs = tmp_path / "theirs"  # a name of its own: Streaming refuses a folder that another loader has open
     theirs.symlink_to(data)
     foundry = foundry_loader(located(options, theirs), batch=4)
-    steps = ours.summary.steps_per_epoch
+    steps = ours.steps_per_epoch
     assert steps >= 5
     batches = iter(ours)
     for epoch in (1, 2):

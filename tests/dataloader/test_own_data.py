@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mds_data import sample_tokens, write_mds
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.data_config import load_data_config, streams_of
+from mosaic_photon.job.data_config import load_data_config
 
 SAMPLES, PER_SHARD = 80, 4
 fresh = itertools.count()
@@ -47,7 +47,7 @@ def open_dataset(
     config = {"streams": streams}
     with in_force(Settings(str(node), adopt)):
         settle_folders(config)
-        dataset = ShardedDataset(streams=build_streams(streams_of(config)), **arguments)
+        dataset = ShardedDataset(config | arguments)
     dataset.cache.check()
     return dataset
 

@@ -15,10 +15,9 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streaming.base.batching import generate_work
 from streaming.base.world import World
 
-from mds_data import SEQ_LEN, flat, job, numbers, write_mds
+from mds_data import SEQ_LEN, flat, job, numbers, streamings_work, write_mds
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
 from mosaic_photon.dataloader.order.deal import seats
 from mosaic_photon.dataloader.shards.ahead import ReadAhead
@@ -130,9 +129,7 @@ def test_a_micro_batch_is_of_one_stream_as_streaming_makes_it(
     loader = build(job({"streams": streams, "batching_method": "device_per_stream"}, local=local, batch=8))
     batches = iter(loader)
     ours = [numbers(next(batches)) for _ in range(200 // local)]
-    dataset = loader.data.dataset
-    dataset.batch_size = local
-    theirs = generate_work("device_per_stream", dataset, World(1, 1, 1, 0), 0, 0)[0, 0, 0, : len(ours)]
+    theirs = streamings_work(loader.data.dataset, local, World(1, 1, 1, 0))[0, 0, 0, : len(ours)]
     assert ours == [[i if i < 203 else 300 + i - 203 for i in batch] for batch in theirs.tolist()]
 
 

@@ -130,7 +130,7 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     check_sequences(job)
     loader = build_dataloader(data_parallel, 0, HuggingFaceTokenizer(job.model.hf_assets_path), job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
-    steps = loader.summary.steps_per_epoch
+    steps = loader.steps_per_epoch
     nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}
     loader.close()
     return {

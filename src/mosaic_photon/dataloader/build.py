@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
+from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.progress import known_data, load_state
@@ -101,36 +101,33 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
     settle_folders(config)
-    dataset = _token_dataset(config, where) if loader["name"] == "text" else None
-    if dataset is None:
+    dataset = ShardedDataset(config)
+    if loader["name"] == "text" and _holds_tokens(dataset, where):
+        encoding, pad_id = config.get("token_encoding_type") or "int64", special_id(assets, "pad", tokenizer)
+        make_batch = TokenBatches(dataset, window, pad_id, vocabulary_size(tokenizer), encoding)
+        data = BatchedDataset(dataset, make_batch, make_batch.length, make_batch.fixed is not None)
+        data.pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
+    else:
         from mosaic_photon.dataloader.foundry_loader import foundry_data
 
-        data = foundry_data(loader, assets, layout.local_batch, window)
-    else:
-        pad_id = special_id(assets, "pad", tokenizer)
-        encoding = config.get("token_encoding_type") or "int64"
-        vocab_size = vocabulary_size(tokenizer)
-        make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
-        pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
-        fixed = make_batch.only_column is not None and make_batch.only_column.length is not None
-        data = BatchedDataset(dataset, make_batch, make_batch.length, fixed, pin_memory=pin_memory)
-    _check_cache(data.dataset, job_config.mosaic.verify_cache)
-    return dataclasses.replace(data, node_folder=job_config.mosaic.node_folder)
+        data = foundry_data(loader, dataset, assets, layout.local_batch, window)
+    _check_cache(dataset, job_config.mosaic.verify_cache)
+    data.node_folder = job_config.mosaic.node_folder
+    return data
 
 
-def _token_dataset(config: dict[str, Any], where: str) -> ShardedDataset | None:
-    """The dataset if all its samples are token arrays, None if some are text to be tokenised."""
-    dataset = dataset_of(config)
+def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:
+    """Whether all samples are token arrays; not so if some are text to be tokenised."""
     for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
         names = {column.name for column in kind.columns}
         if "text" in names:
-            return None
+            return False
         if "tokens" not in names:
-            stream = dataset.cache.sources[number].name
             raise DataError(
-                f"{where}: stream {stream!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
+                f"{where}: stream {dataset.stream_names[number]!r} has neither a 'tokens' nor a 'text' column; it has"
+                f" {sorted(names)}"
             )
-    return dataset
+    return True
 
 
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:

@@ -8,7 +8,7 @@ batch of them. Which samples a batch has, and reading them, is this package's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -24,14 +24,15 @@ from mosaic_photon.dataloader.loader import BatchedDataset
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
-from mosaic_photon.job.data_config import streams_of
 from mosaic_photon.tokenizers import vocabulary_size
 
 Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
-def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: Window) -> BatchedDataset:
-    """The dataset and batches of an llm-foundry loader config. Raises ConfigError for what llm-foundry refuses."""
+def foundry_data(
+    loader: dict[str, Any], dataset: ShardedDataset, assets: str, local_batch: int, window: Window
+) -> BatchedDataset:
+    """The dataset with llm-foundry's batches of it. Raises ConfigError for what llm-foundry refuses in the config."""
     try:
         from llmfoundry.data.dataloader import build_dataloader
     except ModuleNotFoundError as error:
@@ -45,15 +46,15 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in each forked worker
     else:
         config |= {"prefetch_factor": None, "persistent_workers": False}
-    with _reading_ours(list(streams_of(config["dataset"]))):
+    with _reading_from(dataset):
         kinds = (ValueError, TypeError, RuntimeError)
         refused = "the data config is refused by llm-foundry"
         spec = ask_upstream(refused, kinds, build_dataloader, config, tokenizer, local_batch)
     theirs = spec.dataloader
     collate = getattr(theirs.collate_fn, "base_collator", theirs.collate_fn)  # without a wrapper that no worker can get
     vocab_size = vocabulary_size(tokenizer)
-    samples = _Samples(theirs.dataset)
-    batches = FoundryBatches(samples, _Collate(samples.dataset, collate, vocab_size), window, tokenizer.pad_token_id)
+    samples = _Samples(theirs.dataset, dataset)
+    batches = FoundryBatches(samples, _Collate(dataset, collate, vocab_size), window, tokenizer.pad_token_id)
 
     def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[MicroBatch, None, None]:
         with closing(_from_workers(_worker_loader(samples, batches.collate, ids, theirs))) as made:
@@ -61,9 +62,8 @@ def foundry_data(loader: dict[str, Any], assets: str, local_batch: int, window: 
                 yield _to_batch(batch, local_batch, window)
 
     pin_memory = theirs.pin_memory and torch.cuda.is_available()  # of batches, not of what they are cut from
-    return BatchedDataset(
-        samples.dataset, batches, batches.length, workers=through_workers if workers else None, pin_memory=pin_memory
-    )
+    through = through_workers if workers else None
+    return BatchedDataset(dataset, batches, batches.length, workers=through, pin_memory=pin_memory)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class FoundryBatches:
 class _Samples(Dataset[Any]):
     """A dataset by sample id: torch's DataLoader would iterate over a StreamingDataset."""
 
-    def __init__(self, lender: Any) -> None:
+    def __init__(self, lender: Any, dataset: ShardedDataset) -> None:
         """`lender` is llm-foundry's dataset, which lends its tokenising."""
-        self.lender, self.dataset = lender, lender.sharded
+        self.lender, self.dataset = lender, dataset
 
     def __getitem__(self, sample_id: int) -> tuple[int, Any]:
         """The sample as llm-foundry makes it, behind its id. Raises DataError for one that it can't use."""
@@ -155,22 +155,20 @@ def _tokenizer(assets: str) -> Any:
 
 
 @contextmanager
-def _reading_ours(names: Sequence[str]) -> Iterator[None]:
-    """Within it, a StreamingDataset is made without shared memory, over a ShardedDataset with streams of these names.
+def _reading_from(dataset: ShardedDataset) -> Iterator[None]:
+    """Within it, a StreamingDataset that is made opens nothing: its samples are those of `dataset`.
 
     llm-foundry's builders make their datasets themselves and take none that is given, so that nothing but
-    StreamingDataset's constructor is left to be replaced. The ShardedDataset is the attribute `sharded`.
+    StreamingDataset's constructor is left to be replaced.
     """
     from streaming.base.dataset import StreamingDataset
 
     theirs = StreamingDataset.__init__
 
     @wraps(theirs)  # its signature is the list of keys that llm-foundry takes from the config
-    def ours(self: Any, **arguments: Any) -> None:
-        self.sharded = ShardedDataset(names, **arguments)
-        self.get_item = self.sharded.get_item
-        for name in ("num_samples", "num_canonical_nodes", "length"):  # what the builders look at
-            setattr(self, name, getattr(self.sharded, name))
+    def ours(self: Any, **_: Any) -> None:
+        self.get_item, self.length = dataset.get_item, dataset.epoch_size
+        self.num_samples, self.num_canonical_nodes = dataset.num_samples, dataset.num_canonical_nodes
 
     StreamingDataset.__init__ = ours
     try:

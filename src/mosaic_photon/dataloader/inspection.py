@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.dataloader.dataset import ShardedDataset, dataset_of
+from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.shards.cache import files_here
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
 from mosaic_photon.dataloader.shards.folders import settle_folders
-from mosaic_photon.dataloader.shards.formats import UndecodableError, decode
+from mosaic_photon.dataloader.shards.formats import UndecodableError
 from mosaic_photon.dataloader.shards.index import Column, DataError
 from mosaic_photon.dataloader.shards.reader import token_column
 from mosaic_photon.dataloader.shards.table import Index
@@ -72,13 +72,13 @@ def open_dataset(loader: dict[str, Any]) -> ShardedDataset:
     """The loader's shards, indexes fetched, nothing else read. Raises ConfigError, DataError as a job would."""
     config = copy.deepcopy(loader["dataset"])
     settle_folders(config)
-    return dataset_of(config)
+    return ShardedDataset(config)
 
 
 def inspect_loader(loader: dict[str, Any], dataset: ShardedDataset) -> LoaderReport:
     """All that the indexes and file sizes tell."""
     bytes_dtype = loader["dataset"].get("token_encoding_type") or "int64"
-    streams = [_stream(dataset, number, bytes_dtype) for number in range(dataset.num_streams)]
+    streams = [_stream(dataset, number, bytes_dtype) for number in range(len(dataset.streams))]
     return LoaderReport(loader["name"], dataset.epoch_size, streams)
 
 
@@ -121,14 +121,10 @@ def first_samples(dataset: ShardedDataset, count: int, vocabulary: Vocabulary) -
     Whatever they hold is shown; what is wrong with one is under "problems".
     """
     shown = []
-    for number, name in enumerate(dataset.stream_names()):
+    for number, name in enumerate(dataset.stream_names):
         first = int(dataset.sample_offset_per_stream[number])
         for sample_id in range(first, first + min(count, int(dataset.samples_per_stream[number]))):
-            shard_ids, indexes = dataset.locate(np.array([sample_id]))
-            shard_id = int(shard_ids[0])
-            data = dataset.reader.sample(shard_id, int(indexes[0]))
-            values = decode(dataset.kind_of(shard_id), data)
-            shown.append({"stream": name, "sample": sample_id - first, **_shown(values, vocabulary)})
+            shown.append({"stream": name, "sample": sample_id - first, **_shown(dataset.values(sample_id), vocabulary)})
     return shown
 
 

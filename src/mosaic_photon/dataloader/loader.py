@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, tee
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
-MakeBatch = Callable[[NDArray[np.int64]], MicroBatch]
-Workers = Callable[[Iterator[NDArray[np.int64]]], Generator[MicroBatch, None, None]]
+SampleIds = NDArray[np.int64]
+MakeBatch = Callable[[SampleIds], MicroBatch]
+Workers = Callable[[Iterator[SampleIds]], Generator[MicroBatch, None, None]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchedDataset:
-    """A dataset and how to make batches of it."""
+    """A dataset, how to make micro-batches of it, and the threads that fetch ahead what they need."""
 
     dataset: ShardedDataset
     make_batch: MakeBatch
@@ -46,35 +48,41 @@ class BatchedDataset:
     pin_memory: bool = False
     node_folder: str = ""
     """`[mosaic] node_folder`, where orders are kept that are too large for each rank to make."""
+    _fetch: FetchAhead | None = None
 
-    def orders(self, batch: int) -> Orders:
-        """The orders of epochs in batches of so many samples. Raises ConfigError if the settings make no epoch."""
-        return Orders(self.dataset.order(batch), lambda: node_folder(self.node_folder))
+    def orders(self, batch: int, **changes: Any) -> Orders:
+        """The orders of epochs in batches of so many samples, with these changes of EpochOrder's fields.
 
-    def shards_of(self, blocks: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-        """The shard of each sample of each block; rows that fill up a batch, with ids below 0, are left out."""
-        return (self.dataset.locate(ids[ids >= 0])[0] for ids in blocks)
+        Raises ConfigError if the settings make no epoch.
+        """
+        order = dataclasses.replace(self.dataset.order(batch), **changes)
+        return Orders(order, lambda: node_folder(self.node_folder))
 
+    def in_turn(self, blocks: Callable[[], Iterator[SampleIds]]) -> Iterator[SampleIds]:
+        """The sample ids of one micro-batch after the other, while threads fetch what the coming ones need.
 
-@dataclass(frozen=True)
-class StreamSummary:
-    """One stream of an epoch."""
+        Args:
+            blocks: begins anew to yield them all, many micro-batches [N, B] at a time; -1 only fills up a batch.
+        """
+        cache = self.dataset.cache
+        if not cache.complete:
+            self._fetch = self._fetch or FetchAhead(cache)
+            needed = (self.dataset.locate(ids[ids >= 0])[0] for ids in blocks())
+            self._fetch.plan(needed, self.dataset.predownload)
+        fetch, position = self._fetch, 0
+        for ids in chain.from_iterable(blocks()):
+            if fetch is not None:
+                fetch.advance(position)
+            yield ids
+            position += len(ids)
 
-    name: str
-    samples: int
-    """Samples drawn per epoch."""
-    tokens: int
-    """Target positions per epoch."""
-    share: float
-    """Of all samples of an epoch."""
-
-
-@dataclass(frozen=True)
-class EpochSummary:
-    """What the table at the start of a job shows of the data."""
-
-    streams: tuple[StreamSummary, ...]
-    steps_per_epoch: int
+    def close(self) -> None:
+        """Stop the threads, close files and connections. All of them begin anew when they are needed."""
+        if self._fetch is not None:
+            self._fetch.close()
+            self._fetch = None
+        self.dataset.reader.close()
+        self.dataset.cache.close()
 
 
 class DataSpecDataLoader:
@@ -90,13 +98,17 @@ class DataSpecDataLoader:
         # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
         self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
+        self.steps_per_epoch = self.orders.length // layout.global_batch
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"an epoch has {self.orders.length} samples, fewer than one global batch of {layout.global_batch};"
+                " lower training.global_batch_size, or raise epoch_size"
+            )
         self.progress = self.begin = Progress()
         """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
         self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch)
         self._running: Iterator[tuple[MicroBatch, int]] | None = None
-        self._fetch: FetchAhead | None = None
-        self.summary = self._summarize()
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """Go on from `progress`. A second call ends the iteration of the first."""
@@ -120,7 +132,7 @@ class DataSpecDataLoader:
         dataset, first = self.data.dataset, begin.samples_in_epoch
         ids = np.sort(self.orders.get(begin.epoch)[first : first + self.layout.global_batch])
         of = np.searchsorted(dataset.sample_offset_per_stream, ids, side="right") - 1
-        parts, names = [], dataset.stream_names()
+        parts, names = [], dataset.stream_names
         for number in np.unique(of):
             numbers = (ids[of == number] - dataset.sample_offset_per_stream[number]).tolist()
             more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
@@ -147,24 +159,22 @@ class DataSpecDataLoader:
     def close(self) -> None:
         """Stop threads and workers, close files. The loader can be iterated again."""
         self._stop_reading()
-        if self._fetch is not None:
-            self._fetch.close()
-            self._fetch = None
         self.orders.close()
-        self.data.dataset.reader.close()
-        self.data.dataset.cache.close()
+        self.data.close()
 
     def _read(self) -> Iterator[tuple[MicroBatch, int]]:
         """Micro-batches from `progress` on, each with the samples of its epoch."""
         if self.data.workers is None:
-            batches = ((self._made(ids), epoch_samples) for ids, epoch_samples in self._plan())
-            return ReadAhead(batches, BATCHES_AHEAD)
+            make = self.data.make_batch
+            return ReadAhead(((self._pinned(make(ids)), end) for ids, end in self._plan()), BATCHES_AHEAD)
         self.close()  # threads and connections go neither through a fork nor through a spawn
-        read = _through_workers(self.data.workers, self._plan())
-        return ((self._pinned(batch), epoch_samples) for batch, epoch_samples in read)
+        return self._through_workers(self.data.workers)
 
-    def _made(self, ids: NDArray[np.int64]) -> MicroBatch:
-        return self._pinned(self.data.make_batch(ids))
+    def _through_workers(self, workers: Workers) -> Iterator[tuple[MicroBatch, int]]:
+        plan, same = tee(self._plan())
+        with closing(workers(ids for ids, _ in plan)) as batches:
+            for batch, (_, end) in zip(batches, same, strict=False):
+                yield self._pinned(batch), end
 
     def _pinned(self, batch: MicroBatch) -> MicroBatch:
         inputs, labels = batch
@@ -172,51 +182,25 @@ class DataSpecDataLoader:
             return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
         return batch
 
-    def _plan(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+    def _plan(self) -> Iterator[tuple[SampleIds, int]]:
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""
-        epoch, start = self.progress.epoch, self.progress.samples_in_epoch
+        epoch, read = self.progress.epoch, self.progress.samples_in_epoch
         while True:
-            order = self.orders.get(epoch)
-            usable, position = usable_samples(len(order), start, self.layout), 0
-            fetch, asked = self._fetch_ahead(order, start), False
-            for ids in chain.from_iterable(blocks_of_batches(order, start, self.layout)):
-                if fetch is not None:
-                    fetch.advance(position)
-                yield ids, start + usable
-                position += len(ids)
-                if not asked and 2 * (start + position * self.layout.dp_world_size) > len(order):
+            order, asked = self.orders.get(epoch), False
+            end = read + usable_samples(len(order), read, self.layout)
+            for ids in self.data.in_turn(partial(blocks_of_batches, order, read, self.layout)):
+                yield ids, end
+                read += len(ids) * self.layout.dp_world_size
+                if not asked and 2 * read > len(order):
                     self.orders.prepare(epoch + 1)
                     asked = True
-            epoch, start = epoch + 1, 0
-
-    def _fetch_ahead(self, order: NDArray[np.integer], start: int) -> FetchAhead | None:
-        if self.data.dataset.cache.complete:
-            return None
-        if self._fetch is None:
-            self._fetch = FetchAhead(self.data.dataset.cache)
-        needed = self.data.shards_of(blocks_of_batches(order, start, self.layout))
-        self._fetch.plan(needed, self.data.dataset.predownload)
-        return self._fetch
+            epoch, read = epoch + 1, 0
 
     def _stop_reading(self) -> None:
         running, self._running = self._running, None
         if running is not None:
             running.close()  # type: ignore[attr-defined]  # both kinds have it
             self.data.dataset.reader.close()  # a thread that still waits for a shard keeps what it has open
-
-    def _summarize(self) -> EpochSummary:
-        dataset = self.data.dataset
-        streams = tuple(
-            StreamSummary(name, samples, samples * self.seq_len, samples / dataset.epoch_size)
-            for name, samples in zip(dataset.stream_names(), (int(one.choose) for one in dataset.streams), strict=True)
-        )
-        samples, batch = self.orders.length, self.layout.global_batch
-        if samples < batch:
-            raise ConfigError(
-                f"an epoch has {samples} samples, fewer than one global batch of {batch};"
-                " lower training.global_batch_size, or raise epoch_size"
-            )
-        return EpochSummary(streams, samples // batch)
 
 
 class EvalLoader:
@@ -228,25 +212,13 @@ class EvalLoader:
 
     def __init__(self, data: BatchedDataset, layout: Layout) -> None:
         self.data, self.layout = data, layout
-        data.dataset.num_canonical_nodes = 1  # more would repeat samples to even out the nodes' parts
-        data.dataset.batching_method = "random"  # stratified has no way to share out a batch of one
-        self.orders = data.orders(1)
-        self._fetch: FetchAhead | None = None
+        # More canonical nodes would repeat samples to even out their parts; stratified can't share out a batch of one.
+        self.orders = data.orders(1, canonical_nodes=1, batching_method="random")
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """From the first sample on."""
-        order, position = self.orders.get(0), 0
-        cache = self.data.dataset.cache
-        if self._fetch is None and not cache.complete:
-            self._fetch = FetchAhead(cache)
-        if self._fetch is not None:
-            needed = self.data.shards_of(blocks_of_padded_batches(order, self.layout))
-            self._fetch.plan(needed, self.data.dataset.predownload)
-        for ids in chain.from_iterable(blocks_of_padded_batches(order, self.layout)):
-            if self._fetch is not None:
-                self._fetch.advance(position)
-            yield self.data.make_batch(ids)
-            position += len(ids)
+        blocks = partial(blocks_of_padded_batches, self.orders.get(0), self.layout)
+        return map(self.data.make_batch, self.data.in_turn(blocks))
 
     def take_part(self, dp_rank: int) -> None:
         """From the next pass on this is the loader of data-parallel rank `dp_rank`."""
@@ -264,25 +236,5 @@ class EvalLoader:
         """Nothing to load."""
 
     def close(self) -> None:
-        """Stop threads, close files."""
-        if self._fetch is not None:
-            self._fetch.close()
-            self._fetch = None
-        self.data.dataset.reader.close()
-        self.data.dataset.cache.close()
-
-
-def _through_workers(
-    workers: Workers, plan: Iterator[tuple[NDArray[np.int64], int]]
-) -> Iterator[tuple[MicroBatch, int]]:
-    """Micro-batches made by worker processes, in the plan's order, each with the samples of its epoch."""
-    epochs: list[int] = []
-
-    def ids() -> Iterator[NDArray[np.int64]]:
-        for sample_ids, epoch_samples in plan:
-            epochs.append(epoch_samples)
-            yield sample_ids
-
-    with closing(workers(ids())) as batches:
-        for batch in batches:
-            yield batch, epochs.pop(0)
+        """Stop threads, close files. The loader can be iterated again."""
+        self.data.close()

@@ -74,7 +74,7 @@ def estimate(data: BatchedDataset, seq_len: int) -> Estimate:
     """Look at SAMPLES samples, spread over the streams' shards that are on this machine."""
     dataset = data.dataset
     streams = []
-    for number, (name, stream) in enumerate(zip(dataset.stream_names(), dataset.streams, strict=True)):
+    for number, (name, stream) in enumerate(zip(dataset.stream_names, dataset.streams, strict=True)):
         first, count = int(dataset.sample_offset_per_stream[number]), int(dataset.samples_per_stream[number])
         wanted = max(1, SAMPLES * int(stream.choose) // max(1, dataset.epoch_size))
         ids = np.unique(np.linspace(first, first + count - 1, wanted, dtype=np.int64)) if count else np.zeros(0, int)

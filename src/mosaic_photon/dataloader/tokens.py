@@ -79,28 +79,30 @@ class TokenBatches:
         """`pad_id` and `vocab_size` are the tokenizer's; `encoding` is the dtype of tokens stored as bytes."""
         self.dataset, self.window, self.pad_id, self.vocab_size = dataset, window, pad_id, vocab_size
         self.encoding = np.dtype(encoding)
-        self.columns: list[TokenColumn] = []  # of each kind of shard
+        columns = set()
         for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
-            stream = dataset.cache.sources[number].name
-            column = token_column(kind.columns, encoding, f"stream {stream!r}")
+            stream = f"stream {dataset.stream_names[number]!r}"
+            column = token_column(kind.columns, encoding, stream)
             assert column is not None
             self._check_length(column, stream)
-            self.columns.append(column)
-        self.only_column = self.columns[0] if len(set(self.columns)) == 1 else None
+            columns.add(column)
+        column = columns.pop()
+        self.fixed = column if not columns and column.length is not None else None
+        """Where the tokens of all samples are, if all shards have as many in one place."""
 
     def __call__(self, sample_ids: NDArray[np.int64]) -> MicroBatch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
         shard_ids, indexes = self.dataset.locate(sample_ids)
         ids_BW: NDArray[np.integer]
         labels_BW: NDArray[np.integer]
-        if self.only_column is None or self.only_column.length is None or sample_ids[-1] < 0:
+        if self.fixed is None or sample_ids[-1] < 0:
             ids_BW, labels_BW = self._ragged(sample_ids)
         else:
-            ids_BW = labels_BW = self._fixed(self.only_column, shard_ids, indexes)
+            ids_BW = labels_BW = self._read_rows(self.fixed, shard_ids, indexes)
         self._check_vocabulary(ids_BW, sample_ids)
         return self.window.batch(ids_BW, self._ignore_padding(labels_BW), self.pad_id or 0)
 
-    def _fixed(
+    def _read_rows(
         self, column: TokenColumn, shard_ids: NDArray[np.int64], indexes: NDArray[np.int64]
     ) -> NDArray[np.integer]:
         """Rows of tokens of one size, each read straight into its place."""
@@ -157,7 +159,7 @@ class TokenBatches:
     def _check_length(self, column: TokenColumn, stream: str) -> None:
         if column.length is not None and column.length < self.window.width:
             raise ConfigError(
-                f"stream {stream!r}: its samples have {column.length} tokens, but {self.window.setting}"
+                f"{stream}: its samples have {column.length} tokens, but {self.window.setting}"
                 f" {self.window.seq_len} takes {self.window.width}; {self.window.advice(column.length)}"
             )
 

@@ -105,7 +105,7 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     source, cache = dataset.cache.sources[0], dataset.cache
     missing = [shard for number, shard in enumerate(dataset.shards) if not cache.is_here(number)]
     stored = sum(int(index.stored_bytes.sum()) for index in dataset.shards.indexes)
-    text = f"{dataset.num_shards:,} shards, {dataset.num_samples:,} samples, {human_size(stored)}"
+    text = f"{len(dataset.shards):,} shards, {dataset.num_samples:,} samples, {human_size(stored)}"
     if source.data or source.remote is None:
         cache.check()
         yield Finding("ok", subject, f"{source.data or source.folder}: {text}")
@@ -226,7 +226,7 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: l
         if warning := estimate(data.loader.data, job.training.seq_len).warning:
             warnings.append(warning)
         next(iter(data.loader))
-        steps = data.loader.summary.steps_per_epoch
+        steps = data.loader.steps_per_epoch
     epochs = job.training.steps / steps
     return f"one batch was read; {steps:,} steps an epoch, so the job's {job.training.steps:,} make {epochs:.2f} epochs"
 

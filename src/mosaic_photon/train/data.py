@@ -71,7 +71,7 @@ def open_loaders(
     steps = saved_steps(start, job_config) if state is not None else 0
     begin = Position(steps, loader.begin.samples, loader.begin.tokens) if steps else Position()
     training, batch = job_config.training, loader.layout.global_batch
-    run = RunLength(training.steps, batch, batch * training.seq_len, loader.summary.steps_per_epoch, begin)
+    run = RunLength(training.steps, batch, batch * training.seq_len, loader.steps_per_epoch, begin)
     check(run)
     check_some_samples(loader.data)
     if not job_config.validation.enable:

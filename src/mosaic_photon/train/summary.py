@@ -55,18 +55,19 @@ def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: in
 
 def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple[str, str]]:
     """The streams, what an epoch of them is worth, and the global batch."""
-    training, data = trainer.job_config.training, loader.summary
+    training, steps = trainer.job_config.training, loader.steps_per_epoch
     estimated = estimate(loader.data, training.seq_len)
+    samples = sum(stream.samples for stream in estimated.streams)
     rows = [
-        (f"stream {stream.name}", f"{stream.samples:,} samples, {tokens} ({stream.share:.0%})")
-        for stream, tokens in zip(data.streams, estimated.streams, strict=True)
+        (f"stream {stream.name}", f"{stream.samples:,} samples, {stream} ({stream.samples / samples:.0%})")
+        for stream in estimated.streams
     ]
     if estimated.in_words:
         rows.append(("padding", estimated.in_words))
     if estimated.warning:
         logger.warning(estimated.warning)
-    epochs = training.steps / data.steps_per_epoch
-    rows.append(("epoch", f"{data.steps_per_epoch:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
+    epochs = training.steps / steps
+    rows.append(("epoch", f"{steps:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
     accumulation = trainer.gradient_accumulation_steps
     size = loader.layout.global_batch
     accumulated = f", {accumulation} accumulated" if accumulation > 1 else ""

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from streaming.base.batching import generate_work
 from streaming.base.world import World
 
 from dataloader.order.test_epoch import index_of
-from mds_data import write_mds
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mds_data import streamings_work, write_mds
+from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.order.deal import (
     Layout,
     blocks_of_batches,
@@ -33,12 +32,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     """Two streams of 131 and 74 samples."""
     root = tmp_path_factory.mktemp("layout")
     streams = {name: {"local": str(write_mds(root / name, size))} for name, size in (("a", 131), ("b", 74))}
-    return ShardedDataset(streams=build_streams(streams))
+    return ShardedDataset({"streams": streams})
 
 
 def set_up(dataset: ShardedDataset, shuffle: str | None, nodes: int, method: str = "random") -> None:
     dataset.shuffle, dataset.shuffle_algo = shuffle is not None, shuffle or "py1e"
-    dataset.epoch_seed_change = dataset.shuffle  # as in its construction
     dataset.num_canonical_nodes, dataset.batching_method = nodes, method
 
 
@@ -48,9 +46,8 @@ def test_a_rank_gets_what_streaming_gives_it(
     dataset: ShardedDataset, dp: int, local: int, shuffle: str | None, nodes: int, epoch: int, start: int
 ) -> None:
     set_up(dataset, shuffle, nodes)
-    dataset.batch_size = local
     start *= local * dp
-    theirs = generate_work("random", dataset, World(1, dp, 1, 0), epoch, start)[0, :, 0]  # (ranks, batches, local)
+    theirs = streamings_work(dataset, local, World(1, dp, 1, 0), epoch, start)[0, :, 0]  # (ranks, batches, local)
     order = dataset.order(local * dp).make(epoch)
     for rank in range(dp):
         ours = rank_batches(order, start, Layout(dp, rank, local, local * dp))
@@ -68,8 +65,7 @@ def test_a_global_batch_holds_the_samples_that_streaming_gives_its_ranks(
     But for a stream's tail, where Streaming repeats samples so that its ranks get equally many.
     """
     set_up(dataset, shuffle, 1, method)
-    dataset.batch_size = local
-    theirs = generate_work(method, dataset, World(1, dp, 1, 0), epoch, 0)[0, :, 0]  # (ranks, batches, local)
+    theirs = streamings_work(dataset, local, World(1, dp, 1, 0), epoch)[0, :, 0]  # (ranks, batches, local)
     theirs = theirs[:, theirs.min(axis=(0, 2)) >= 0].transpose(1, 0, 2).reshape(-1, dp * local)
     order = dataset.order(dp * local).make(epoch)
     ranks = [rank_batches(order, 0, Layout(dp, rank, local, dp * local)) for rank in range(dp)]
@@ -86,7 +82,7 @@ def many_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     """Two streams of 144 and 60 shards of 17 samples."""
     root = tmp_path_factory.mktemp("many")
     streams = {name: {"local": index_of(root / name, [17] * count)} for name, count in (("a", 144), ("b", 60))}
-    return ShardedDataset(streams=build_streams(streams), shuffle_block_size=100)
+    return ShardedDataset({"streams": streams, "shuffle_block_size": 100})
 
 
 def of_nodes(nodes: int, per_node: int) -> tuple[int, ...]:
@@ -113,8 +109,8 @@ def test_a_node_needs_no_more_shards_than_with_streaming(
 ) -> None:
     (nodes, per_node), (epoch, start), dp = world, position, world[0] * world[1]
     set_up(many_shards, shuffle, nodes * multiple, method)
-    many_shards.batch_size, batch = local, dp * local
-    theirs = generate_work(method, many_shards, World(nodes, per_node, 1, 0), epoch, start * batch)
+    batch = dp * local
+    theirs = streamings_work(many_shards, local, World(nodes, per_node, 1, 0), epoch, start * batch)
     order = many_shards.order(batch).make(epoch)
     turns = of_nodes(nodes, per_node)
     for node in range(nodes):

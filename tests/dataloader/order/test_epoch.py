@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from streaming.base.batching import generate_work
 from streaming.base.world import World
 
-from mosaic_photon.dataloader.dataset import ShardedDataset, build_streams
+from mds_data import streamings_work
+from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.order.epoch import EpochOrder, StreamPart
 from mosaic_photon.errors import ConfigError
 
@@ -63,8 +63,7 @@ def index_of(folder: Path, shards: list[int]) -> str:
 
 
 def streaming_order(dataset: ShardedDataset, batch: int, epoch: int) -> NDArray[np.int64]:
-    dataset.batch_size = batch
-    ids = generate_work(dataset.batching_method, dataset, World(1, 1, 1, 0), epoch, 0).reshape(-1)
+    ids = streamings_work(dataset, batch, World(1, 1, 1, 0), epoch).reshape(-1)
     return ids[ids >= 0]
 
 
@@ -90,7 +89,7 @@ def test_the_order_is_streaming_s(
         for number, (shards, weight) in enumerate(streams)
     }
     try:
-        dataset = ShardedDataset(streams=build_streams(given), **config)
+        dataset = ShardedDataset({"streams": given, **config})
     except ConfigError:  # all of the streams' samples were weighed away
         return
     order = dataset.order(batch)

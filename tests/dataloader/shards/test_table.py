@@ -233,12 +233,12 @@ def test_a_dataset_of_many_shards_takes_little_memory_where_another_process_has_
     """300 bytes a shard at most, of which 1 million shards take 0.3 GB; a Shard object alone takes more."""
     folder = index_json(tmp_path / "data", [entry(number, "zstd") for number in range(20_000)])
     with in_force(Settings(node_folder=str(tmp_path / "node"))):
-        first = ShardedDataset(local=str(folder))
+        first = ShardedDataset({"local": str(folder)})
         del first
         monkeypatch.delattr(shards, "pack_index")  # it must not be needed
         tracemalloc.start()
         try:
-            dataset = ShardedDataset(local=str(folder))
+            dataset = ShardedDataset({"local": str(folder)})
             kept, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -282,7 +282,7 @@ def test_names_and_numbers_that_nobody_knows(tmp_path: Path, changes: dict[str, 
     compression = "zstd" if "compression" in changes else None
     folder = index_json(tmp_path / "data", [entry(1), entry(2, compression) | changes])
     with pytest.raises(DataError, match=message) as caught:
-        ShardedDataset(local=str(folder))
+        ShardedDataset({"local": str(folder)})
     assert "compression" in changes or str(folder) in str(caught.value)  # compressed data is unpacked elsewhere
 
 
