@@ -87,7 +87,7 @@ VALUES: dict[str, tuple[list[str], str]] = {
         "needs last_save_model_only = true",
     ),
     "--compile.backend=inducter": (["--compile.enable"], "Did you mean 'inductor'?"),
-    "--experimental.custom_import=no.such.module": ([], "there is no such module"),
+    "--experimental.custom_import=no.such.module": ([], "'no.such.module': No module named 'no'"),
     "--profiling.profile_freq=2": (["--profiling.enable_profiling"], "profiler_warmup 3 + profiler_active 1"),
 }
 OVERRIDES: dict[str, str] = {

@@ -6,6 +6,7 @@
 
 import copy
 import dataclasses
+import importlib
 import importlib.util
 import logging
 import os
@@ -24,15 +25,18 @@ from mosaic_photon.job.checks import Check, in_order
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import read_job
+from mosaic_photon.job.remarks import remarks_on
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
 from mosaic_photon.schedulers.run_length import RunLength
+from mosaic_photon.titan.converters import check_converters
 from mosaic_photon.titan.interface import Builders, OwnModel
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.stages import check_stages
+from mosaic_photon.titan.tools import logger
 from mosaic_photon.train.data import JobData, build_dataloader, open_loaders
 
 SUFFIX = "_mosaic"
@@ -42,7 +46,8 @@ NOT_TEXT = {"flux"}
 
 def known_models() -> list[str]:
     """Names that a job may give as `[model] name`."""
-    return sorted(f"{name}{SUFFIX}" for name in ({*titan.release().known_models()} - NOT_TEXT) | {"mpt_mup"})
+    names = {name for name in titan.release().known_models() if not name.endswith(SUFFIX)} - NOT_TEXT
+    return sorted(f"{name}{SUFFIX}" for name in names | {"mpt_mup"})
 
 
 def register(name: str) -> TrainSpec:
@@ -63,6 +68,7 @@ def spec_of_job(job_config: MosaicJobConfig) -> TrainSpec:
     Raises:
         ConfigError: no such model, flavor or override, or a job that the model cannot run.
     """
+    import_custom(job_config)
     spec = build_train_spec(job_config.model.name)
     apply_model_overrides(spec, job_config)
     if job_config.mup.enabled:
@@ -77,10 +83,24 @@ def spec_of_job(job_config: MosaicJobConfig) -> TrainSpec:
     return spec
 
 
+def import_custom(job_config: MosaicJobConfig) -> None:
+    """Import `[experimental] custom_import`, which may register the model that the job names.
+
+    Raises:
+        ConfigError: it cannot be imported. What else goes wrong in it is shown as it is.
+    """
+    module = job_config.experimental.custom_import
+    try:
+        if module:
+            importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name between dots
+        raise ConfigError(f"experimental.custom_import = {module!r}: {error}.") from error
+
+
 PART_CHECKS: dict[str, tuple[Check, ...]] = {
     "dataloader": dataloader_checks,
     "models": (check_sizes,),
-    "titan": (check_stages,),
+    "titan": (check_stages, check_converters),
     "optimizers": (check_optimizer,),
     "schedulers": (check_schedule,),
     "callbacks": (check_callbacks,),
@@ -91,7 +111,8 @@ PART_CHECKS: dict[str, tuple[Check, ...]] = {
 
 def facts_of(job_config: MosaicJobConfig, spec: TrainSpec) -> Facts:
     """What the checks know beside the job, as this process has it from its launcher."""
-    launched = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    pretended = job_config.comm.mode == "fake_backend" and os.environ.get("NGPU", "").isdecimal()
+    launched = {"RANK": 0, "NGPU" if pretended else "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
     environment = (int(os.environ.get(name, alone)) for name, alone in launched.items())
     model_args = spec.model_args[job_config.model.flavor]
     return Facts(spec, model_args, partial(build_on_meta, job_config, spec), ON_CPU, *environment)
@@ -106,6 +127,9 @@ def check_job(job_config: MosaicJobConfig, spec: TrainSpec) -> int:
     facts = facts_of(job_config, spec)
     for check in in_order(checks.ORDER, PART_CHECKS):
         check(job_config, facts)
+    if facts.rank == 0:
+        for remark in remarks_on(job_config, facts):
+            logger.warning(remark)
     return data_parallel_degree(job_config, facts.world_size)
 
 
@@ -121,6 +145,7 @@ def load_job_model(path: str) -> tuple[Any, Any]:
     job.checkpoint.initial_load_in_hf = False  # no such command loads those weights, and one makes them
     if not job.model.hf_assets_path:
         raise ConfigError(f"{path}: model.hf_assets_path is missing; name a folder with tokenizer.json.")
+    import_custom(job)
     spec = build_train_spec(job.model.name)
     apply_model_overrides(spec, job)
     return job, spec.model_args[job.model.flavor]

@@ -116,6 +116,7 @@ def run(job_config: "MosaicJobConfig") -> int:
 
     from mosaic_photon import titan, train_spec
     from mosaic_photon.checkpoints.checks import is_finished
+    from mosaic_photon.compat.cpu_device_type import ON_CPU
     from mosaic_photon.titan.tools import logger
     from mosaic_photon.train.parts import parts_of
     from mosaic_photon.train.stop import GracefulStop
@@ -126,6 +127,10 @@ def run(job_config: "MosaicJobConfig") -> int:
         cleanup.callback(stop.restore)
         spec = train_spec.spec_of_job(job_config)
         data_parallel = train_spec.check_job(job_config, spec)
+        if ON_CPU:
+            job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
+        if job_config.comm.mode == "fake_backend":
+            job_config.mosaic.nonfinite = "ignore"  # what no other process has sent is no number of the job's
         if is_finished(job_config):
             logger.info(
                 f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."
@@ -156,7 +161,6 @@ def prepare_process(job_config: "MosaicJobConfig") -> None:
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     if cpu_device_type.ON_CPU:
         warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
-        job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
         for workaround in (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts):
             workaround.apply()
     if int(os.environ["WORLD_SIZE"]) == 1:

@@ -87,7 +87,7 @@ def test_ignored_it_goes_on(data: Path, tmp_path: Path) -> None:
 def test_steps_within_the_backward_pass_are_seen_in_the_weights(data: Path, tmp_path: Path) -> None:
     """The gradients are gone by the time that their norm would be taken: an infinite rate ruins the weights."""
     arguments = jobs.write_job(tmp_path, data, jobs.JOB, DATA)
-    early = ("--optimizer.early_step_in_backward", "--optimizer.lr=1e38")
+    early = ("--optimizer.early_step_in_backward", "--optimizer.lr=1e38", "--training.local_batch_size=4")
     assert jobs.run_here(arguments, *SAVES, "--checkpoint.interval=1", *early) == 1
     assert not (tmp_path / "out/checkpoint").exists()
     assert jobs.run_here(arguments, *early, "--mosaic.nonfinite=skip") == 1

@@ -10,6 +10,7 @@ from mosaic_photon.callbacks.refused import refusal
 from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
+from mosaic_photon.job.kinds import check_scalars
 
 if TYPE_CHECKING:
     from composer.core import Callback
@@ -134,6 +135,7 @@ def _check_arguments(name: str, cls: type, arguments: Mapping[str, Any]) -> None
     missing = [argument for argument, required in named.items() if required and argument not in arguments]
     if missing:
         raise ConfigError(f"callbacks.{name}: needs {' and '.join(missing)}. {takes}")
+    check_scalars(f"callbacks.{name}", cls, arguments)
 
 
 def _spelled(arguments: Mapping[str, Any]) -> str:

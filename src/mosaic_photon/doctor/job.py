@@ -17,6 +17,7 @@ from mosaic_photon.names import human_size
 
 if TYPE_CHECKING:
     from mosaic_photon.job.data_config import DataConfig
+    from mosaic_photon.job.facts import Facts
     from mosaic_photon.job.tables import MosaicJobConfig
     from mosaic_photon.titan.spec import TrainSpec
 
@@ -42,25 +43,29 @@ def check_data(data: DataConfig) -> Iterator[Finding]:
 
 def check_job(job: MosaicJobConfig, nodes: int, processes_here: int) -> Iterator[Finding]:
     """What the job itself checks before its first step, by the same list; what can be told apart is told apart."""
-    from mosaic_photon.train_spec import spec_of_job
+    from mosaic_photon.job.remarks import remarks_on
+    from mosaic_photon.train_spec import facts_of, spec_of_job
 
     try:
         spec = spec_of_job(job)
     except ConfigError as error:
         yield Finding("fail", "model", str(error))
         return
-    failed = _mistakes(job, spec, nodes, processes_here)
+    with _as_first_rank(nodes * processes_here, processes_here):
+        facts = facts_of(job, spec)
+        failed = _mistakes(job, facts)
+    yield from (Finding("warn", "settings", remark) for remark in remarks_on(job, facts))
     yield from (Finding("warn", "tokenizer", note) for note in _tokenizer_notes(job))
     yield from _judged("tokenizer", failed, lambda: f"{job.model.hf_assets_path} fits the model's vocabulary")
     yield from _judged("outputs", failed, lambda: _outputs(job))
     yield from _judged("callbacks", failed, lambda: _callbacks(job))
-    yield from _judged("layout", failed, lambda: _layout(job, nodes, processes_here))
+    yield from _judged("layout", failed, lambda: _layout(job, facts.world_size))
     if job.compile.enable:
         yield check_compiler()
     if not failed:
-        yield from tried("model", lambda: _model(job, spec))
+        yield from tried("model", lambda: _model(job, facts))
         warnings: list[str] = []
-        yield from tried("dry run", lambda: _dry_run(job, spec, nodes * processes_here, warnings))
+        yield from tried("dry run", lambda: _dry_run(job, spec, facts.world_size, warnings))
         yield from (Finding("warn", "padding", text) for text in warnings)
 
 
@@ -138,12 +143,9 @@ def _only_stream(loader: dict[str, Any], name: str) -> dict[str, Any]:
     return loader
 
 
-def _model(job: MosaicJobConfig, spec: TrainSpec) -> str:
+def _model(job: MosaicJobConfig, facts: Facts) -> str:
     """Its size, counted on a model without memory, and what its training state takes on disk."""
-    from mosaic_photon.models.model_args import build_on_meta
-
-    model = build_on_meta(job, spec)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(parameter.numel() for parameter in facts.model.parameters())
     return f"{job.model.name} {job.model.flavor}: {count:,} parameters, {human_size(12 * count)} with two fp32 moments"
 
 
@@ -166,12 +168,12 @@ def _callbacks(job: MosaicJobConfig) -> str:
     return ", ".join(build_callbacks(job.callbacks)) or "none"
 
 
-def _mistakes(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here: int) -> dict[str, str]:
+def _mistakes(job: MosaicJobConfig, facts: Facts) -> dict[str, str]:
     """What the job's list of checks finds, by subject: those that can be told apart, and the first of all others."""
     from mosaic_photon.callbacks.registry import check_callbacks
     from mosaic_photon.job import checks
     from mosaic_photon.job.machine_checks import check_outputs, check_tokenizer
-    from mosaic_photon.train_spec import PART_CHECKS, facts_of
+    from mosaic_photon.train_spec import PART_CHECKS
 
     apart: dict[checks.Check, str] = {
         check_tokenizer: "tokenizer",
@@ -179,15 +181,13 @@ def _mistakes(job: MosaicJobConfig, spec: TrainSpec, nodes: int, processes_here:
         check_callbacks: "callbacks",
     }
     failed: dict[str, str] = {}
-    with _as_first_rank(nodes * processes_here, processes_here):
-        facts = facts_of(job, spec)
-        for check in checks.in_order(checks.ORDER, PART_CHECKS):
-            subject = apart.get(check, "layout")
-            try:
-                if subject not in failed:
-                    check(job, facts)
-            except ConfigError as error:
-                failed[subject] = str(error)
+    for check in checks.in_order(checks.ORDER, PART_CHECKS):
+        subject = apart.get(check, "layout")
+        try:
+            if subject not in failed:
+                check(job, facts)
+        except ConfigError as error:
+            failed[subject] = str(error)
     return failed
 
 
@@ -199,16 +199,15 @@ def _judged(subject: str, failed: dict[str, str], fine: Callable[[], str]) -> It
         yield from tried(subject, fine)
 
 
-def _layout(job: MosaicJobConfig, nodes: int, processes_here: int) -> str:
+def _layout(job: MosaicJobConfig, world_size: int) -> str:
     from mosaic_photon.job.layout_checks import data_parallel_degree
 
-    data_parallel = data_parallel_degree(job, nodes * processes_here)
-    micro = job.training.local_batch_size
-    batch = job.training.global_batch_size
-    batch = batch if batch > 0 else micro * data_parallel
+    data_parallel, micro = data_parallel_degree(job, world_size), job.training.local_batch_size
+    given = job.training.global_batch_size
+    batch = given if given > 0 else micro * data_parallel
     steps = batch // (micro * data_parallel)
     return (
-        f"{nodes * processes_here} process(es), {data_parallel} data-parallel; {batch} samples a step = "
+        f"{world_size} process(es), {data_parallel} data-parallel; {batch} samples a step = "
         f"{data_parallel} x {micro} x {steps} micro-batches"
     )
 

@@ -18,12 +18,14 @@ Check = Callable[[MosaicJobConfig, Facts], None]
 ORDER: list[Check | str] = [
     values.check_ranges,
     values.check_micro_batches,
-    values.check_unread,
+    values.check_refused,
+    values.check_start_is_loaded,
     values.check_profiling,
-    values.check_nonfinite,
+    values.check_comm_mode,
     values.check_packages,
-    values.check_compile_backend,
+    values.check_compile,
     layout.check_layout,
+    values.check_early_step,
     "dataloader",  # batches, patience, documents
     layout.check_sequences,
     layout.check_can_be_split,

@@ -3,6 +3,7 @@
 --training.steps=20   --training.steps 20   --training.local-batch-size=2   --checkpoint.initial_load_path=None
 --compile.enable   --compile.enable=true   --compile.no-enable   --compile.components=model,loss
 --compile.components model loss   --model.overrides.n_layers=2   --model.overrides='{n_layers = 2}'
+--optimizer.kwargs.betas=0.9,0.95   --callbacks.speed_monitor.window_size=5   --callbacks.my.module:Class.key=3
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from mosaic_photon.job.kinds import (
     from_words,
     is_choice,
     is_dict,
-    is_list,
     is_table,
+    may_be_list,
     options_of,
     types_of,
 )
@@ -71,7 +72,9 @@ def find(flag: str, job: type) -> tuple[list[str], Any, bool]:
         raise ConfigError(f"{flag} is a table; its fields have flags: {fields}.")
     if parts and not is_dict(expected):
         raise ConfigError(f"{flag}: --{'.'.join(path)} is no table.")
-    return [*path, *parts], Any if parts else expected, False
+    end = next((number + 1 for number, part in enumerate(parts) if ":" in part), 0)  # of a class's path, one name
+    keys = [".".join(parts[:end])] * bool(end) + [part.replace("-", "_") for part in parts[end:]]
+    return [*path, *keys], Any if keys else expected, False
 
 
 def names_of(table: type, prefix: str = "") -> Iterator[str]:
@@ -101,7 +104,7 @@ def _words_of_value(words: list[str], expected: Any, negated: bool) -> list[str]
     options = options_of(expected)
     if negated or (bool in options and not (words and words[0].lower() in TRUE | FALSE)):
         return []
-    most = len(words) if any(map(is_list, options)) else 1
+    most = len(words) if may_be_list(expected) else 1
     given: list[str] = []
     while words and len(given) < most and not words[0].startswith("--"):
         given.append(words.pop(0))

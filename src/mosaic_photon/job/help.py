@@ -15,7 +15,8 @@ from mosaic_photon.job.kinds import describe, is_table, types_of
 WIDTH = 116
 HEAD = """\
 Flags go after `--` and win over the job config. Each is written --TABLE.FIELD=VALUE, or with a space for the `=`;
-booleans also as --TABLE.FIELD and --TABLE.no-FIELD, lists with commas, fields of a {} as --TABLE.FIELD.KEY=VALUE.
+booleans also as --TABLE.FIELD and --TABLE.no-FIELD, lists with commas or as words, lists of lists with a word for
+each, fields of a {} as --TABLE.FIELD.KEY=VALUE.
 """
 
 

@@ -6,7 +6,10 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from mosaic_photon.errors import ConfigError
 
 TRUE, FALSE, NONE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}, {"none", "null"}
 
@@ -29,6 +32,11 @@ def is_dict(expected: Any) -> bool:
 
 def is_list(expected: Any) -> bool:
     return typing.get_origin(expected) in (list, tuple)
+
+
+def may_be_list(expected: Any) -> bool:
+    """Whether several words can be a value of the type."""
+    return any(option is Any or is_list(option) for option in options_of(expected))
 
 
 def is_choice(expected: Any) -> bool:
@@ -61,6 +69,27 @@ def fits(value: Any, expected: Any) -> bool:
     return isinstance(value, expected) if isinstance(expected, type) else True
 
 
+def check_scalars(where: str, call: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse another value where a signature asks for a boolean or a number: upstream takes any text for true.
+
+    Args:
+        where: the table of the arguments, in messages.
+        call: what takes them: a function or a class.
+        arguments: by name. Those of other types, or without one, are not judged.
+
+    Raises:
+        ConfigError: the first one of another kind.
+    """
+    try:
+        hints = typing.get_type_hints(call.__init__ if isinstance(call, type) else call)  # type: ignore[misc]
+    except (NameError, TypeError):  # names that only a type checker imports, or none at all
+        return
+    for name, value in arguments.items():
+        expected = hints.get(name, Any)
+        if {*options_of(expected)} <= {bool, int, float, type(None)} and not fits(value, expected):
+            raise ConfigError(f"{where}.{name} = {value!r} should be {describe(expected)}.")
+
+
 def describe(expected: Any) -> str:
     """A field's type in words."""
     options = [option for option in options_of(expected) if option is not type(None)]
@@ -68,6 +97,10 @@ def describe(expected: Any) -> str:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(options[0]))
     if is_table(expected) or is_dict(expected):
         return "a table"
+    if expected is Any:
+        return "text, or as TOML has it: 3, true, [1, 2], {}"
+    if options == [bool]:
+        return "true or false"
     return expected.__name__ if isinstance(expected, type) else str(expected).replace(" | None", "")
 
 
@@ -78,6 +111,8 @@ def from_words(words: list[str], expected: Any) -> Any:
         ValueError: they are none.
     """
     options = options_of(expected)
+    if expected is Any:
+        return _of_any_type(words)
     if len(words) == 1 and type(None) in options and words[0].lower() in NONE:
         return None
     for option in sorted(options, key=is_list, reverse=True):  # what may be a list is never one text
@@ -112,7 +147,24 @@ def _as_list(words: list[str], expected: Any) -> list[Any]:
             raise ValueError(words[0])
         return value
     kind = typing.get_args(expected)[0]
-    return [_of_one_type([item], kind) for word in words for item in word.split(",") if item]
+    if is_list(kind):  # of lists, one a word
+        return [_as_list([word], kind) for word in words]
+    return [_of_one_type([item.strip()], kind) for word in words for item in word.split(",") if item.strip()]
+
+
+def _of_any_type(words: list[str]) -> Any:
+    """What stands under a free key: as TOML has it, true, false and none in any case, with commas a list, else text."""
+    if len(words) > 1:
+        return [_of_any_type([word]) for word in words]
+    (text,) = words
+    value = as_toml(text)
+    if value != text:
+        return value
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in NONE:
+        return None
+    return [_of_any_type([item.strip()]) for item in text.split(",") if item.strip()] if "," in text else text
 
 
 def as_toml(text: str) -> Any:

@@ -1,18 +1,24 @@
 """What a model cannot do in a layout, found before any process group, model or file exists."""
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
 from math import prod
+from typing import Any
+
+from torch import nn
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job.facts import Facts
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 
 V_SCHEDULES = ("zbvzerobubble", "dualpipev")
 """Schedules that give a rank two neighbouring stages."""
 SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 """torch's pipeline schedules that can be had by name."""
+DEEPEP_MODELS = ("llama4_mosaic", "deepseek_v3_mosaic")
+"""Those whose experts TorchTitan lets exchange tokens by DeepEP."""
 
 
 def check_layout(job: MosaicJobConfig, facts: Facts) -> None:
@@ -125,6 +131,10 @@ def check_tensor_parallel(job: MosaicJobConfig, facts: Facts) -> None:
         )
 
 
+def has_experts(model_args: Any) -> bool:
+    return getattr(model_args, "moe_args", None) is not None and getattr(model_args, "moe_enabled", True)
+
+
 def check_experts(job: MosaicJobConfig, facts: Facts) -> None:
     """Expert parallelism needs experts, and takes its ranks from data, context and tensor parallelism."""
     layout = job.parallelism
@@ -137,11 +147,13 @@ def check_experts(job: MosaicJobConfig, facts: Facts) -> None:
         raise ConfigError(
             f"parallelism.expert_tensor_parallel_degree = {expert_tp} must be 1 or tensor_parallel_degree, {tp}."
         )
+    if experts == 1 and layout.expert_parallel_comm_backend != "standard":
+        raise ConfigError('parallelism.expert_parallel_comm_backend = "deepep" needs expert_parallel_degree above 1.')
     if experts == 1:
         return
     if experts < 1:
         raise ConfigError(f"parallelism.expert_parallel_degree = {experts}: must be at least 1.")
-    if getattr(facts.model_args, "moe_args", None) is None or not getattr(facts.model_args, "moe_enabled", True):
+    if not has_experts(facts.model_args):
         raise ConfigError(
             f"parallelism.expert_parallel_degree = {experts}: {job.model.name} {job.model.flavor} has no experts; "
             "it must be 1."
@@ -152,6 +164,22 @@ def check_experts(job: MosaicJobConfig, facts: Facts) -> None:
             f"parallelism.expert_parallel_degree {experts} * expert_tensor_parallel_degree {expert_tp} must divide the "
             f"{ranks} processes of a replica and pipeline stage."
         )
+    if facts.on_cpu:  # its kernels are Triton's
+        raise ConfigError(f"parallelism.expert_parallel_degree = {experts} needs an accelerator; here it must be 1.")
+    if layout.expert_parallel_comm_backend == "deepep":
+        check_deepep(job)
+
+
+def check_deepep(job: MosaicJobConfig) -> None:
+    """DeepEP is a package of its own, and TorchTitan has it for some models."""
+    needs = {
+        f"one of {', '.join(DEEPEP_MODELS)}": job.model.name in DEEPEP_MODELS,
+        "expert_tensor_parallel_degree = 1": job.parallelism.expert_tensor_parallel_degree == 1,
+        "the package deep_ep (github.com/deepseek-ai/DeepEP)": importlib.util.find_spec("deep_ep") is not None,
+    }
+    for need, here in needs.items():
+        if not here:
+            raise ConfigError(f'parallelism.expert_parallel_comm_backend = "deepep" needs {need}; "standard" does not.')
 
 
 def check_pipeline(job: MosaicJobConfig, facts: Facts) -> None:
@@ -160,7 +188,7 @@ def check_pipeline(job: MosaicJobConfig, facts: Facts) -> None:
     if layout.pipeline_parallel_degree == 1:
         return
     given = layout.pipeline_parallel_schedule
-    if not layout.pipeline_parallel_schedule_csv and given.lower() not in [name.lower() for name in SCHEDULES]:
+    if given.lower() not in [name.lower() for name in SCHEDULES]:
         raise ConfigError(f"parallelism.pipeline_parallel_schedule = {given!r}.{nearest(given, SCHEDULES)}")
     if given.lower() in V_SCHEDULES and facts.on_cpu and not layout.pipeline_parallel_schedule_csv:
         raise ConfigError(
@@ -197,7 +225,7 @@ def check_activation_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
             "compile.components."
         )
     option = table.selective_ac_option
-    if table.mode != "none" and table.determinism_check not in ("default", "none"):
+    if table.determinism_check not in ("default", "none"):
         raise ConfigError(
             f"activation_checkpoint.determinism_check = {table.determinism_check!r} must be 'default' or 'none'."
         )
@@ -206,6 +234,24 @@ def check_activation_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
             f"activation_checkpoint.selective_ac_option = {option!r} must be 'op' or a positive number, as a string: "
             "every how many blocks one is checkpointed."
         )
+    if table.mode == "selective" and option == "op":
+        check_recomputed(table.per_op_sac_force_recompute_mm_shapes_by_fqns, facts)
+
+
+def check_recomputed(names: list[str], facts: Facts) -> None:
+    """Layers whose products are computed again are named by a part of their name, which no other module may have."""
+    layers = getattr(facts.model, "layers", None)
+    if layers is None or names == ActivationCheckpoint().per_op_sac_force_recompute_mm_shapes_by_fqns:
+        return
+    for name in names:
+        found = {f"layers.{path}": module for path, module in layers.named_modules() if name in f"layers.{path}"}
+        others = [path for path, module in found.items() if not isinstance(module, nn.Linear)]
+        if others or not found:
+            what = f"finds {others[0]}, which is no linear layer" if others else "finds no layer"
+            raise ConfigError(
+                f"activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns: {name!r} {what}; right is e.g. "
+                f"'layers.{next(path for path, module in layers.named_modules() if isinstance(module, nn.Linear))}'."
+            )
 
 
 def compiles_model(job: MosaicJobConfig) -> bool:

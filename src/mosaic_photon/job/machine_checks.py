@@ -36,7 +36,7 @@ def check_cpu(job: MosaicJobConfig, facts: Facts) -> None:
     refused = [
         ("checkpoint.async_mode", job.checkpoint.async_mode == "async_with_pinned_mem", '"async"'),
         ("parallelism.enable_async_tensor_parallel", job.parallelism.enable_async_tensor_parallel, "false"),
-        ("fault_tolerance.enable", job.fault_tolerance.enable, "false"),
+        ("training.gc_debug", job.training.gc_debug, "false"),
         ("training.enable_cpu_offload", job.training.enable_cpu_offload, "false"),
         ("profiling.enable_memory_snapshot", job.profiling.enable_memory_snapshot, "false"),
         ("model.converters", bool(job.model.converters), "[]"),

@@ -1,10 +1,15 @@
 """Values that TorchTitan takes and fails on later, some after its last step: found before anything is built."""
 
 import importlib.util
+import os
+from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job.facts import Facts
+from mosaic_photon.job.kinds import is_table
+from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.tables import MosaicJobConfig
 
 AT_LEAST = {
@@ -29,14 +34,30 @@ ALL_OR_AT_LEAST = {"training.global_batch_size": 1, "checkpoint.load_step": 0, "
 """-1 stands for TorchTitan's own choice."""
 MOST_POSITIONS = 1 << 31
 """Of a micro-batch: beyond it no device holds what a layer makes of them."""
-NOT_READ = {"experimental.custom_args_module": "job.custom_config_module"}
-"""Fields that TorchTitan's config has and nothing reads."""
+REFUSED = {
+    "experimental.custom_args_module": "TorchTitan does not read it; job.custom_config_module is right",
+    "memory_estimation.enable": "TorchTitan 0.2.2 has the setting and no estimator; it must be false",
+    "fault_tolerance.enable": "TorchTitan trains with TorchFT by a trainer of its own, and not by this one; it must "
+    "be false",
+}
+"""Fields that ask for what no job here does -> why."""
+COMPONENTS = ("model", "loss")
+"""What TorchTitan compiles."""
 
 
 def field_of(job: MosaicJobConfig, name: str) -> Any:
-    """The value of a field by its name, "table.field"."""
-    table, field = name.split(".")
-    return getattr(getattr(job, table), field)
+    """The value of a field, or the table, of this name: "table.field"."""
+    return reduce(getattr, name.split("."), job)
+
+
+def fields_in(job: MosaicJobConfig, name: str) -> Iterator[str]:
+    """The names of all fields in a table and in the tables in it; of a field its own."""
+    value = field_of(job, name)
+    if not is_table(type(value)):
+        yield name
+        return
+    for field in vars(value):
+        yield from fields_in(job, f"{name}.{field}")
 
 
 def check_ranges(job: MosaicJobConfig, facts: Facts) -> None:
@@ -48,8 +69,14 @@ def check_ranges(job: MosaicJobConfig, facts: Facts) -> None:
             raise ConfigError(f"{name} = {value}: must be at least {least}{also}.")
     if not job.training.max_norm > 0:
         raise ConfigError(f"training.max_norm = {job.training.max_norm}: must be above 0; inf clips nothing.")
-    if job.parallelism.context_parallel_load_balancer == "":
-        raise ConfigError("parallelism.context_parallel_load_balancer is empty: headtail, ptrr or None is right.")
+    balancer = job.parallelism.context_parallel_load_balancer
+    if balancer not in ("headtail", "ptrr", None):
+        raise ConfigError(
+            f"parallelism.context_parallel_load_balancer = {balancer!r}: headtail, ptrr or None is right."
+        )
+    budget = job.activation_checkpoint.memory_budget
+    if not 0 <= budget <= 1:
+        raise ConfigError(f"activation_checkpoint.memory_budget = {budget}: must be a share, from 0 to 1.")
     seed = job.debug.seed
     if seed is not None and not -(1 << 63) <= seed < 1 << 63:
         raise ConfigError(f"debug.seed = {seed}: must be a number of 64 bits.")
@@ -66,11 +93,27 @@ def check_micro_batches(job: MosaicJobConfig, facts: Facts) -> None:
             )
 
 
-def check_unread(job: MosaicJobConfig, facts: Facts) -> None:
-    """A field that nothing reads must not be set."""
-    for name, instead in NOT_READ.items():
+def check_refused(job: MosaicJobConfig, facts: Facts) -> None:
+    """What no job here does must not be asked for."""
+    for name, why in REFUSED.items():
         if value := field_of(job, name):
-            raise ConfigError(f"{name} = {value!r}: TorchTitan does not read it; {instead} is right.")
+            raise ConfigError(f"{name} = {value!r}: {why}.")
+
+
+def check_start_is_loaded(job: MosaicJobConfig, facts: Facts) -> None:
+    """A job that names what to begin from must not begin from random weights."""
+    checkpoint = job.checkpoint
+    named = {
+        "initial_load_path": bool(checkpoint.initial_load_path),
+        "initial_load_in_hf": checkpoint.initial_load_in_hf,
+        "load_step": checkpoint.load_step != -1,
+    }
+    for name, given in named.items():
+        if given and not checkpoint.enable:
+            value = getattr(checkpoint, name)
+            raise ConfigError(f"checkpoint.{name} = {value!r} is loaded with checkpoint.enable = true only; set it.")
+    if checkpoint.initial_load_in_hf_quantized and not checkpoint.initial_load_in_hf:
+        raise ConfigError("checkpoint.initial_load_in_hf_quantized = true needs initial_load_in_hf = true.")
 
 
 def check_profiling(job: MosaicJobConfig, facts: Facts) -> None:
@@ -83,30 +126,60 @@ def check_profiling(job: MosaicJobConfig, facts: Facts) -> None:
         )
 
 
-def check_nonfinite(job: MosaicJobConfig, facts: Facts) -> None:
-    """A step can be skipped only where it has not been made yet."""
-    if job.mosaic.nonfinite == "skip" and job.optimizer.early_step_in_backward:
+def check_early_step(job: MosaicJobConfig, facts: Facts) -> None:
+    """An optimizer that steps in the backward pass takes each gradient as it arrives there."""
+    if not job.optimizer.early_step_in_backward:
+        return
+    layout, training = job.parallelism, job.training
+    degree = data_parallel_degree(job, facts.world_size)
+    micro_batches = training.global_batch_size // (training.local_batch_size * degree)
+    wrong = {
+        "DDP, whose replicas are not averaged yet": layout.data_parallel_replicate_degree == facts.world_size > 1,
+        f"{micro_batches} accumulated micro-batches, each of which would be a step": micro_batches > 1,
+        "pipeline parallelism": layout.pipeline_parallel_degree > 1,
+        "expert parallelism": layout.expert_parallel_degree > 1,
+    }
+    for what, here in wrong.items():
+        if here:
+            raise ConfigError(f"optimizer.early_step_in_backward = true cannot be combined with {what}.")
+    if job.mosaic.nonfinite == "skip":
         raise ConfigError(
             'mosaic.nonfinite = "skip" passes over optimizer steps, and optimizer.early_step_in_backward has made them '
             'before the gradient norm is known: "stop" is right.'
         )
 
 
+def check_comm_mode(job: MosaicJobConfig, facts: Facts) -> None:
+    """One process can pretend to be one of several, as TorchTitan has it; what it saved would be a part."""
+    mode = job.comm.mode
+    if mode == "local_tensor":
+        raise ConfigError(
+            'comm.mode = "local_tensor": TorchTitan 0.2.2 builds the model in it and does not train; "fake_backend" '
+            "tries a layout's steps in one process."
+        )
+    if mode == "default":
+        return
+    needs = {
+        "the environment variable NGPU, the number of processes to pretend": os.environ.get("NGPU", "").isdecimal(),
+        "one process": os.environ.get("WORLD_SIZE", "1") == "1",
+        "checkpoint.enable = false, as the other processes' parts would be missing": not job.checkpoint.enable,
+    }
+    for need, here in needs.items():
+        if not here:
+            raise ConfigError(f'comm.mode = "{mode}" needs {need}.')
+
+
 def check_packages(job: MosaicJobConfig, facts: Facts) -> None:
-    """Packages and modules that a setting needs or names must be there."""
+    """Packages that a setting needs must be there."""
     if job.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
         raise ConfigError("metrics.enable_wandb = true needs the package wandb (pip install wandb).")
-    module = job.experimental.custom_import
-    try:
-        found = not module or importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
-        raise ConfigError(f"experimental.custom_import = {module!r}: there is no such module.")
 
 
-def check_compile_backend(job: MosaicJobConfig, facts: Facts) -> None:
-    """torch.compile's backend must be one that torch knows."""
+def check_compile(job: MosaicJobConfig, facts: Facts) -> None:
+    """What is compiled must be something that is, by a backend that torch knows."""
+    for name in job.compile.components:
+        if name not in COMPONENTS:
+            raise ConfigError(f"compile.components: there is no component {name!r}.{nearest(name, COMPONENTS)}")
     backend = job.compile.backend
     if not job.compile.enable or backend == "inductor":
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mosaic_photon.errors import ConfigError, nearest, nearest_if_close
+from mosaic_photon.job.kinds import check_scalars
 from mosaic_photon.optimizers.qhadopt import ADOPT, QHADOPT
 from mosaic_photon.optimizers.ranges import check_range
 
@@ -85,6 +86,7 @@ def choose(config: OptimizerConfig) -> Choice:
                 f"{', '.join(sorted(accepted))}.{nearest_if_close(key, accepted)}"
             )
         check_range(f"optimizer.{spelled}", key, value)
+    check_scalars("optimizer.kwargs", cls, config.kwargs)
     return Choice(config.name, cls, kwargs)
 
 

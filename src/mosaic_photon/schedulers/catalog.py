@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
+from mosaic_photon.job.kinds import check_scalars
 from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
@@ -115,6 +116,7 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
         parameters = inspect.signature(factory).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             _check_names(kwargs, set(parameters), {n for n, p in parameters.items() if p.default is p.empty})
+            check_scalars("lr_scheduler.kwargs", factory, kwargs)
     durations = [parse(text) for value in kwargs.values() for text in _times(value)]
     unit = common_unit(durations)
     arguments = {key: _in_unit(value, unit, run) for key, value in kwargs.items()}

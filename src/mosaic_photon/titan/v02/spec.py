@@ -30,8 +30,8 @@ from mosaic_photon.titan.v02.validator import build_validator
 
 
 def known_models() -> list[str]:
-    """TorchTitan's models."""
-    return sorted(_supported_models)
+    """TorchTitan's models, and those that are registered with it."""
+    return sorted(_supported_models | registry._extra_train_specs.keys())
 
 
 def model_spec(name: str, builders: Builders, own: OwnModel | None = None) -> TrainSpec:
