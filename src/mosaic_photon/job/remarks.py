@@ -5,6 +5,7 @@ A field beside a switch of its own table that is off (`validation.freq` without 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import has_experts
@@ -27,6 +28,11 @@ FT = "does nothing: TorchTitan trains with TorchFT by a trainer of its own, and 
 NOT_NCCL = "does nothing: it is of NCCL's flight recorder, and this machine has no accelerator"
 NO_CONVERTER = "does nothing: model.converters lacks {!r}"
 CONVERTERS = ("quantize.linear.float8", "quantize.linear.mx", "quantize.grouped_mm.float8", "quantize.grouped_mm.mx")
+
+
+def lacks_converter(name: str, job: MosaicJobConfig, facts: Facts) -> bool:
+    return name not in job.model.converters
+
 
 REMARKS = [
     Remark("training.dataset training.dataset_path training.dataloader", DATA.format("trained on")),
@@ -74,10 +80,7 @@ REMARKS = [
         "does nothing: the model has no experts, or TorchTitan has it not for this one",
         lambda job, facts: not has_experts(facts.model_args) or job.model.name == "gpt_oss_mosaic",
     ),
-    *(
-        Remark(name, NO_CONVERTER.format(name), lambda job, facts, name=name: name not in job.model.converters)
-        for name in CONVERTERS
-    ),
+    *(Remark(name, NO_CONVERTER.format(name), partial(lacks_converter, name)) for name in CONVERTERS),
 ]
 
 
