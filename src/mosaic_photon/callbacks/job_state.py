@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from mosaic_photon.callbacks.view import ModelView, language_metrics, set_loss
 from mosaic_photon.titan.interface import RunningTrainer
+from mosaic_photon.titan.layouts import compute_dtype
 
 
 class JobState:
@@ -218,8 +219,4 @@ def _composer_device(device: torch.device) -> Device:
 
 def _precision(trainer: RunningTrainer) -> str:
     """Composer's name of what the matrix multiplications run in; it decides what SpeedMonitor takes for the peak."""
-    training = trainer.job_config.training
-    if training.dtype == "bfloat16":
-        return "amp_bf16"
-    mixed = trainer.device.type == "cuda" and training.mixed_precision_param == "bfloat16"
-    return "amp_bf16" if mixed else "fp32"
+    return "amp_bf16" if compute_dtype(trainer.job_config, trainer.parallel_dims) == "bfloat16" else "fp32"

@@ -201,6 +201,7 @@ def _judged(subject: str, failed: dict[str, str], fine: Callable[[], str]) -> It
 
 def _layout(job: MosaicJobConfig, world_size: int) -> str:
     from mosaic_photon.job.layout_checks import data_parallel_degree
+    from mosaic_photon.titan.layouts import parallel_dims, precision_line
 
     data_parallel, micro = data_parallel_degree(job, world_size), job.training.local_batch_size
     given = job.training.global_batch_size
@@ -208,7 +209,7 @@ def _layout(job: MosaicJobConfig, world_size: int) -> str:
     steps = batch // (micro * data_parallel)
     return (
         f"{world_size} process(es), {data_parallel} data-parallel; {batch} samples a step = "
-        f"{data_parallel} x {micro} x {steps} micro-batches"
+        f"{data_parallel} x {micro} x {steps} micro-batches; {precision_line(job, parallel_dims(job, world_size))}"
     )
 
 

@@ -229,7 +229,7 @@ class Training:
     """In which parameters, gradients and optimizer states are kept."""
 
     mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
-    """In which FSDP gathers parameters and layers compute; autocast does it where nothing is sharded."""
+    """In which layers compute: by FSDP, or by autocast in one process and DDP. No effect with TP or PP without FSDP."""
 
     mixed_precision_reduce: Literal["float32"] = "float32"
     """In which FSDP reduces gradients."""

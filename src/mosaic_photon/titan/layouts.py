@@ -14,15 +14,51 @@ from torchtitan.models.llama3.infra.parallelize import (
     disable_fsdp_gradient_division,
 )
 
+from mosaic_photon.job.tables import MosaicJobConfig
+
 __all__ = [
     "ParallelDims",
     "apply_ac",
     "apply_compile",
     "apply_cp_to_attention_module",
     "apply_ddp",
+    "compute_dtype",
     "disable_fsdp_gradient_division",
     "generate_llm_fqn_per_model_part",
     "maybe_enable_async_tp",
     "op_sac_save_list",
+    "parallel_dims",
     "pipeline_llm",
+    "precision_line",
 ]
+
+
+def parallel_dims(job: MosaicJobConfig, world_size: int) -> ParallelDims:
+    """The job's degrees, as its trainer has them; they must fit the number of processes."""
+    degrees = job.parallelism
+    return ParallelDims(
+        dp_replicate=degrees.data_parallel_replicate_degree, dp_shard=degrees.data_parallel_shard_degree,
+        cp=degrees.context_parallel_degree, tp=degrees.tensor_parallel_degree, pp=degrees.pipeline_parallel_degree,
+        ep=degrees.expert_parallel_degree, etp=degrees.expert_tensor_parallel_degree, world_size=world_size,
+    )  # fmt: skip
+
+
+def compute_dtype(job: MosaicJobConfig, dims: ParallelDims) -> str:
+    """In which dtype the layers compute: "bfloat16" or "float32".
+
+    TorchTitan leaves mixed precision to FSDP and, where nothing is sharded in any way, to autocast, which knows no
+    float32; tensor and pipeline parallelism without FSDP have none.
+    """
+    mixed = job.training.mixed_precision_param
+    if dims.fsdp_enabled or dims.ep_enabled:
+        return mixed
+    autocast = mixed == "bfloat16" and not (dims.tp_enabled or dims.pp_enabled)
+    return mixed if autocast else job.training.dtype
+
+
+def precision_line(job: MosaicJobConfig, dims: ParallelDims) -> str:
+    """In which dtype the layers compute, and that it is another than the job asks for."""
+    dtype, mixed = compute_dtype(job, dims), job.training.mixed_precision_param
+    if dtype == mixed:
+        return dtype
+    return f"{dtype}, not training.mixed_precision_param = {mixed}: in this layout TorchTitan has no mixed precision"

@@ -11,6 +11,7 @@ from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import estimate
 from mosaic_photon.titan.interface import RunningTrainer
+from mosaic_photon.titan.layouts import precision_line
 from mosaic_photon.titan.tools import logger
 
 
@@ -99,5 +100,4 @@ def layout_line(trainer: RunningTrainer) -> str:
     active = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
     device = f"{torch.get_num_threads()} CPU threads each" if ON_CPU else torch.cuda.get_device_name(trainer.device)
     processes = f"{dims.world_size} process{'es' if dims.world_size > 1 else ''}"
-    precision = trainer.job_config.training.mixed_precision_param
-    return f"{processes}{f' ({active})' if active else ''} on {device}, {precision}"
+    return f"{processes}{f' ({active})' if active else ''} on {device}, {precision_line(trainer.job_config, dims)}"

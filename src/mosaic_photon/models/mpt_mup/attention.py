@@ -44,7 +44,7 @@ def sdpa_attention(  # noqa: PLR0913 the signature is llm-foundry's
 
     Same arguments, cache layout (keys [B, K, D, S], values [B, K, S, D]) and result as llm-foundry's
     `scaled_multihead_dot_product_attention`, to which the two cases that no fused kernel covers are handed: attention
-    weights wanted, and capped logits.
+    weights wanted, and capped logits. It adds a bias in its own dtype, the fused kernels take one in the query's.
     """
     capped = attn_logit_softcapping is not None and not isinstance(attn_bias, FlexBias)
     if needs_weights or capped:
@@ -182,11 +182,16 @@ def _mask(
 
 
 def in_dtype(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive bias in the scores' dtype, kept finite: float32's least number is -inf in bfloat16.
+    """An additive bias in the scores' dtype, finite, as exact as it can be there.
 
-    No copy where it has that dtype, so that layers which share a bias save one tensor for their backward passes.
+    A number as large as ALiBi's over thousands of tokens has a coarse grid in bfloat16. Softmax does not see what is
+    constant along a row, so the largest of each row becomes 0: what counts for the query is then near 0, where the grid
+    is fine. No copy where the bias has that dtype, so that layers which share it save one tensor for their backward
+    passes.
     """
-    return bias if bias.dtype == dtype else bias.clamp(min=torch.finfo(dtype).min).to(dtype)
+    if bias.dtype == dtype:
+        return bias
+    return (bias - bias.amax(-1, keepdim=True)).clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 def _materialised(*args: Any) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:

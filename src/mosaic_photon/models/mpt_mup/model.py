@@ -127,7 +127,9 @@ class TitanComposerMPTMuP(ModelProtocol):
             positions = torch.arange(n_tokens, device=tokens.device)[None]
         x_BSM = self.tok_embeddings(tokens, positions) if self.tok_embeddings is not None else tokens
         context = self._block_inputs(n_tokens, positions, sequence_id, attention_mask)
-        if isinstance(context["attn_bias"], Tensor):  # cast here, once for all blocks
+        attn = self.foundry_config.attn_config
+        fused = attn["attn_impl"] == "sdpa" and attn["attn_logit_softcapping"] is None
+        if fused and isinstance(context["attn_bias"], Tensor):  # cast here, once for all blocks
             context["attn_bias"] = in_dtype(context["attn_bias"], x_BSM.dtype)
         for block in self.layers.values():
             x_BSM, _, _ = block(x_BSM, **context)

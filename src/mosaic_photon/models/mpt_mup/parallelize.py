@@ -4,6 +4,7 @@ TorchTitan's own functions for Llama 3, wherever they do not name Llama's module
 `MPTMuPModelArgs.update_from_config`, before anything is built.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -75,17 +76,16 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
 def apply_fsdp(model: TitanComposerMPTMuP, mesh: DeviceMesh, job_config: Any, pp_enabled: bool) -> None:
     """FSDP2: a group per block, one for an untied head; the rest, a tied embedding included, in the root's group.
 
-    Gradients are summed, not averaged: TorchTitan divides by the global token count.
+    Gradients are summed, not averaged: TorchTitan divides by the global token count. Only the root casts its inputs: a
+    block's are activations in the right dtype, and ALiBi's bias and slopes, which rounding would make another function.
     """
     policy = job_config.parallelism.fsdp_reshard_after_forward
     reshard = {"always": True, "never": False, "default": not pp_enabled}[policy]
-    config: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=TORCH_DTYPE_MAP[job_config.training.mixed_precision_param],
-            reduce_dtype=TORCH_DTYPE_MAP[job_config.training.mixed_precision_reduce],
-        ),
-    }
+    precision = MixedPrecisionPolicy(
+        param_dtype=TORCH_DTYPE_MAP[job_config.training.mixed_precision_param],
+        reduce_dtype=TORCH_DTYPE_MAP[job_config.training.mixed_precision_reduce],
+    )
+    config: dict[str, Any] = {"mesh": mesh, "mp_policy": replace(precision, cast_forward_inputs=False)}
     if job_config.training.enable_cpu_offload:
         config["offload_policy"] = CPUOffloadPolicy()
     tied = model.model_args.tie_word_embeddings
@@ -96,7 +96,7 @@ def apply_fsdp(model: TitanComposerMPTMuP, mesh: DeviceMesh, job_config: Any, pp
     if model.norm is not None and model.output is not None and not tied:
         # The last group is prefetched right after the forward pass: resharding it would be work undone at once.
         fully_shard([model.norm, model.output], **config, reshard_after_forward=policy == "always")
-    fully_shard(model, **config)
+    fully_shard(model, **config | {"mp_policy": precision})
     disable_fsdp_gradient_division(model)
 
 
