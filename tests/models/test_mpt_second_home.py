@@ -15,6 +15,7 @@ from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, t
 
 STEPS = 20
 JOB = job(STEPS, "[mup]\nenabled = true\nbase_width = 16\nbase_depth = 1\n")
+DROPOUT = "rope = true, attn_pdrop = 0.1 }}\nresid_pdrop = 0.1\nemb_pdrop = 0.1"
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
-def test_twenty_steps_with_composer_and_of_a_job(signal_handlers, tmp_path, prepared_data, monkeypatch):
+@pytest.mark.parametrize("config", [JOB, JOB.replace("rope = true }}", DROPOUT)], ids=["plain", "dropout"])
+def test_twenty_steps_with_composer_and_of_a_job(config, signal_handlers, tmp_path, prepared_data, monkeypatch):
     forward, seen = TitanComposerMPTMuP.forward, []
 
     def recorded(self: TitanComposerMPTMuP, tokens: Tensor, **inputs: Any) -> Tensor:
@@ -38,7 +40,7 @@ def test_twenty_steps_with_composer_and_of_a_job(signal_handlers, tmp_path, prep
         return forward(self, tokens, **inputs)
 
     monkeypatch.setattr(TitanComposerMPTMuP, "forward", recorded)
-    assert jobs.run_here(jobs.write_job(tmp_path, prepared_data, JOB, DATA)) == 0
+    assert jobs.run_here(jobs.write_job(tmp_path, prepared_data, config, DATA)) == 0
     (weights, args), *batches = seen
     ours = list(jobs.scalars(tmp_path).values())
     theirs = composer_losses(weights, args, torch.cat(batches), batch_size=len(torch.cat(batches)) // STEPS)
@@ -69,14 +71,17 @@ def composer_losses(weights: dict[str, Tensor], args: Any, rows: Tensor, batch_s
         def after_loss(self, state: State, logger: Logger) -> None:
             losses.append(float(state.loss))
 
-    loader = DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=batch_size)
+    # Its iterator would draw from the generator that dropout draws from.
+    own = torch.Generator()
+    loader = DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=batch_size, generator=own)
     with warnings.catch_warnings(action="ignore"):
         Trainer(
-            model=model, train_dataloader=loader, max_duration=f"{STEPS}ba", device="cpu", callbacks=[Record()],
+            model=model, train_dataloader=loader, max_duration=f"{STEPS}ba", device="cpu", seed=3,
+            device_train_microbatch_size=2, callbacks=[Record()],
             optimizers=torch.optim.AdamW(groups, betas=(0.9, 0.95)), progress_bar=False, log_to_console=False,
             algorithms=[GradientClipping(clipping_type="norm", clipping_threshold=1.0)],
         ).fit()  # fmt: skip
-    return losses
+    return torch.tensor(losses).view(STEPS, -1).mean(1).tolist()  # micro-batches of as many labels
 
 
 def test_sdpa_is_in_llm_foundrys_attention_registry():

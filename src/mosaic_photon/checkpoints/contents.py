@@ -21,8 +21,8 @@ Shapes = Mapping[str, tuple[int, ...] | None]
 """Name -> shape; None for what is no tensor."""
 DATA_STATE = "dataloader.mosaic_dataloader"
 SCHEDULE_POSITION = "lr_scheduler.last_epoch"
-CALLBACKS = "callbacks."
-"""What the names of callbacks' states begin with."""
+BEGIN_ANEW = ("callbacks.", "generators.")
+"""What the names of states begin with that a checkpoint may lack: callbacks' and random generators'."""
 
 
 def read_metadata(folder: str) -> Metadata:

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from mosaic_photon.checkpoints.contents import CALLBACKS, DATA_STATE, Shapes, hf_shapes, read_shapes
+from mosaic_photon.checkpoints.contents import BEGIN_ANEW, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
 from mosaic_photon.checkpoints.hf import in_hf_format
 from mosaic_photon.compat.cpu_device_type import ON_CPU
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STATE, OPTIONS = "optimizer.state.", "optimizer.param_groups."
 POSITION = ("train_state.step", "train_state.ntokens_seen", "lr_scheduler.last_epoch")
-NOT_THE_MODEL = ("optimizer.", "lr_scheduler.", "dataloader.", "train_state.", CALLBACKS)
+NOT_THE_MODEL = ("optimizer.", "lr_scheduler.", "dataloader.", "train_state.", *BEGIN_ANEW)
 STATES = ("model", *(name.rstrip(".") for name in NOT_THE_MODEL))
 """What `checkpoint.exclude_from_loading` may name."""
 

@@ -7,7 +7,8 @@ The way of a job and of its steps. All of it runs in the main thread of each ran
 2. The complete trainer calls `loop.MosaicLoop.attach`: the ranks compare data and checkpoint, and callbacks, signals
    and trainer are told of each other.
 3. TorchTitan's `train()` loads the checkpoint and asks for its batches: `MosaicLoop.begin`. From now on SIGTERM asks
-   for a stop between two steps (`stop.GracefulStop`, whose watching thread ends a process that is stuck).
+   for a stop between two steps (`stop.GracefulStop`, whose watching thread ends a process that is stuck), and random
+   numbers go on as the checkpoint has them (`generators.Generators`).
 4. Before each step TorchTitan asks whether to go on: `wants_stop` has the ranks' common answer. It was asked for when
    the last step began, in a reduction that ran beside the step.
 5. `begin_step`. TorchTitan takes the step's micro-batches from the loader, whose own thread or worker processes have

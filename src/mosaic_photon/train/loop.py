@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from mosaic_photon.callbacks.host import CallbackHost
 from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.compat.layout_independent_init import job_seed
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.dataloader.progress import fingerprint_difference
@@ -23,6 +24,7 @@ from mosaic_photon.titan.parts import IGNORE_INDEX
 from mosaic_photon.titan.tools import logger
 from mosaic_photon.train.cpu_group import cpu_group
 from mosaic_photon.train.finite import FiniteSteps
+from mosaic_photon.train.generators import Generators, stream_of
 from mosaic_photon.train.stop import GracefulStop
 
 if TYPE_CHECKING:
@@ -65,13 +67,16 @@ class MosaicLoop:
         check_same_on_all_ranks(self.loader.fingerprint, trainer.parts.start)
         rule, replicas = trainer.job_config.mosaic.nonfinite, trainer.parallel_dims.tp
         self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
+        dims = trainer.parallel_dims
+        degrees = {name: getattr(dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp", "pp")}
+        self.generators = Generators(job_seed(trainer.job_config.debug.seed), stream_of(dims), degrees, trainer.device)
         group = cpu_group() if dist.get_world_size() > 1 else None
         self.stop.attach(group)
         self.callbacks.attach(trainer, group)
 
     def states(self) -> dict[str, Stateful]:
-        """The callbacks' states and their clock."""
-        return {"callbacks": self.callbacks}
+        """The callbacks' states and their clock, and this rank's random generators."""
+        return {"callbacks": self.callbacks, "generators": self.generators}
 
     def begin(self) -> None:
         """Signals ask for a stop from now on; a callback whose state cannot be saved fails now, not in a save."""
@@ -79,6 +84,7 @@ class MosaicLoop:
         self.fire("fit_start")
         if self.trainer.job_config.checkpoint.enable:
             self.callbacks.state_dict()
+        self.generators.begin(self.trainer.step)
 
     def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Where one rank reads all data, count labels here: the step's count would have to leave the device."""

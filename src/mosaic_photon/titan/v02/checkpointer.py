@@ -16,7 +16,7 @@ from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.checkpoints import description
-from mosaic_photon.checkpoints.contents import CALLBACKS, shape_of
+from mosaic_photon.checkpoints.contents import BEGIN_ANEW, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
 from mosaic_photon.titan.interface import Loop
 
@@ -143,7 +143,7 @@ class Checkpointer(CheckpointManager):
 class FittingLoadPlanner(DefaultLoadPlanner):
     """Leaves out what the checkpoint lacks or has in another shape, where that is allowed.
 
-    Callbacks' states may always be missing: callbacks that a checkpoint does not know begin anew.
+    States that may begin anew, of callbacks and random generators, may always be missing.
     """
 
     def create_local_plan(self) -> LoadPlan:
@@ -156,5 +156,5 @@ class FittingLoadPlanner(DefaultLoadPlanner):
 
     def _loads(self, key: str, value: Any, stored: Any) -> bool:
         if stored is None:
-            return not (self.allow_partial_load or key.startswith(CALLBACKS))
+            return not (self.allow_partial_load or key.startswith(BEGIN_ANEW))
         return not self.allow_partial_load or shape_of(stored) in (None, tuple(getattr(value, "shape", ())))
