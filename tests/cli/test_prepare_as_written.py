@@ -63,7 +63,7 @@ def test_what_prepare_wrote_is_no_source_by_any_name(tmp_path, source, out):
     write_jsonl(tmp_path / "corpus/a.jsonl", documents(60))
     (tmp_path / "link").symlink_to(tmp_path / "corpus")
     assert prepare(tmp_path / source, out=tmp_path / out, val=0) == 0
-    left_out = sources.LeftOut()
+    left_out = sources.LeftOut(list)
     (found,) = sources.find_sources([str(tmp_path / source)], str(tmp_path / out), left_out)
     assert found.path == str(tmp_path / source / "a.jsonl")
     assert {os.path.basename(path) for path in left_out["written by prepare"]} >= {"prepare.json", "index.json"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.files import display
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
@@ -30,47 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", required=True, help="folder to write; holds train/, val/ and prepare.json")
     add("--tokenizer", required=True, help="local folder with tokenizer.json")
-    add(
-        "--seq-len",
-        type=int,
-        default=2048,
-        help="targets per sample; a sample holds one token more (default 2048)",
-    )
-    add(
-        "--val",
-        type=float,
-        default=0.02,
-        help="share of documents for the val split; 0: no val split (default 0.02)",
-    )
+    seq_len = "targets per sample; a sample holds one token more (default 2048)"
+    add("--seq-len", type=int, default=2048, help=seq_len)
+    add("--val", type=float, default=0.02, help="share of documents for the val split; 0: none (default 0.02)")
     add("--text-key", default="text", help="field or column that holds the text (default text)")
     add("--bos-text", help="token before each document; '' for none (default: the tokenizer's bos)")
     add("--eos-text", help="token after each document; '' for none (default: the tokenizer's eos)")
-    add(
-        "--special-text",
-        choices=("token", "text"),
-        default="token",
-        help="what the text of a special token in a document becomes (default: the token, as in llm-foundry)",
-    )
+    special = "what the text of a special token in a document becomes (default: the token, as in llm-foundry)"
+    add("--special-text", choices=("token", "text"), default="token", help=special)
     add("--separate", action="store_true", help="a document a sample, filled up with the tokenizer's pad token")
-    add(
-        "--bad-lines",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a line or row without text: stop, or leave it out, count and list it (default stop)",
-    )
+    bad_lines = "at a line or row without text: stop, or leave it out, count and list it (default stop)"
+    add("--bad-lines", choices=("stop", "skip"), default="stop", help=bad_lines)
     add("--compression", help="zstd, gz, br, bz2 or snappy, with a level: zstd:7 (default: none)")
     add("--hashes", default="xxh64", metavar="A,B", help="hashes of each shard in the index (default xxh64)")
     add("--shard-mib", type=int, default=64, help="size of a shard before compression, in MiB (default 64)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace a folder that was prepared with other options or sources",
-    )
+    add("--overwrite", action="store_true", help="replace a folder that was prepared with other options or sources")
 
 
 def run(args: argparse.Namespace) -> int:
-    from mosaic_photon.files import display
     from mosaic_photon.prepare.pool import Stopped, stop_signals
     from mosaic_photon.prepare.run import prepare
 
@@ -93,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
     """What was made of each split, and what was not taken as it is."""
-    from mosaic_photon.files import display
     from mosaic_photon.prepare.record import BAD_LINES
 
     for split, part in record["splits"].items():
@@ -113,20 +91,10 @@ def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
         yield f"note: {count:,} times the text of a special token in a document became {became} (--special-text)"
 
 
-def _left_out_lines(left_out: dict[str, list[str]]) -> Iterator[str]:
-    """What is no source, a line a reason."""
-    from mosaic_photon.files import display
-
-    for reason, paths in left_out.items():
-        more = f" and {len(paths) - SHOWN_PATHS:,} more" if len(paths) > SHOWN_PATHS else ""
-        yield f"left out ({reason}): {', '.join(display(path) for path in paths[:SHOWN_PATHS])}{more}"
-
-
 def _check(args: argparse.Namespace) -> Work:
     """The call as checked work. Raises ConfigError for what cannot be done."""
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work
-    from mosaic_photon.prepare.shards import ShardFormat
     from mosaic_photon.prepare.sources import LeftOut, find_sources, stdlib_files
     from mosaic_photon.prepare.tokenization import Tokenization, find_tokenizer, load_tokenizer, token_id
     from mosaic_photon.tokenizers import notes_on
@@ -137,23 +105,9 @@ def _check(args: argparse.Namespace) -> Work:
     file, special = find_tokenizer(args.tokenizer)
     bos, eos = _around_documents(args.bos_text, args.eos_text, special)
     tokenizer = load_tokenizer(file)
-    n = args.seq_len + 1
-    how = Tokenization(
-        file,
-        token_id(tokenizer, bos, "--bos-text"),
-        token_id(tokenizer, eos, "--eos-text"),
-        args.text_key,
-        args.val,
-        args.special_text,
-        n if args.separate else None,
-        _pad_id(tokenizer, special) if args.separate else None,
-        args.bad_lines == "skip",
-    )
-    form = ShardFormat(n, max(1, (args.shard_mib << 20) // (4 * n + 4)), args.compression, hashes)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     options = Options(
         seq_len=args.seq_len,
-        tokenizer=digest,
+        tokenizer=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
         bos=bos,
         eos=eos,
         text_key=args.text_key,
@@ -165,19 +119,21 @@ def _check(args: argparse.Namespace) -> Work:
         separate=args.separate,
         bad_lines=args.bad_lines,
     )
+    around = token_id(tokenizer, bos, "--bos-text"), token_id(tokenizer, eos, "--eos-text")
+    how = Tokenization(options, file, *around, _pad_id(tokenizer, special) if args.separate else None)
     for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):
         print(f"note: {note}")
-    out, left_out = os.path.abspath(os.path.expanduser(args.out)), LeftOut()
+    out, left_out = os.path.abspath(os.path.expanduser(args.out)), LeftOut(list)
     sources = find_sources(args.sources or stdlib_files(), out, left_out)
-    for line in _left_out_lines(left_out):
-        print(line)
+    for reason, paths in left_out.items():
+        more = f" and {len(paths) - SHOWN_PATHS:,} more" if len(paths) > SHOWN_PATHS else ""
+        print(f"left out ({reason}): {', '.join(display(path) for path in paths[:SHOWN_PATHS])}{more}")
     record, cuttable = make_record(options, sources), not args.separate and _may_cut(sources, file, tokenizer)
-    return Work(sources, how, form, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)
+    return Work(sources, how, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)
 
 
 def _may_cut(sources: list[TextSource], file: str, tokenizer: Any) -> bool:
     """Whether large text files may be tokenized in parts; a line says so of those that may not."""
-    from mosaic_photon.files import display
     from mosaic_photon.prepare.cuts import are_harmless
     from mosaic_photon.prepare.sources import PIECE_BYTES
 

@@ -7,9 +7,7 @@ import gzip
 import io
 import json
 import lzma
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,85 +70,41 @@ def _text_fragments(piece: Piece) -> Iterator[Fragment]:
 
 def _text_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of the parts that begin in the piece: from the first cut there on, PIECE_BYTES or more each."""
-    with _open(piece) as stream:
+    with reading(piece.path), _open(piece) as stream:
         if not piece.cuttable:
-            yield 0, _read_all(stream, piece)
+            yield 0, stream.read()
             return
-        position, line = _first_cut(stream, piece)
+        position, line = _first_cut(stream, piece.start)
         while line and (piece.stop == -1 or position < piece.stop):
             parts, size = [line], len(line)
             missing = position - position % PIECE_BYTES + PIECE_BYTES - 1 - position - size
             if missing >= 0:
-                parts.append(_read(stream, missing, piece))
-            line = _readline(stream, piece)
+                parts.append(_read_lines(stream, missing))
+            line = stream.readline()
             while line and not is_cut(parts[-1], line):
                 parts.append(line)
-                line = _readline(stream, piece)
+                line = stream.readline()
             block = b"".join(parts)
             yield position, block
             position += len(block)
 
 
-def _first_cut(stream: Any, piece: Piece) -> tuple[int, bytes]:
-    """Where the first line that may begin a part begins, from the piece's start on, and that line."""
-    if piece.start == 0:
-        return 0, _readline(stream, piece)
-    back = max(0, piece.start - 8)
+def _first_cut(stream: Any, start: int) -> tuple[int, bytes]:
+    """Where the first line that may begin a part begins, from `start` on, and that line."""
+    if start == 0:
+        return 0, stream.readline()
+    back = max(0, start - 8)
     stream.seek(back)
-    before = stream.read(piece.start - 1 - back) + _readline(stream, piece)
-    position = back + len(before)
-    line = _readline(stream, piece)
+    before = _read_lines(stream, start - 1 - back)
+    position, line = back + len(before), stream.readline()
     while line and not is_cut(before, line):
-        before, position = line, position + len(line)
-        line = _readline(stream, piece)
+        before, position, line = line, position + len(line), stream.readline()
     return position, line
 
 
-def _blocks(piece: Piece, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of whole lines that start in [start, stop), PIECE_BYTES or one line at a time."""
-    with _open(piece) as stream:
-        position = start
-        if start:
-            stream.seek(start - 1)
-            position = start - 1 + len(stream.readline())
-        boundary = start + PIECE_BYTES
-        while stop == -1 or position < stop:
-            end = boundary if stop == -1 else min(boundary, stop)
-            boundary += PIECE_BYTES
-            if position >= end:
-                continue
-            block = _read(stream, end - 1 - position, piece)
-            if not block:
-                return
-            yield position, block
-            position += len(block)
-
-
-def _read(stream: io.BufferedIOBase, size: int, piece: Piece) -> bytes:
+def _read_lines(stream: Any, size: int) -> bytes:
     """`size` bytes and the rest of the line after them."""
-    with _damage(piece):
-        return stream.read(size) + stream.readline()
-
-
-def _readline(stream: io.BufferedIOBase, piece: Piece) -> bytes:
-    with _damage(piece):
-        return stream.readline()
-
-
-def _read_all(stream: io.BufferedIOBase, piece: Piece) -> bytes:
-    with _damage(piece):
-        return stream.read()
-
-
-@contextmanager
-def _damage(piece: Piece) -> Iterator[None]:
-    """Name the file in what its decompressor raises."""
-    import zstandard
-
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise ConfigError(f"cannot read {piece.path}: {error}") from error
+    return stream.read(size) + stream.readline()
 
 
 def _open(piece: Piece) -> Any:
@@ -211,9 +165,13 @@ def _encoded(text: str) -> bytes:
 
 
 def _jsonl(piece: Piece, _: str) -> Iterator[tuple[str, bytes]]:
-    for offset, block in _blocks(piece, piece.start, piece.stop):
-        for line in block.split(b"\n"):
-            where, offset = f"line at byte {offset}", offset + len(line) + 1
+    with reading(piece.path), _open(piece) as stream:
+        offset = 0
+        if piece.start:
+            stream.seek(piece.start - 1)
+            offset = piece.start - 1 + len(stream.readline())  # a line that begins before is another piece's
+        while (piece.stop == -1 or offset < piece.stop) and (line := stream.readline()):
+            where, offset = f"line at byte {offset}", offset + len(line)
             if line.strip():
                 yield where, line
 
@@ -237,26 +195,18 @@ def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with reading(piece.path), pyarrow.memory_map(piece.path) as source:
         try:
             batches: Any = pyarrow.ipc.open_stream(source)
-            schema = batches.schema
         except pyarrow.ArrowInvalid:
-            file = _open_arrow_file(source, piece.path)
-            schema = file.schema
-            batches = (file.get_batch(number) for number in range(file.num_record_batches))
-        _check_key(text_key, schema.names, piece.path)
+            try:
+                file = pyarrow.ipc.open_file(source)
+            except pyarrow.ArrowInvalid as error:
+                raise ConfigError(f"{piece.path} is not an Arrow file: {error}") from error
+            batches = map(file.get_batch, range(file.num_record_batches))
         row = 0
         for batch in batches:
+            _check_key(text_key, batch.schema.names, piece.path)
             for text in batch.column(text_key):
                 yield f"row {row}", {text_key: text.as_py()}
                 row += 1
-
-
-def _open_arrow_file(source: Any, path: str) -> Any:
-    import pyarrow
-
-    try:
-        return pyarrow.ipc.open_file(source)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{path} is not an Arrow file: {error}") from error
 
 
 def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:

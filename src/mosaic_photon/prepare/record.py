@@ -34,6 +34,16 @@ class Options:
     separate: bool  # a document a sample
     bad_lines: str  # stop or skip
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """One more than the targets."""
+        return self.seq_len + 1
+
+    @property
+    def samples_per_shard(self) -> int:
+        """With the 4 bytes that say where each is."""
+        return max(1, (self.shard_mib << 20) // (4 * self.tokens_per_sample + 4))
+
 
 def make_record(options: Options, sources: Iterable[TextSource]) -> dict[str, Any]:
     """The record of a piece of work: two are equal where their output would be."""

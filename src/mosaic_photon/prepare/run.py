@@ -16,29 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, locked, write_json
 from mosaic_photon.prepare import record as records
 from mosaic_photon.prepare.pool import run_parallel
-from mosaic_photon.prepare.shards import ShardFormat, TokenSequence, write_index, write_shard
+from mosaic_photon.prepare.shards import TokenSequence, write_index, write_shard
 from mosaic_photon.prepare.sources import Piece, TextSource, cut
-from mosaic_photon.prepare.tokenization import (
-    SPLITS,
-    Count,
-    Tokenization,
-    read_count,
-    tokenize_unit,
-    tokens_file,
-)
+from mosaic_photon.prepare.tokenization import SPLITS, Count, Tokenization, read_count, tokenize_unit, unit_file
 
 UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or lost at once
 
@@ -49,7 +35,6 @@ class Work:
 
     sources: list[TextSource]
     how: Tokenization
-    form: ShardFormat
     record: dict[str, Any]
     out: Path
     workers: int
@@ -90,20 +75,20 @@ def prepare(work: Work) -> dict[str, Any] | None:
 
 
 def _build(work: Work, partial: Path) -> dict[str, Any]:
-    if work.how.val and len(work.sources) == 1 and work.sources[0].kind == "text":
+    if work.how.options.val and len(work.sources) == 1 and work.sources[0].kind == "text":
         raise ConfigError(
             f"{display(work.sources[0].path)} is one document, which cannot be split: give --val 0, or more files, "
             "or JSONL with a document a line"
         )
     try:
         with _progress() as progress:
-            counts = _tokenize(work, _units(work), str(partial / "tokens"), progress)
+            counts = _tokenize(work, str(partial / "tokens"), progress)
             bad_lines = [line for count in counts for line in count.bad_lines]
             if bad_lines:
                 listed = "".join(f"{line}\n" for line in bad_lines)
                 (partial / records.BAD_LINES).write_text(listed, "utf-8", "backslashreplace")
             return {
-                "splits": _write_splits(work, counts, partial, progress),
+                "splits": _write_splits(work, counts, progress),
                 "empty_documents": sum(count.empty for count in counts),
                 "special_texts": sum(count.special for count in counts),
                 "bad_lines_left_out": len(bad_lines),
@@ -177,30 +162,31 @@ def _units(work: Work) -> list[list[Piece]]:
     return units
 
 
-def _tokenize(work: Work, units: list[list[Piece]], folder: str, progress: Progress) -> list[Count]:
+def _tokenize(work: Work, folder: str, progress: Progress) -> list[Count]:
     """Token files of all units; those an earlier run finished are kept."""
-    sizes = [sum(piece.size for piece in unit) for unit in units]
+    units = _units(work)
+    sizes = [sum(piece.size for piece in unit) / 2**20 for unit in units]
     known = {number: count for number in range(len(units)) if (count := read_count(folder, number))}
     missing = [number for number in range(len(units)) if number not in known]
-    task = progress.add_task("tokens", total=sum(sizes) / 2**20, unit="MiB")
-    progress.update(task, completed=sum(sizes[number] for number in known) / 2**20, refresh=True)
+    task = progress.add_task("tokens", total=sum(sizes), unit="MiB")
+    progress.update(task, completed=sum(sizes[number] for number in known), refresh=True)
 
     def finished(position: int) -> None:
-        progress.update(task, advance=sizes[missing[position]] / 2**20, refresh=True)
+        progress.update(task, advance=sizes[missing[position]], refresh=True)
 
     calls = [(number, units[number], work.how, folder) for number in missing]
-    if calls:
-        counts = run_parallel(work.workers, tokenize_unit, calls, finished)
-        known.update(zip(missing, counts, strict=True))
+    counts = run_parallel(work.workers, tokenize_unit, calls, finished) if calls else []
+    known |= dict(zip(missing, counts, strict=True))
     return [known[number] for number in range(len(units))]
 
 
-def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Progress) -> dict[str, Any]:
+def _write_splits(work: Work, counts: list[Count], progress: Progress) -> dict[str, Any]:
     import streaming  # noqa: F401  (once, here: the workers inherit it)
 
-    splits = SPLITS if work.how.val else SPLITS[:1]
-    n = work.form.tokens_per_sample
-    sequences = {split: _sequence(counts, partial / "tokens", split) for split in splits}
+    options, partial = work.how.options, work.partial
+    n, step = options.tokens_per_sample, options.tokens_per_sample * options.samples_per_shard
+    sequences = {split: _sequence(counts, partial / "tokens", split) for split in SPLITS[: 2 if options.val else 1]}
+    calls = []
     for split, sequence in sequences.items():
         if sequence.size < n:
             _set_aside(partial, work)
@@ -209,14 +195,11 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
                 f"the {split} split has {sequence.size} tokens, less than one sample of {n}: "
                 "give more text, another --val share or a smaller --seq-len"
             )
-    calls = []
-    step = n * work.form.samples_per_shard
-    for split, sequence in sequences.items():
         (partial / split).mkdir(exist_ok=True)
         end, notes = sequence.size // n * n, str(partial / "tokens" / split)
         for number, start in enumerate(range(0, end, step)):
             stretches = sequence.stretches(start, min(start + step, end))
-            calls.append((number, stretches, work.form, str(partial / split), notes))
+            calls.append((number, stretches, options, str(partial / split), notes))
     task = progress.add_task("shards", total=len(calls), unit="shards")
     entries = run_parallel(work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True))
     summary = {}
@@ -236,7 +219,7 @@ def _write_splits(work: Work, counts: list[Count], partial: Path, progress: Prog
 
 
 def _sequence(counts: list[Count], folder: Path, split: str) -> TokenSequence:
-    files = [str(tokens_file(str(folder), number, split)) for number in range(len(counts))]
+    files = [str(unit_file(str(folder), number, f"{split}.bin")) for number in range(len(counts))]
     return TokenSequence(files, [count.tokens[split] for count in counts])
 
 
@@ -264,12 +247,5 @@ def _remove(folder: Path) -> None:
 
 def _progress() -> Progress:
     """Refreshed by hand: a thread that draws would be copied, half-way, into the worker processes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, auto_refresh=False)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[unit]}", TaskProgressColumn())
+    return Progress(*columns, TimeRemainingColumn(), auto_refresh=False)

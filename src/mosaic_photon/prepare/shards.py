@@ -16,20 +16,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.files import write_json
-
-
-@dataclass(frozen=True)
-class ShardFormat:
-    """What MDSWriter is told."""
-
-    tokens_per_sample: int
-    samples_per_shard: int
-    compression: str | None
-    hashes: list[str]
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"tokens": f"ndarray:int32:{self.tokens_per_sample}"}
+from mosaic_photon.prepare.record import Options
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ def read_tokens(stretches: list[Stretch]) -> np.ndarray[Any, np.dtype[np.int32]]
     return np.concatenate([np.fromfile(one.file, np.int32, one.count, offset=4 * one.begin) for one in stretches])
 
 
-def write_shard(number: int, stretches: list[Stretch], form: ShardFormat, folder: str, notes: str) -> dict[str, Any]:
+def write_shard(number: int, stretches: list[Stretch], options: Options, folder: str, notes: str) -> dict[str, Any]:
     """Write one shard into `folder` and, last, its entry of the index as a note; returns the entry.
 
     A note left by an earlier run stands for a finished shard and is taken as it is.
@@ -78,14 +65,14 @@ def write_shard(number: int, stretches: list[Stretch], form: ShardFormat, folder
     note = Path(f"{notes}.{number:05}.json")
     if note.is_file():
         return json.loads(note.read_text())
-    rows = read_tokens(stretches).reshape(-1, form.tokens_per_sample)
+    rows = read_tokens(stretches).reshape(-1, options.tokens_per_sample)
     temporary = Path(f"{notes}.{number:05}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with MDSWriter(
-        columns=form.columns,
+        columns={"tokens": f"ndarray:int32:{options.tokens_per_sample}"},
         out=str(temporary),
-        compression=form.compression,
-        hashes=form.hashes,
+        compression=options.compression,
+        hashes=options.hashes,
         size_limit=None,
         max_workers=1,
     ) as writer:

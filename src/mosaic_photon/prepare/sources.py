@@ -9,24 +9,22 @@ from __future__ import annotations
 import fnmatch
 import glob
 import json
+import lzma
 import os
 import sysconfig
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from mosaic_photon.errors import ConfigError
 
 PIECE_BYTES = 4 << 20
 CODECS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
+LeftOut = defaultdict[str, list[str]]
+"""What is no source although it lies in a folder that is one: reason -> paths. What is under them is not looked at."""
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -55,24 +53,16 @@ class Piece:
     cuttable: bool = True  # a text may be tokenized in parts
 
 
-class LeftOut(dict[str, list[str]]):
-    """What is no source although it lies in a folder that is one: reason -> paths."""
-
-    def add(self, reason: str, path: str) -> None:
-        """Note a path; those under it are not looked at."""
-        self.setdefault(reason, []).append(path)
-
-
 def stdlib_files() -> list[str]:
     """The running Python's standard-library sources, in a fixed order, without packages and tests."""
     root = sysconfig.get_paths()["stdlib"]
-    files = [path for path in _walk(root, STDLIB_LEFT_OUT, LeftOut()) if path.endswith(".py")]
+    files = [path for path in _walk(root, STDLIB_LEFT_OUT, LeftOut(list)) if path.endswith(".py")]
     if not files:
         raise ConfigError(f"this Python has no standard-library source below {root}: name a source")
     return files
 
 
-def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None) -> list[TextSource]:
+def find_sources(given: Iterable[str], out: str, left_out: LeftOut) -> list[TextSource]:
     """Sources named on the command line, in the order given, each folder and glob sorted by path, each file once.
 
     Args:
@@ -82,7 +72,6 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None
     Raises:
         ConfigError: nothing at a path, a pattern without a match, nothing to read, or an unreadable file.
     """
-    left_out = LeftOut() if left_out is None else left_out
     found: dict[str, TextSource] = {}
     given_as: dict[str, str] = {}
     out = os.path.realpath(out)
@@ -92,9 +81,9 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut | None = None
             real = os.path.realpath(path)
             first = given_as.setdefault(real, path)
             if real.startswith(own):
-                left_out.add("written by prepare", path)
+                left_out["written by prepare"].append(path)
             elif first != path:
-                left_out.add("read already under another name", path)
+                left_out["read already under another name"].append(path)
             else:
                 found.setdefault(path, _source(path))
     if not any(source.size for source in found.values()):
@@ -131,7 +120,7 @@ def _expand(word: str, left_out: LeftOut) -> list[str]:
     if os.path.exists(path):
         return [path]
     if glob.has_magic(path):
-        matches = sorted({match for match in _matches("/", path.split("/")[1:], set()) if os.path.isfile(match)})
+        matches = sorted({match for match in _matches(path, left_out) if os.path.isfile(match)})
         if not matches:
             raise ConfigError(f"no file matches the pattern {word!r}")
         return matches
@@ -141,62 +130,48 @@ def _expand(word: str, left_out: LeftOut) -> list[str]:
 def _walk(root: str, names: set[str], left_out: LeftOut) -> Iterator[str]:
     """Files below a folder and below those that it links to, sorted, without hidden ones and folders of these names."""
     seen = {_identity(root)}
-    unreadable = partial(left_out.add, "folders that cannot be read")
-    for folder, folders, files in os.walk(root, onerror=lambda error: unreadable(error.filename), followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        left_out["folders that cannot be read"].append(error.filename)
+
+    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
         kept = []
         for name in sorted(folders):
             path = os.path.join(folder, name)
             if name in names or name.startswith("."):
-                left_out.add(f"folders called {name}" if name in names else "hidden", path)
+                left_out[f"folders called {name}" if name in names else "hidden"].append(path)
             elif (identity := _identity(path)) in seen:
-                left_out.add("links to a folder that is read already", path)
+                left_out["links to a folder that is read already"].append(path)
             else:
                 seen.add(identity)
                 kept.append(name)
         folders[:] = kept
         for name in sorted(files):
             if name.startswith("."):
-                left_out.add("hidden", os.path.join(folder, name))
+                left_out["hidden"].append(os.path.join(folder, name))
             else:
                 yield os.path.join(folder, name)
 
 
-def _matches(folder: str, pattern: list[str], seen: set[tuple[int, int, int]]) -> Iterator[str]:
-    """Paths below a folder that match a pattern's parts, as `glob.glob` finds them, also where links make a circle."""
-    part, *rest = pattern
-    if part == "**":
-        yield from _matches_below(folder, pattern, seen)
+def _matches(pattern: str, left_out: LeftOut) -> Iterator[str]:
+    """Paths that match, as `glob.glob` finds them, also where links make a circle."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
         return
-    names = [name for name in _names(folder) if _fits(name, part)] if glob.has_magic(part) else [part]
-    for path in (os.path.join(folder, name) for name in names):
-        if rest and os.path.isdir(path):
-            yield from _matches(path, rest, seen)
-        elif not rest and os.path.exists(path):
-            yield path
+    first = parts.index("**")
+    for folder in glob.iglob("/".join([*parts[:first], ""])):
+        for path in _walk(folder, set(), left_out):
+            if _fits(path[len(folder) :].split("/"), parts[first:]):
+                yield path
 
 
-def _matches_below(folder: str, pattern: list[str], seen: set[tuple[int, int, int]]) -> Iterator[str]:
-    """Those of a pattern that begins with `**`: in the folder and in each below it, once."""
-    at = (*_identity(folder), len(pattern))
-    if at in seen:
-        return
-    seen.add(at)
-    yield from _matches(folder, pattern[1:] or ["*"], seen)
-    for name in _names(folder):
-        path = os.path.join(folder, name)
-        if not name.startswith(".") and os.path.isdir(path):
-            yield from _matches_below(path, pattern, seen)
-
-
-def _fits(name: str, part: str) -> bool:
-    return fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except PermissionError:
-        return []
+def _fits(names: list[str], pattern: list[str]) -> bool:
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
 def _identity(folder: str) -> tuple[int, int]:
@@ -244,10 +219,12 @@ def _row_ranges(source: TextSource) -> list[tuple[int, int]]:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Name the file in the errors of pyarrow and datasets, which do not."""
+    """Name the file in what decompressors, pyarrow and datasets raise for a damaged one."""
     import pyarrow
+    import zstandard
 
+    kinds = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, zlib.error, lzma.LZMAError)
     try:
         yield
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, pyarrow.ArrowException) as error:
+    except (*kinds, zstandard.ZstdError, pyarrow.ArrowException) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error

@@ -17,6 +17,7 @@ import numpy as np
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display, write_json
 from mosaic_photon.prepare.read import Fragment, read_piece
+from mosaic_photon.prepare.record import Options
 from mosaic_photon.prepare.sources import Piece, stdlib_files
 from mosaic_photon.tokenizers import special_tokens
 
@@ -25,17 +26,13 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How text becomes tokens and which split a document goes to."""
+    """How text becomes tokens, and which split a document goes to."""
 
+    options: Options
     tokenizer_file: str
     bos: int | None  # put before each document; None: nothing
     eos: int | None  # put after each document
-    text_key: str
-    val: float  # share of the documents
-    special_text: str = "token"  # what the text of a special token in a document becomes: token or text
-    sample: int | None = None  # tokens of a sample, where each document fills its own
-    pad: int | None = None  # and what fills it up
-    skip_bad_lines: bool = False
+    pad: int | None = None  # fills up the last sample of each document; None: documents lie end to end
 
 
 @dataclass
@@ -102,12 +99,9 @@ def token_id(tokenizer: Any, text: str | None, option: str) -> int | None:
     if not text:
         return None
     if (number := tokenizer.token_to_id(text)) is None:
-        raise ConfigError(f"{option} {text!r} is not one token of the tokenizer.{nearest(text, _added(tokenizer))}")
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        raise ConfigError(f"{option} {text!r} is not one token of the tokenizer.{nearest(text, added)}")
     return int(number)
-
-
-def _added(tokenizer: Any) -> list[str]:
-    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
 
 def split_of(key: bytes, val: float) -> str:
@@ -118,17 +112,18 @@ def split_of(key: bytes, val: float) -> str:
 
 def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: str) -> Count:
     """Write NUMBER.train.bin and NUMBER.val.bin (int32 ids) and, last, NUMBER.json with their counts."""
-    tokenizer, special = _worker_tokenizer(how.tokenizer_file, how.special_text)
+    options, (tokenizer, special) = how.options, _worker_tokenizer(how.tokenizer_file, how.options.special_text)
     count = Count({split: 0 for split in SPLITS}, {split: 0 for split in SPLITS})
-    files = {split: _unit_file(folder, number, f"{split}.bin") for split in SPLITS}
+    files = {split: unit_file(folder, number, f"{split}.bin") for split in SPLITS}
+    bad_lines = count.bad_lines if options.bad_lines == "skip" else None
     with ExitStack() as stack:
         streams = {split: stack.enter_context(open(f"{files[split]}.tmp", "wb")) for split in SPLITS}
         for piece in pieces:
-            for fragment in read_piece(piece, how.text_key, count.bad_lines if how.skip_bad_lines else None):
+            for fragment in read_piece(piece, options.text_key, bad_lines):
                 if not fragment.text:
                     count.empty += fragment.first
                     continue
-                split = split_of(fragment.key, how.val)
+                split = split_of(fragment.key, options.val)
                 (encoding,) = tokenizer.encode_batch_fast([fragment.text], add_special_tokens=False)
                 ids = around(encoding.ids, fragment, how)
                 np.asarray(ids, np.int32).tofile(streams[split])
@@ -137,7 +132,7 @@ def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: s
                 count.special += len(special.findall(fragment.text)) if special else 0
     for file in files.values():
         os.replace(f"{file}.tmp", file)
-    write_json(_unit_file(folder, number, "json"), asdict(count))
+    write_json(unit_file(folder, number, "json"), asdict(count))
     return count
 
 
@@ -145,23 +140,19 @@ def around(ids: list[int], fragment: Fragment, how: Tokenization) -> list[int]:
     """A fragment's ids between the tokens that begin and end a document, filled up to whole samples if asked for."""
     begin, end = ([] if token is None else [token] for token in (how.bos, how.eos))
     ids = (begin if fragment.first else []) + ids + (end if fragment.last else [])
-    if how.sample is not None and how.pad is not None:
-        ids += [how.pad] * (-len(ids) % how.sample)
+    if how.pad is not None:
+        ids += [how.pad] * (-len(ids) % how.options.tokens_per_sample)
     return ids
 
 
 def read_count(folder: str, number: int) -> Count | None:
     """What an earlier run counted for a unit; None where it was not finished."""
-    file = _unit_file(folder, number, "json")
+    file = unit_file(folder, number, "json")
     return Count(**json.loads(file.read_text())) if file.is_file() else None
 
 
-def tokens_file(folder: str, number: int, split: str) -> Path:
-    """The token ids of one unit and split."""
-    return _unit_file(folder, number, f"{split}.bin")
-
-
-def _unit_file(folder: str, number: int, suffix: str) -> Path:
+def unit_file(folder: str, number: int, suffix: str) -> Path:
+    """What a unit's work leaves: the token ids of a split, SPLIT.bin, or what was counted, json."""
     return Path(folder) / f"{number:06}.{suffix}"
 
 
