@@ -125,7 +125,7 @@ def test_closing_ends_the_workers(text: Path, build: Any) -> None:
 
 
 def test_spawned_workers_can_be_sent_the_dataset(text: Path, build: Any) -> None:
-    samples = build(job({"local": str(text)})).data.make_batch.samples
+    samples = build(job({"local": str(text)})).data.make_batch
     assert pickle.loads(pickle.dumps(samples))[3] == samples[3]
 
 

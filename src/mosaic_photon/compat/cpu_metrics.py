@@ -39,17 +39,6 @@ class ProcessMemoryMonitor:
         """The resident set is read, not accumulated."""
 
 
-class _WithoutDeviceMetrics(metrics.BaseLogger):
-    def __init__(self, inner: metrics.BaseLogger) -> None:
-        self.inner = inner
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.inner.log({name: value for name, value in values.items() if name not in DEVICE_ONLY}, step)
-
-    def close(self) -> None:
-        self.inner.close()
-
-
 def _drop_mfu_column(record: logging.LogRecord) -> bool:
     if isinstance(record.msg, str):
         record.msg = MFU_COLUMN.sub("", record.msg)
@@ -58,7 +47,12 @@ def _drop_mfu_column(record: logging.LogRecord) -> bool:
 
 def leave_out_device_metrics(processor: metrics.MetricsProcessor) -> None:
     """Drop what has no meaning on a CPU from what `processor` writes to TensorBoard and W&B."""
-    processor.logger = _WithoutDeviceMetrics(processor.logger)
+    log = processor.logger.log
+
+    def log_rest(values: dict[str, Any], step: int) -> None:
+        log({name: value for name, value in values.items() if name not in DEVICE_ONLY}, step)
+
+    processor.logger.log = log_rest
 
 
 def apply() -> None:

@@ -4,9 +4,10 @@ DTensor draws each shard's random numbers by itself: on a CPU every shard gets t
 layout, and TorchTitan seeds pipeline stages differently. Here a number depends on seed, parameter name and place in the
 whole parameter alone, so each rank draws those of its shards, a block of rows at a time.
 `torch.nn.init.trunc_normal_` draws anew what falls outside since torch 2.13, as many times as it takes; ours takes the
-quantile of a uniform number, as torch's did before.
-Upstream: pytorch/pytorch#168058, pytorch/torchtitan#3106. Delete when DTensor's initialisation equals the
-unsharded one.
+quantile of a uniform number, as torch's did before. TorchTitan's gpt_oss never sets its routers' gate bias, which after
+`to_empty` holds whatever the memory held, NaN too: parameters are zeroed first.
+Upstream: pytorch/pytorch#168058, pytorch/torchtitan#3106, pytorch/torchtitan#2450. Delete when DTensor's initialisation
+equals the unsharded one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class ParameterPart(Tensor):
     """This rank's part, which operations change."""
     held: list[Tensor]
     """Of each dimension, where in the whole the part's indices lie: int64, ascending."""
-    places: list[Tensor]
-    """Of each dimension, what its indices add to an element's place in the parameter: int64."""
+    strides: list[int]
+    """Of each dimension, how far apart in the parameter its neighbours are."""
+    first: int
+    """The place in the parameter of the whole's first element."""
     drawn: Drawn
     _is_param = True
     """A module takes it for a parameter: some initialisations tie two."""
@@ -60,22 +63,23 @@ class ParameterPart(Tensor):
         shape: Sequence[int],
         local: Tensor,
         held: list[Tensor],
-        places: list[Tensor],
+        strides: list[int],
+        first: int,
         drawn: Drawn,
     ) -> ParameterPart:
         part = Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
-        part.local, part.held, part.places, part.drawn = local, held, places, drawn
+        part.local, part.held, part.strides, part.first, part.drawn = local, held, strides, first, drawn
         return part
 
     @classmethod
     def of(cls, parameter: Tensor, drawn: Drawn) -> ParameterPart:
         """The whole of a parameter, be it sharded, plain, or a ParameterPart already."""
         if isinstance(parameter, ParameterPart):
-            return cls(parameter.shape, parameter.local, parameter.held, parameter.places, drawn)
+            return cls(parameter.shape, parameter.local, parameter.held, parameter.strides, parameter.first, drawn)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
         held = [_held(parameter, dim) for dim in range(parameter.ndim)]
         strides = [parameter.shape[dim + 1 :].numel() for dim in range(parameter.ndim)]
-        return cls(parameter.shape, local, held, [h * s for h, s in zip(held, strides, strict=True)], drawn)
+        return cls(parameter.shape, local, held, strides, 0, drawn)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -109,15 +113,15 @@ class ParameterPart(Tensor):
     def fill(self, value: Callable[[Tensor], Tensor]) -> None:
         """With `value` of uniform numbers, a block of rows at a time."""
         stream = self.drawn.next_stream()
-        local, places = self.local, self.places
+        local, held, strides = self.local, self.held, self.strides
         if not local.ndim:
-            local, places = local.view(1), [torch.zeros(1, dtype=torch.int64, device=local.device)]
+            local, held, strides = local.view(1), [torch.zeros(1, dtype=torch.int64, device=local.device)], [1]
         rows = max(1, BLOCK // max(1, local.shape[1:].numel()))
         for begin in range(0, len(local) if local.numel() else 0, rows):
-            block = places[0][begin : begin + rows]
-            for more in places[1:]:
-                block = block.unsqueeze(-1) + more
-            local[begin : begin + rows] = value(stream.uniform(block))
+            places = self.first + held[0][begin : begin + rows] * strides[0]
+            for more, stride in zip(held[1:], strides[1:], strict=True):
+                places = places.unsqueeze(-1) + more * stride
+            local[begin : begin + rows] = value(stream.uniform(places))
 
     def narrowed(self, dim: int, begin: int, end: int) -> ParameterPart:
         """The slice of a dimension."""
@@ -128,12 +132,8 @@ class ParameterPart(Tensor):
             raise NotImplementedError("a slice of a parameter whose shard is not contiguous")
         shape = [*self.shape[:dim], end - begin, *self.shape[dim + 1 :]]
         local = self.local.narrow(dim, first, last - first)
-        held, places = held[first:last] - begin, self.places[dim][first:last]
-        return ParameterPart(shape, local, _put(self.held, dim, held), _put(self.places, dim, places), self.drawn)
-
-
-def _put(tensors: list[Tensor], at: int, tensor: Tensor) -> list[Tensor]:
-    return [*tensors[:at], tensor, *tensors[at + 1 :]]
+        others = [*self.held[:dim], held[first:last] - begin, *self.held[dim + 1 :]]
+        return ParameterPart(shape, local, others, self.strides, self.first + begin * self.strides[dim], self.drawn)
 
 
 def _slice(
@@ -164,15 +164,13 @@ def _along(placement: Any, dim: int) -> Any:
 
 
 def _select(part: ParameterPart, dim: int, index: int) -> ParameterPart:
-    """One index of a dimension, whose place goes to another dimension's."""
+    """One index of a dimension. Where it is another rank's, what is done to it is done to nothing."""
     dim, index = dim % part.ndim, index % part.shape[dim]
     row = part.narrowed(dim, index, index + 1)
-    shape, held, places = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.held, row.places))
-    if not len(row.places[dim]):  # it is another rank's: what is done to it is done to nothing
-        return ParameterPart(shape, row.local.new_empty([len(p) for p in places]), held, places, row.drawn)
-    if places:
-        places[0] = places[0] + row.places[dim]
-    return ParameterPart(shape, row.local.select(dim, 0), held, places, row.drawn)
+    shape, held, strides = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.held, row.strides))
+    is_here = len(row.held[dim]) > 0
+    local = row.local.select(dim, 0) if is_here else row.local.new_empty([len(indices) for indices in held])
+    return ParameterPart(shape, local, held, strides, row.first, row.drawn)
 
 
 def _normal(mean: float = 0.0, std: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -238,10 +236,13 @@ def _by_quantile(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def seed_init_by_name(model: Any, seed: int) -> None:
-    """Replace `model.init_weights` by itself within `initialised_by_parts`."""
+    """Replace `model.init_weights` by itself within `initialised_by_parts`, from zeros on."""
     init_weights = model.init_weights
 
     def seeded_init_weights(*args: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
         with initialised_by_parts(model, seed):
             init_weights(*args, **kwargs)
 
@@ -252,9 +253,6 @@ def job_seed(seed: int | None) -> int:
     """The job's seed, or, where none is set, one that rank 0 draws for all ranks."""
     if seed is not None:
         return seed
-    drawn = torch.randint(2**31, (1,))
-    if dist.get_world_size() > 1:
-        holder = [drawn.item()]
-        dist.broadcast_object_list(holder, src=0)
-        return int(holder[0])
-    return int(drawn)
+    drawn = [int(torch.randint(2**31, (1,)))]
+    dist.broadcast_object_list(drawn, src=0)
+    return drawn[0]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 from mosaic_photon.tokenizers import vocabulary_size
-
-Collate = Callable[[list[Any]], Mapping[str, torch.Tensor]]
 
 
 def foundry_data(
@@ -53,64 +51,53 @@ def foundry_data(
     theirs = spec.dataloader
     collate = getattr(theirs.collate_fn, "base_collator", theirs.collate_fn)  # without a wrapper that no worker can get
     vocab_size = vocabulary_size(tokenizer)
-    samples = _Samples(theirs.dataset, dataset)
-    batches = FoundryBatches(samples, _Collate(dataset, collate, vocab_size), window, tokenizer.pad_token_id)
-
-    def through_workers(ids: Iterator[NDArray[np.int64]]) -> Generator[MicroBatch, None, None]:
-        with closing(_from_workers(_worker_loader(samples, batches.collate, ids, theirs))) as made:
-            for batch in made:
-                yield _to_batch(batch, local_batch, window)
-
-    pin_memory = theirs.pin_memory and torch.cuda.is_available()  # of batches, not of what they are cut from
-    through = through_workers if workers else None
-    return BatchedDataset(dataset, batches, batches.length, workers=through, pin_memory=pin_memory)
+    batches = FoundryBatches(dataset, theirs.dataset, collate, window, vocab_size, tokenizer.pad_token_id)
+    data = BatchedDataset(dataset, batches, batches.length)
+    data.workers = partial(_through_workers, batches, theirs) if workers else None
+    data.pin_memory = theirs.pin_memory and torch.cuda.is_available()  # of batches, not of what they are cut from
+    return data
 
 
 @dataclass(frozen=True)
-class FoundryBatches:
-    """Makes the micro-batch of given sample ids with llm-foundry's dataset and collator."""
+class FoundryBatches(Dataset[Any]):
+    """Makes micro-batches with llm-foundry's dataset and collator. As torch's Dataset, it has the samples by id."""
 
-    samples: _Samples
-    collate: _Collate
+    dataset: ShardedDataset
+    lender: Any
+    """llm-foundry's dataset, which lends its tokenising."""
+    collate: Callable[[list[Any]], Mapping[str, torch.Tensor]]
     window: Window
+    vocab_size: int
     pad_id: int | None
 
     def __call__(self, sample_ids: NDArray[np.int64]) -> MicroBatch:
         """The micro-batch of these samples; an id of -1 gives a row of ignored labels."""
-        chosen = [self.samples[int(sample_id)] for sample_id in sample_ids if sample_id >= 0]
-        if not chosen:  # a rank whose part of the last batch of validation is empty
-            nothing = np.full((len(sample_ids), self.window.width), IGNORED)
-            return self.window.batch(np.zeros_like(nothing), nothing)
-        return _to_batch(self.collate(chosen), len(sample_ids), self.window)
-
-    def length(self, sample_id: int) -> int:
-        """Tokens of a sample, without the pad tokens behind them."""
-        return length_without(self.pad_id, self.collate([self.samples[sample_id]])["input_ids"][0].numpy())
-
-
-class _Samples(Dataset[Any]):
-    """A dataset by sample id: torch's DataLoader would iterate over a StreamingDataset."""
-
-    def __init__(self, lender: Any, dataset: ShardedDataset) -> None:
-        """`lender` is llm-foundry's dataset, which lends its tokenising."""
-        self.lender, self.dataset = lender, dataset
+        return self.micro_batch([self[int(sample_id)] for sample_id in sample_ids if sample_id >= 0], len(sample_ids))
 
     def __getitem__(self, sample_id: int) -> tuple[int, Any]:
         """The sample as llm-foundry makes it, behind its id. Raises DataError for one that it can't use."""
         with _naming(self.dataset, sample_id):
             return sample_id, self.lender[sample_id]
 
+    def length(self, sample_id: int) -> int:
+        """Tokens of a sample, without the pad tokens behind them."""
+        return length_without(self.pad_id, self._collated([self[sample_id]])["input_ids"][0].numpy())
 
-@dataclass(frozen=True)
-class _Collate:
-    """llm-foundry's collator, of samples behind their ids."""
+    def micro_batch(self, numbered: list[tuple[int, Any]], rows: int | None = None) -> MicroBatch:
+        """TorchTitan's batch of samples behind their ids; those that `rows` asks for beyond them ignore all labels."""
+        missing = (rows or 0) - len(numbered)
+        if not numbered:  # a rank whose part of the last batch of validation is empty
+            nothing = np.full((missing, self.window.width), IGNORED)
+            return self.window.batch(np.zeros_like(nothing), nothing)
+        batch = self._collated(numbered)
+        ids, labels = batch["input_ids"], batch["labels"]
+        if missing > 0:
+            ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
+            labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORED)
+        return self.window.batch(ids.numpy(), labels.numpy())
 
-    dataset: ShardedDataset
-    collate: Collate
-    vocab_size: int
-
-    def __call__(self, numbered: list[tuple[int, Any]]) -> Mapping[str, torch.Tensor]:
-        """The batch. Raises DataError for the first sample that can't be used, or for all of them."""
+    def _collated(self, numbered: list[tuple[int, Any]]) -> Mapping[str, torch.Tensor]:
+        """llm-foundry's batch. Raises DataError for the first sample that can't be used, or for all of them."""
         with _naming(self.dataset, numbered[0][0], " and the others of its batch"):
             try:
                 batch = self.collate([sample for _, sample in numbered])
@@ -177,27 +164,28 @@ def _reading_from(dataset: ShardedDataset) -> Iterator[None]:
         StreamingDataset.__init__ = theirs
 
 
-def _worker_loader(
-    samples: _Samples, collate: Collate, ids: Iterator[NDArray[np.int64]], like: DataLoader[Any]
-) -> DataLoader[Any]:
-    """A DataLoader over batches of sample ids, with the worker settings of llm-foundry's."""
-    return DataLoader(
-        samples,
+def _through_workers(
+    batches: FoundryBatches, like: DataLoader[Any], ids: Iterator[NDArray[np.int64]]
+) -> Generator[MicroBatch, None, None]:
+    """The micro-batches of these sample ids, made by workers with llm-foundry's settings; they end with the iteration.
+
+    Raises:
+        DataError: a sample cannot be used.
+        RuntimeError: a worker has ended.
+    """
+    loader = DataLoader(
+        batches,
         batch_sampler=(batch.tolist() for batch in ids),
-        collate_fn=collate,
+        collate_fn=batches.micro_batch,
         num_workers=like.num_workers,
         prefetch_factor=like.prefetch_factor,
         timeout=like.timeout,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise the workers' seed is drawn from the global generator
     )
-
-
-def _from_workers(loader: DataLoader[Any]) -> Generator[Mapping[str, torch.Tensor], None, None]:
-    """The loader's batches; its workers end with the iteration."""
-    batches = iter(loader)
+    made = iter(loader)
     try:
-        yield from batches
+        yield from made
     except ConfigError as error:  # torch puts the worker's traceback before the message
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         raise type(error)(str(error).rpartition(f"\n{name}: ")[2].rstrip()) from None
@@ -206,20 +194,10 @@ def _from_workers(loader: DataLoader[Any]) -> Generator[Mapping[str, torch.Tenso
             "a DataLoader worker ended while it handed over a batch; was it killed, e.g. for lack of memory?"
         ) from error
     finally:
-        batches._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
+        made._shutdown_workers()  # type: ignore[attr-defined]  # torch leaves it to the garbage collector
 
 
 def _start_worker(_: int) -> None:
     info = torch.utils.data.get_worker_info()
     assert info is not None
     info.dataset.dataset.cache.close()  # type: ignore[attr-defined]  # connections can't be shared with the parent
-
-
-def _to_batch(batch: Mapping[str, torch.Tensor], rows: int, window: Window) -> MicroBatch:
-    """TorchTitan's batch of llm-foundry's; rows that are missing are filled up with ignored labels."""
-    ids, labels = batch["input_ids"], batch["labels"]
-    missing = rows - len(ids)
-    if missing > 0:
-        ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
-        labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORED)
-    return window.batch(ids.numpy(), labels.numpy())

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from mosaic_photon.compat.layout_independent_init import seed_init_by_name
-from mosaic_photon.compat.unset_parameters import zero_before_init
 from mosaic_photon.errors import ConfigError
 
 
@@ -56,7 +55,6 @@ def build(model_cls: Callable[[Any], nn.Module], args: Any, seed: int, device: s
     """The model on `device`, with the weights that a job with this seed begins from."""
     with torch.device("meta"):
         model = model_cls(args)
-    zero_before_init(model)
     seed_init_by_name(model, seed)
     model.to_empty(device=device)
     torch.manual_seed(seed)

@@ -21,7 +21,6 @@ from mosaic_photon.compat.ddp_gradients import for_averaged_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
-from mosaic_photon.compat.unset_parameters import zero_before_init
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, EvalLoader, OwnModel, Parts, TrainLoader
 from mosaic_photon.titan.layouts import ParallelDims
@@ -105,7 +104,6 @@ def _with_our_initialisation(parallelize: Callable[..., nn.Module]) -> Callable[
         model = parallelize(model, parallel_dims, job_config)
         if parallel_dims.fsdp_enabled and torch.distributed.get_backend() == "gloo":
             force_sum_reduction(model)
-        zero_before_init(model)
         layout_independent_init.seed_init_by_name(model, layout_independent_init.job_seed(job_config.debug.seed))
         return model
 
