@@ -118,7 +118,7 @@ def test_a_text_in_parts_gives_the_tokens_of_the_whole(tmp_path, small_pieces, n
 def test_a_text_is_cut_where_that_is_harmless_only(tmp_path, small_pieces):
     file = tmp_path / "a.txt"
     file.write_text("word\n" * 100 + "x  \n" * 100 + "  y\n" * 100 + "end\n" * 100)
-    (source,) = sources.find_sources([str(file)], str(tmp_path / "out"))
+    (source,) = sources.find_sources([str(file)], str(tmp_path / "out"), sources.LeftOut(list))
     parts = [part for piece in sources.cut(source, cuttable=True) for part in read.read_piece(piece, "text")]
     assert "".join(part.text for part in parts) == file.read_text()
     assert [part.first for part in parts] == [True] + [False] * (len(parts) - 1)
