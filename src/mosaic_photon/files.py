@@ -13,6 +13,9 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError
 
+OWN = ".mosaic_photon."
+"""What the names of files begin with that are this package's own among others, or not whole yet."""
+
 
 @contextmanager
 def locked(path: Path, wait: bool = True, remove: bool = False) -> Iterator[bool]:
@@ -55,10 +58,14 @@ def _is_at(path: Path, fd: int) -> bool:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that others see whole or not at all; its folder is there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    """Write a file that other processes see whole or not at all. The folder is there, or is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{OWN}{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:

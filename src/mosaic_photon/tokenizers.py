@@ -85,9 +85,14 @@ def check_separators(dataset: Mapping[str, Any], folder: str, tokenizer: Any, wh
 
 def _id_by_class(folder: str, role: str) -> int | None:
     """The token's id with what tokenizer classes, such as GPT2Tokenizer, have where the folder names none."""
+    return getattr(transformers_tokenizer(folder), f"{role}_token_id")
+
+
+def transformers_tokenizer(folder: str, **options: Any) -> Any:
+    """The folder's tokenizer as transformers makes it. Raises ConfigError where it has none."""
     from transformers import AutoTokenizer
 
     try:
-        return getattr(AutoTokenizer.from_pretrained(folder, local_files_only=True), f"{role}_token_id")
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.hf_assets_path: no tokenizer for transformers in {folder!r}: {error}") from error

@@ -139,7 +139,11 @@ def test_what_killed_calls_leave_is_cleared_away(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", documents(50))
     prepare(source, out=tmp_path / "expected")
     expected = tree(tmp_path / "expected")
-    for left in ("out.partial/prepare.json.tmp", "out.replaced/prepare.json", "out.replaced/train/index.json"):
+    for left in (
+        "out.partial/.mosaic_photon.prepare.json.12.part",
+        "out.replaced/prepare.json",
+        "out.replaced/train/index.json",
+    ):
         (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / left).write_text("{}")
     assert prepare(source, out=tmp_path / "out") == 0

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,20 +106,9 @@ def _check(args: argparse.Namespace) -> Work:
     file, special = find_tokenizer(args.tokenizer)
     bos, eos = _around_documents(args.bos_text, args.eos_text, special)
     tokenizer = load_tokenizer(file)
-    options = Options(
-        seq_len=args.seq_len,
-        tokenizer=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
-        bos=bos,
-        eos=eos,
-        text_key=args.text_key,
-        val=args.val,
-        compression=args.compression,
-        hashes=hashes,
-        shard_mib=args.shard_mib,
-        special_text=args.special_text,
-        separate=args.separate,
-        bad_lines=args.bad_lines,
-    )
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
+    options = Options(**given | {"tokenizer": digest, "bos": bos, "eos": eos, "hashes": hashes})
     around = token_id(tokenizer, bos, "--bos-text"), token_id(tokenizer, eos, "--eos-text")
     how = Tokenization(options, file, *around, _pad_id(tokenizer, special) if args.separate else None)
     for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):

@@ -12,6 +12,7 @@ equals the unsharded one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,17 +29,6 @@ BLOCK = 1 << 17
 """Numbers drawn at once, unless a single row has more."""
 
 
-class Drawn:
-    """What a parameter's numbers depend on; `fills` tells a second filling of it from the first."""
-
-    def __init__(self, seed: int, name: str) -> None:
-        self.seed, self.name, self.fills = seed, name, 0
-
-    def next_stream(self) -> Stream:
-        self.fills += 1
-        return Stream.of(self.seed, self.name, self.fills)
-
-
 class ParameterPart(Tensor):
     """Stands for a whole parameter, or a slice of one, while a model is initialised; only this rank's part exists.
 
@@ -53,7 +43,8 @@ class ParameterPart(Tensor):
     """Of each dimension, how far apart in the parameter its neighbours are."""
     first: int
     """The place in the parameter of the whole's first element."""
-    drawn: Drawn
+    streams: Iterator[Stream]
+    """Of the parameter's random numbers: one for each time that it is filled."""
     _is_param = True
     """A module takes it for a parameter: some initialisations tie two."""
 
@@ -65,21 +56,21 @@ class ParameterPart(Tensor):
         held: list[Tensor],
         strides: list[int],
         first: int,
-        drawn: Drawn,
+        streams: Iterator[Stream],
     ) -> ParameterPart:
         part = Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
-        part.local, part.held, part.strides, part.first, part.drawn = local, held, strides, first, drawn
+        part.local, part.held, part.strides, part.first, part.streams = local, held, strides, first, streams
         return part
 
     @classmethod
-    def of(cls, parameter: Tensor, drawn: Drawn) -> ParameterPart:
+    def of(cls, parameter: Tensor, streams: Iterator[Stream]) -> ParameterPart:
         """The whole of a parameter, be it sharded, plain, or a ParameterPart already."""
         if isinstance(parameter, ParameterPart):
-            return cls(parameter.shape, parameter.local, parameter.held, parameter.strides, parameter.first, drawn)
+            return cls(parameter.shape, parameter.local, parameter.held, parameter.strides, parameter.first, streams)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
         held = [_held(parameter, dim) for dim in range(parameter.ndim)]
         strides = [parameter.shape[dim + 1 :].numel() for dim in range(parameter.ndim)]
-        return cls(parameter.shape, local, held, strides, 0, drawn)
+        return cls(parameter.shape, local, held, strides, 0, streams)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -112,7 +103,7 @@ class ParameterPart(Tensor):
     @torch.no_grad()
     def fill(self, value: Callable[[Tensor], Tensor]) -> None:
         """With `value` of uniform numbers, a block of rows at a time."""
-        stream = self.drawn.next_stream()
+        stream = next(self.streams)
         local, held, strides = self.local, self.held, self.strides
         if not local.ndim:
             local, held, strides = local.view(1), [torch.zeros(1, dtype=torch.int64, device=local.device)], [1]
@@ -133,7 +124,7 @@ class ParameterPart(Tensor):
         shape = [*self.shape[:dim], end - begin, *self.shape[dim + 1 :]]
         local = self.local.narrow(dim, first, last - first)
         others = [*self.held[:dim], held[first:last] - begin, *self.held[dim + 1 :]]
-        return ParameterPart(shape, local, others, self.strides, self.first + begin * self.strides[dim], self.drawn)
+        return ParameterPart(shape, local, others, self.strides, self.first + begin * self.strides[dim], self.streams)
 
 
 def _slice(
@@ -170,7 +161,7 @@ def _select(part: ParameterPart, dim: int, index: int) -> ParameterPart:
     shape, held, strides = ([*a[:dim], *a[dim + 1 :]] for a in (row.shape, row.held, row.strides))
     is_here = len(row.held[dim]) > 0
     local = row.local.select(dim, 0) if is_here else row.local.new_empty([len(indices) for indices in held])
-    return ParameterPart(shape, local, held, strides, row.first, row.drawn)
+    return ParameterPart(shape, local, held, strides, row.first, row.streams)
 
 
 def _normal(mean: float = 0.0, std: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -203,7 +194,7 @@ FILLS = {"normal_": _normal, "uniform_": _uniform}
 @contextmanager
 def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
     """Within it, the model's parameters are ParameterParts, whose random numbers depend on seed and name alone."""
-    parts = {p: ParameterPart.of(p, Drawn(seed, clean_name(name))) for name, p in model.named_parameters()}
+    parts = {p: ParameterPart.of(p, _streams(seed, clean_name(name))) for name, p in model.named_parameters()}
     parameters = {part: parameter for parameter, part in parts.items()}
     upstream = nn.init.trunc_normal_
     try:
@@ -213,6 +204,10 @@ def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
     finally:
         nn.init.trunc_normal_ = upstream
         _exchange(model, parameters)
+
+
+def _streams(seed: int, name: str) -> Iterator[Stream]:
+    return (Stream.of(seed, name, fill) for fill in itertools.count(1))
 
 
 def _exchange(model: nn.Module, others: Mapping[Any, Any]) -> None:

@@ -24,7 +24,7 @@ from mosaic_photon.dataloader.loader import BatchedDataset
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
-from mosaic_photon.tokenizers import vocabulary_size
+from mosaic_photon.tokenizers import transformers_tokenizer, vocabulary_size
 
 
 def foundry_data(
@@ -37,7 +37,8 @@ def foundry_data(
         raise ConfigError(
             f"the data config's loader ({loader['name']!r}, not pre-tokenized text) needs llm-foundry: {error}"
         ) from error
-    tokenizer = _tokenizer(assets)
+    # Padding goes right: TorchTitan's batches have no attention mask, and behind the text it changes nothing.
+    tokenizer = transformers_tokenizer(assets, padding_side="right")
     workers = loader.get("num_workers", 0)
     config = {"drop_last": True, "num_workers": 0, **loader}
     if workers:
@@ -129,16 +130,6 @@ def _naming(dataset: ShardedDataset, sample_id: int, others: str = "") -> Iterat
             f"{dataset.name_of(sample_id)}{others}: llm-foundry cannot use it ({type(error).__name__}: {error});"
             " mend it, or leave it out of the data"
         ) from error
-
-
-def _tokenizer(assets: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        # Padding goes right: TorchTitan's batches have no attention mask, and behind the text it changes nothing.
-        return AutoTokenizer.from_pretrained(assets, padding_side="right", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.hf_assets_path: no tokenizer for transformers in {assets!r}: {error}") from error
 
 
 @contextmanager

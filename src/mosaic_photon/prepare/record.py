@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import display, read_json
+from mosaic_photon.files import OWN, display, read_json
 from mosaic_photon.prepare.sources import TextSource
 
 VERSION = 2
@@ -68,8 +68,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     if (folder / FILE).is_file():
         return read_json(folder / FILE, "remove the folder, or choose another --out")
-    cut_short = f"{FILE}.tmp"  # all that is there of a call that was killed as it wrote its record
-    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {cut_short}):
+    # A call that was killed as it wrote its record has left no more than a part of that.
+    if folder.exists() and not (folder.is_dir() and all(file.name.startswith(OWN) for file in folder.iterdir())):
         raise ConfigError(
             f"{display(folder)} exists and was not written by prepare: move it away, or choose another --out"
         )

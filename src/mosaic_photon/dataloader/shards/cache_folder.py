@@ -25,7 +25,6 @@ from mosaic_photon.dataloader.shards.claim import (
     use_path,
 )
 from mosaic_photon.dataloader.shards.fetch import Source, download, no_access
-from mosaic_photon.dataloader.shards.files import write_whole
 from mosaic_photon.dataloader.shards.folders import folder_for
 from mosaic_photon.dataloader.shards.index import INDEX, DataError, Shard
 from mosaic_photon.dataloader.shards.node_folder import node_folder
@@ -34,7 +33,7 @@ from mosaic_photon.dataloader.shards.patience import patiently
 from mosaic_photon.dataloader.shards.settings import settings
 from mosaic_photon.dataloader.shards.stamp import stamp_of
 from mosaic_photon.dataloader.shards.table import Index, open_index, read_index
-from mosaic_photon.files import locked
+from mosaic_photon.files import locked, write_whole
 
 logger = logging.getLogger(__name__)
 

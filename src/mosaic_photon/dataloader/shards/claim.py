@@ -12,8 +12,8 @@ from io import FileIO
 from pathlib import Path
 from urllib.parse import quote
 
-from mosaic_photon.dataloader.shards.files import write_whole
-from mosaic_photon.dataloader.shards.index import LOCKS, OWN, Shard, ShardFile
+from mosaic_photon.dataloader.shards.index import LOCKS, Shard, ShardFile
+from mosaic_photon.files import OWN, write_whole
 from mosaic_photon.places import file_path
 
 CLAIM = f"{OWN}json"

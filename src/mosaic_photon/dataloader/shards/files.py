@@ -1,23 +1,11 @@
-"""Files that several processes of a node share: written whole, and whether one is whole."""
+"""Whether a shard's file is whole, by its size and its hash."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from mosaic_photon.dataloader.shards.index import OWN, ShardFile
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that others see whole or not at all. The folder is there, or is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{OWN}{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+from mosaic_photon.dataloader.shards.index import ShardFile
 
 
 def fault_of(path: Path, file: ShardFile, algorithm: str | None) -> str:

@@ -15,13 +15,12 @@ from pathlib import PurePosixPath
 import msgspec
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import OWN
 
 INDEX = "index.json"
 LOCKS = ".locks"
 RESERVED = {INDEX, LOCKS, "limit", "waits", "ahead"}
 """Names that the cache gives to files of its own, or to their locks."""
-OWN = ".mosaic_photon."
-"""What the names of the cache's other files begin with."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
 PACKED_VERSION = 3

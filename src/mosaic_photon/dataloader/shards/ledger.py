@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.shards.claim import PARTS, Claim, lock_path
-from mosaic_photon.dataloader.shards.files import write_whole
-from mosaic_photon.dataloader.shards.index import OWN, RESERVED, DataError
+from mosaic_photon.dataloader.shards.index import RESERVED, DataError
 from mosaic_photon.dataloader.shards.table import Index
-from mosaic_photon.files import locked
+from mosaic_photon.files import OWN, locked, write_whole
 
 LEDGER = f"{OWN}ledger-"
 BYTES, OPENED, KEPT = range(3)

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.dataloader.shards.files import write_whole
 from mosaic_photon.dataloader.shards.node_folder import node_folder
 from mosaic_photon.dataloader.shards.settings import settings
-from mosaic_photon.files import locked
+from mosaic_photon.files import locked, write_whole
 
 APART_S = 30.0
 """By how much a rank may be behind the first; one that is further behind asks for itself."""
