@@ -1,4 +1,8 @@
-"""Names of parameters and modules without what wrapping inserts, and sizes as people read them."""
+"""Names of parameters and modules without what wrapping inserts, public names found on demand, sizes for people."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 """Attributes that activation checkpointing, torch.compile and FSDP 1 put between a module and its content."""
@@ -7,6 +11,17 @@ WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 def clean_name(name: str) -> str:
     """The dotted name as the unwrapped model has it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose public names are imported, each from its module, when they are asked for."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return find
 
 
 def human_size(count: float) -> str:

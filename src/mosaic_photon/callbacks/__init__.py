@@ -18,22 +18,14 @@ The way of an event, all of it in the trainer's main thread, on every rank:
 Composer is imported on demand, by a job with callbacks alone.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
     from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
     from mosaic_photon.callbacks.quasi_hyperbolic_monitor import QuasiHyperbolicParameterMonitor
 
 __all__ = ["OptimizerMonitor", "QuasiHyperbolicParameterMonitor"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "OptimizerMonitor":
-        from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
-
-        return OptimizerMonitor
-    if name == "QuasiHyperbolicParameterMonitor":
-        from mosaic_photon.callbacks.quasi_hyperbolic_monitor import QuasiHyperbolicParameterMonitor
-
-        return QuasiHyperbolicParameterMonitor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {"OptimizerMonitor": "optimizer_monitor", "QuasiHyperbolicParameterMonitor": "quasi_hyperbolic_monitor"}
+__getattr__ = lazy_names(__name__, _HOMES)

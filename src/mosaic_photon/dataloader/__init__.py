@@ -24,23 +24,14 @@ is -1 where a batch is filled up; a *position* is a place in an epoch's order; a
 ranks together have been handed.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.build import build_mosaic_dataloader, build_mosaic_eval_dataloader
     from mosaic_photon.dataloader.loader import DataSpecDataLoader
 
-_HOME = {
-    "DataSpecDataLoader": "loader",
-    "build_mosaic_dataloader": "build",
-    "build_mosaic_eval_dataloader": "build",
-}
-
 __all__ = ["DataSpecDataLoader", "build_mosaic_dataloader", "build_mosaic_eval_dataloader"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+_HOMES = {"DataSpecDataLoader": "loader"} | dict.fromkeys(__all__[1:], "build")
+__getattr__ = lazy_names(__name__, _HOMES)

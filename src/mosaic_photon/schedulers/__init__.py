@@ -1,6 +1,8 @@
 """Learning-rate schedules. The pure mathematics needs nothing; asking for a Composer class imports Composer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
     from mosaic_photon.schedulers.composer_schedulers import (
@@ -14,11 +16,4 @@ __all__ = [
     "ConstantWithSqrtCooldownWithWarmupAndSwitchScheduler",
     "ConstantWithSqrtCooldownWithWarmupScheduler",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mosaic_photon.schedulers import composer_schedulers
-
-    return getattr(composer_schedulers, name)
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "composer_schedulers"))

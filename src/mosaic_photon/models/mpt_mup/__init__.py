@@ -1,7 +1,8 @@
 """llm-foundry's MPT with muP and CompleteP, for TorchTitan (`model`) and for llm-foundry and Composer (`foundry`)."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
     from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
@@ -11,15 +12,6 @@ if TYPE_CHECKING:
     from mosaic_photon.models.mpt_mup.parallelize import parallelize_mpt, pipeline_mpt
     from mosaic_photon.models.mpt_mup.state_dict_adapter import MPTStateDictAdapter
 
-_HOME = {
-    "MPTMuPModelArgs": "args",
-    "MPT_MUP_CONFIGS": "flavors",
-    "ComposerMPTMuPCausalLM": "foundry",
-    "TitanComposerMPTMuP": "model",
-    "parallelize_mpt": "parallelize",
-    "pipeline_mpt": "parallelize",
-    "MPTStateDictAdapter": "state_dict_adapter",
-}
 __all__ = [
     "MPT_MUP_CONFIGS",
     "ComposerMPTMuPCausalLM",
@@ -29,9 +21,15 @@ __all__ = [
     "parallelize_mpt",
     "pipeline_mpt",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "MPTMuPModelArgs": "args",
+        "MPT_MUP_CONFIGS": "flavors",
+        "ComposerMPTMuPCausalLM": "foundry",
+        "TitanComposerMPTMuP": "model",
+        "parallelize_mpt": "parallelize",
+        "pipeline_mpt": "parallelize",
+        "MPTStateDictAdapter": "state_dict_adapter",
+    },
+)
