@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import BaseValidator
@@ -79,6 +80,9 @@ class MosaicValidator(BaseValidator):
             labels = labels.to(device)
             totals += self._loss_sum_and_labels(model_parts, inputs, labels)
             self.fire("eval_batch_end")
+        for module in chain.from_iterable(model.modules() for model in model_parts):
+            if isinstance(module, FSDPModule):  # which does so after a backward pass only; a stop may save now
+                module.reshard()
         loss, labels_seen = self._mean_over_ranks(totals)
         if labels_seen:
             self.metrics_processor.log_validation(loss=loss, step=step)
