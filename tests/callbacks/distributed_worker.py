@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,7 +57,9 @@ def place(tensor: torch.Tensor, where: tuple[DeviceMesh, list[Placement]] | None
     return distribute_tensor(tensor.clone(), mesh, placements)
 
 
-def run(layout: Layout | None, gradients: Layout | None = None) -> dict[str, dict[int, float]]:
+def run(
+    layout: Layout | None, gradients: Layout | None = None, frozen: Sequence[str] = ()
+) -> dict[str, dict[int, float]]:
     """Three AdamW steps on given gradients; what OptimizerMonitor logs. No layout: whole tensors, one process."""
     generator = torch.Generator().manual_seed(1)
     whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
@@ -70,7 +73,7 @@ def run(layout: Layout | None, gradients: Layout | None = None) -> dict[str, dic
     for _ in range(STEPS):
         for name, shape in SHAPES.items():
             gradient = torch.randn(shape, generator=generator)
-            if name in model.held:
+            if name in model.held and name not in frozen:
                 model.held[name].grad = place(gradient, (gradients or places)[name])
         monitor.after_train_batch(state, logger)
         optimizer.step()
@@ -100,12 +103,15 @@ def layouts() -> dict[str, tuple[Layout, Layout | None]]:
 def check_layouts(port: str) -> None:
     expected = run(None)
     assert len(expected) > 40
+    expected_frozen = run(None, frozen=list(SHAPES)[2:])
     start(port)
     for name, (layout, gradients) in layouts().items():
         metrics = run(layout, gradients)
         assert metrics.keys() == expected.keys(), name
         for metric, values in expected.items():
             torch.testing.assert_close(metrics[metric], values, rtol=1e-5, atol=1e-7, msg=f"{name}: {metric}")
+    one_stage = list(SHAPES)[2:]  # a stage without gradients waits for nobody and reports with the others
+    torch.testing.assert_close(run(layouts()["PP x FSDP"][0], frozen=one_stage), expected_frozen, rtol=1e-5, atol=1e-7)
     dist.destroy_process_group()
 
 
