@@ -24,7 +24,7 @@ ENTRY_POINTS = "llmfoundry_callbacks"
 MENDED = {
     "composer.ActivationMonitor": "mosaic_photon.callbacks.activation_monitor",
     "composer.EarlyStopper": "mosaic_photon.compat.composer_early_stopper",
-    "composer.LRMonitor": "mosaic_photon.compat.composer_lr_monitor",
+    "composer.LRMonitor": "mosaic_photon.callbacks.group_monitors",
     "composer.OptimizerMonitor": "mosaic_photon.callbacks.optimizer_monitor",
     "llmfoundry.FDiffMetrics": "mosaic_photon.compat.foundry_fdiff_metrics",
     "llmfoundry.GlobalLRScaling": "mosaic_photon.compat.foundry_lr_scaling",
