@@ -154,12 +154,6 @@ CHANGES: dict[str, tuple[str, str, str, str]] = {
         "[compile]\nenable = true\n[callbacks.activation_monitor]\n[metrics]",
         'which compile.enable = true compiles; set compile.components = ["loss"]',
     ),
-    "a monitor of gradients that are gone": (
-        "job",
-        "lr = 3e-3",
-        "lr = 3e-3\nearly_step_in_backward = true\n[callbacks.optimizer_monitor]",
-        "measures gradients",
-    ),
     "a layer that is not there": (
         "job",
         "[metrics]",
@@ -218,6 +212,11 @@ OWN_TOKENIZER = jobs.JOB.replace("{tokenizer}", "{folder}/tokenizer")
 FLEX = jobs.JOB.replace('"debugmodel"', '"debugmodel_flex_attn"')
 
 REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANGES.items()} | {
+    "a monitor of gradients that are gone": Refusal(
+        "callbacks.optimizer_monitor is refused: it measures gradients",
+        job=jobs.JOB + "[callbacks.optimizer_monitor]\n",
+        flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
+    ),
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",
         data=with_("eos_token_id = 5"),
