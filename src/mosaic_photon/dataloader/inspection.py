@@ -157,19 +157,17 @@ def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamRep
 
 
 def _tokens(index: Index, bytes_dtype: str, where: str) -> tuple[int | None, bool]:
-    samples, raw_bytes = np.zeros(len(index.kinds), np.int64), np.zeros(len(index.kinds), np.int64)
-    np.add.at(samples, index.kind, index.samples)
-    np.add.at(raw_bytes, index.kind, index.raw_bytes)
+    """How many tokens the stream has, and whether that is exact; None where it holds text."""
     total, exact = 0, True
     for number, kind in enumerate(index.kinds):
-        column = token_column(kind.columns, bytes_dtype, where)
+        column, own = token_column(kind.columns, bytes_dtype, where), index.kind == number
         if column is None:
             return None, True
         if column.length is None:
             exact = False
-            total += int(raw_bytes[number]) // column.dtype.itemsize
+            total += int(index.raw_bytes[own].sum()) // column.dtype.itemsize
         else:
-            total += int(samples[number]) * column.length
+            total += int(index.samples[own].sum()) * column.length
     return total, exact
 
 

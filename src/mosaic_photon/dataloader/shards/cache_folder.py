@@ -52,11 +52,10 @@ def open_source(source: Source, allow_unsafe_types: bool = False) -> tuple[Sourc
             return source, index
         source = _unpacked(source)
     key = f"cache {os.path.realpath(source.folder)} of {canonical(str(source.remote))}"
-    answers, adopt = settings().answers, settings().adopt_cache
-    if key not in answers:
-        answers[key] = once_a_run(key, lambda: _settled(source, allow_unsafe_types, adopt))
-    if answers[key]["error"]:
-        raise DataError(answers[key]["error"])
+    adopt = settings().adopt_cache
+    answer = once_a_run(key, lambda: _settled(source, allow_unsafe_types, adopt))
+    if answer["error"]:
+        raise DataError(answer["error"])
     # Without a claim nobody knows whose it is. Where nothing can be added, no lock can be held either.
     if read_claim(source.folder) is None or not _is_writable(source.folder):
         source = dataclasses.replace(source, remote=None)
