@@ -76,15 +76,6 @@ class BatchedDataset:
             yield ids
             position += len(ids)
 
-    def batches(self, ids: Iterator[SampleIds]) -> Generator[MicroBatch, None, None]:
-        """The micro-batches of these sample ids, made in this thread or by the workers; pinned if asked for."""
-        made = (self.make_batch(one) for one in ids) if self.workers is None else self.workers(ids)
-        with closing(made):
-            for inputs, labels in made:
-                if self.pin_memory:
-                    inputs, labels = {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
-                yield inputs, labels
-
     def close(self) -> None:
         """Stop the threads, close files and connections. All of them begin anew when they are needed."""
         if self._fetch is not None:
@@ -172,17 +163,24 @@ class DataSpecDataLoader:
         self.data.close()
 
     def _read(self) -> Iterator[tuple[MicroBatch, int]]:
-        """Micro-batches from `progress` on, each with the samples of its epoch: ahead, by a thread or by workers."""
+        """Micro-batches from `progress` on, each with the samples of its epoch."""
         if self.data.workers is None:
-            return ReadAhead(self._batches(), BATCHES_AHEAD)
+            make = self.data.make_batch
+            return ReadAhead(((self._pinned(make(ids)), end) for ids, end in self._plan()), BATCHES_AHEAD)
         self.close()  # threads and connections go neither through a fork nor through a spawn
-        return self._batches()
+        return self._through_workers(self.data.workers)
 
-    def _batches(self) -> Iterator[tuple[MicroBatch, int]]:
+    def _through_workers(self, workers: Workers) -> Iterator[tuple[MicroBatch, int]]:
         plan, same = tee(self._plan())
-        with closing(self.data.batches(ids for ids, _ in plan)) as batches:
+        with closing(workers(ids for ids, _ in plan)) as batches:
             for batch, (_, end) in zip(batches, same, strict=False):
-                yield batch, end
+                yield self._pinned(batch), end
+
+    def _pinned(self, batch: MicroBatch) -> MicroBatch:
+        inputs, labels = batch
+        if self.data.pin_memory:
+            return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
+        return batch
 
     def _plan(self) -> Iterator[tuple[SampleIds, int]]:
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""

@@ -1,16 +1,8 @@
 """What TorchTitan asks of a model: TrainSpecs, model args, state dict adapters."""
 
-from typing import TYPE_CHECKING
-
+from torchtitan.protocols.model import BaseModelArgs, ModelProtocol
 from torchtitan.protocols.state_dict_adapter import StateDictAdapter
-
-from mosaic_photon.titan.releases import installed
-
-if TYPE_CHECKING or installed().folder == "v02":
-    from torchtitan.protocols.model import BaseModelArgs, ModelProtocol
-    from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
-else:
-    from mosaic_photon.titan.v03.args import BaseModelArgs, ModelProtocol, TrainSpec
+from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
 __all__ = [
     "BaseModelArgs",
