@@ -45,6 +45,11 @@ REFUSED: dict[str, tuple[int, list[str], str]] = {
     "stage on both sides": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule=ZBVZeroBubble"], "which gloo cannot"),
     "schedule's file": (2, [f"{PP}2", f"{P}pipeline_parallel_schedule_csv=none.csv"], "'none.csv': no such file"),
     "empty micro-batch": (2, [f"{PP}2", f"{P}pipeline_parallel_microbatch_size=0"], "must be at least 1"),
+    "a monitor of parts": (
+        2,
+        [f"{TP}2", "--callbacks.activation_monitor.interval=10ba"],
+        "callbacks.activation_monitor is refused: under parallelism.tensor_parallel_degree > 1",
+    ),
     "memory budget": (1, ["--activation_checkpoint.mode=memory_budget"], "needs compile.enable"),
     "selective option": (
         1,

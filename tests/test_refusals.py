@@ -148,6 +148,24 @@ CHANGES: dict[str, tuple[str, str, str, str]] = {
         "num_canonical_nodes = 9_999_999",
         "must be at most 1,048,576",
     ),
+    "a monitor in compiled modules": (
+        "job",
+        "[metrics]",
+        "[compile]\nenable = true\n[callbacks.activation_monitor]\n[metrics]",
+        'which compile.enable = true compiles; set compile.components = ["loss"]',
+    ),
+    "a layer that is not there": (
+        "job",
+        "[metrics]",
+        "[callbacks.layer_freezing]\nlayer_names = ['layers.0.attention.wq']\n[metrics]",
+        "layer_names: the model has no parameter 'layers.0.attention.wq'. Did you mean 'layers.0.attention.wq.weight'?",
+    ),
+    "no folder of repositories": (
+        "job",
+        "[metrics]",
+        "[callbacks.env_logging]\n[metrics]",
+        "workspace_dir = '/workspace', which is no folder",
+    ),
     "another's format": ("data", SPLIT, f"{SPLIT}decoder_only_format = false\n", "unknown key 'decoder_only_format'"),
     "a key twice": ("data", SPLIT, SPLIT + SPLIT, "Cannot overwrite a value"),
     "a list of streams": ("data", LOCAL, 'streams = [{{ local = "a" }}]\n', "streams: expected table"),
@@ -194,6 +212,11 @@ OWN_TOKENIZER = jobs.JOB.replace("{tokenizer}", "{folder}/tokenizer")
 FLEX = jobs.JOB.replace('"debugmodel"', '"debugmodel_flex_attn"')
 
 REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANGES.items()} | {
+    "a monitor of gradients that are gone": Refusal(
+        "callbacks.optimizer_monitor is refused: it measures gradients",
+        job=jobs.JOB + "[callbacks.optimizer_monitor]\n",
+        flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
+    ),
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",
         data=with_("eos_token_id = 5"),

@@ -33,7 +33,9 @@ from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
 from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.converters import check_converters
+from mosaic_photon.titan.fields import check_fields
 from mosaic_photon.titan.interface import Builders, OwnModel
+from mosaic_photon.titan.releases import installed
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.stages import check_stages
 from mosaic_photon.titan.tools import logger
@@ -100,7 +102,7 @@ def import_custom(job_config: MosaicJobConfig) -> None:
 PART_CHECKS: dict[str, tuple[Check, ...]] = {
     "dataloader": dataloader_checks,
     "models": (check_sizes,),
-    "titan": (check_stages, check_converters),
+    "titan": (check_fields, check_stages, check_converters),
     "optimizers": (check_optimizer,),
     "schedulers": (check_schedule,),
     "callbacks": (check_callbacks,),
@@ -204,6 +206,10 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     """
     name, flavor = job_config.model.name, job_config.model.flavor
     if name == "llama3_mosaic":
+        if installed().folder == "v03":
+            raise ConfigError(
+                "[mup] enabled = true: Llama 3 on TorchTitan 0.3 has no muP here; set it to false, or take 0.2.2."
+            )
         from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
 
         spec.model_cls = Llama3MuPTransformer

@@ -153,15 +153,17 @@ def run(job_config: "MosaicJobConfig") -> int:
 
 def prepare_process(job_config: "MosaicJobConfig") -> None:
     """Logging, the workarounds for this machine, and the rendezvous of a job that is one process."""
-    from mosaic_photon.compat import cpu_device_type, cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
+    from mosaic_photon import titan
+
+    release = titan.release()
     from mosaic_photon.titan.tools import init_logger
 
     init_logger()
     logging.getLogger("streaming").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
-    if cpu_device_type.ON_CPU:
+    if titan.cpu_device_type.ON_CPU:
         warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
-        for workaround in (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts):
+        for workaround in release.CPU_WORKAROUNDS:
             workaround.apply()
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

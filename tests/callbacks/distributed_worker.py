@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -9,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-from composer.core import State
+from composer.core import Event, State
 from composer.devices import DeviceCPU
 from composer.loggers import InMemoryLogger, Logger
 from composer.models import ComposerModel
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from jobs import JOB, scalars, write_job
 from mosaic_photon.callbacks import OptimizerMonitor
 from mosaic_photon.callbacks.host import CallbackError
+from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.train_with_mosaic import main
 
 SHAPES = {"layers.0.weight": (7, 6), "layers.0.bias": (7,), "layers.10.weight": (5, 7), "norm.weight": (6,)}
@@ -56,7 +58,9 @@ def place(tensor: torch.Tensor, where: tuple[DeviceMesh, list[Placement]] | None
     return distribute_tensor(tensor.clone(), mesh, placements)
 
 
-def run(layout: Layout | None, gradients: Layout | None = None) -> dict[str, dict[int, float]]:
+def run(
+    layout: Layout | None, gradients: Layout | None = None, frozen: Sequence[str] = ()
+) -> dict[str, dict[int, float]]:
     """Three AdamW steps on given gradients; what OptimizerMonitor logs. No layout: whole tensors, one process."""
     generator = torch.Generator().manual_seed(1)
     whole = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
@@ -70,7 +74,7 @@ def run(layout: Layout | None, gradients: Layout | None = None) -> dict[str, dic
     for _ in range(STEPS):
         for name, shape in SHAPES.items():
             gradient = torch.randn(shape, generator=generator)
-            if name in model.held:
+            if name in model.held and name not in frozen:
                 model.held[name].grad = place(gradient, (gradients or places)[name])
         monitor.after_train_batch(state, logger)
         optimizer.step()
@@ -100,13 +104,43 @@ def layouts() -> dict[str, tuple[Layout, Layout | None]]:
 def check_layouts(port: str) -> None:
     expected = run(None)
     assert len(expected) > 40
+    expected_frozen = run(None, frozen=list(SHAPES)[2:])
     start(port)
     for name, (layout, gradients) in layouts().items():
         metrics = run(layout, gradients)
         assert metrics.keys() == expected.keys(), name
         for metric, values in expected.items():
             torch.testing.assert_close(metrics[metric], values, rtol=1e-5, atol=1e-7, msg=f"{name}: {metric}")
+    one_stage = list(SHAPES)[2:]  # a stage without gradients waits for nobody and reports with the others
+    torch.testing.assert_close(run(layouts()["PP x FSDP"][0], frozen=one_stage), expected_frozen, rtol=1e-5, atol=1e-7)
+    check_groups()
     dist.destroy_process_group()
+
+
+def check_groups() -> None:
+    """Two stages of two ranks, which share a group: numbered and logged as in one process, whichever rank logs."""
+    rates = [[0.1, 0.2], [0.2, 0.3]][dist.get_rank() // 2]
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "betas": (lr, 0.9)} for lr in rates]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    state = State(Parts({}), 0, "run", DeviceCPU(), max_duration="3ba", optimizers=optimizer)
+    memory = InMemoryLogger()
+    memory.init(state, logger := Logger(state, memory))
+    callbacks = build_callbacks({"lr_monitor": {}, "quasi_hyperbolic_parameter_monitor": {}}).values()
+    for _ in range(2):
+        for event in (Event.AFTER_TRAIN_BATCH, Event.BATCH_END):
+            for callback in callbacks:
+                callback.run_event(event, state, logger)
+        schedule.step()
+    logged = {name: [round(float(value), 6) for _, value in data] for name, data in memory.data.items()}
+    assert {name: values for name, values in logged.items() if not name.endswith("beta2")} == {
+        "lr-AdamW/group0": [0.1, 0.05],
+        "lr-AdamW/group1": [0.2, 0.1],
+        "lr-AdamW/group2": [0.3, 0.15],
+        "quasi_hyperbolic/AdamW/group0/beta1": [0.1, 0.1],
+        "quasi_hyperbolic/AdamW/group1/beta1": [0.2, 0.2],
+        "quasi_hyperbolic/AdamW/group2/beta1": [0.3, 0.3],
+    }
 
 
 def start(port: str) -> None:

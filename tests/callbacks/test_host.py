@@ -240,12 +240,6 @@ def test_a_mistake_ends_the_job_before_it_begins(tmp_path, prepared_data, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_monitor_of_gradients_is_refused_where_none_are_left(tmp_path, prepared_data, capsys):
-    arguments = write(tmp_path, prepared_data, "[callbacks.optimizer_monitor]\n")
-    assert jobs.run_here(arguments, "--optimizer.early_step_in_backward", "--training.global_batch_size=-1") == 1
-    assert "callbacks.optimizer_monitor measures gradients" in capsys.readouterr().err
-
-
 def test_signal_handlers_survive_the_import_and_no_callback_imports_nothing(tmp_path, prepared_data):
     script = """
 import signal, sys

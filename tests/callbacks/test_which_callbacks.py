@@ -1,16 +1,18 @@
-"""Every callback of Composer and llm-foundry, tried in a job or refused; docs/callbacks.md's table comes from here.
+"""Every callback of Composer and llm-foundry works or is refused; docs/callbacks.md's table comes from here.
 
 python tests/callbacks/test_which_callbacks.py      writes the table into docs/callbacks.md
+
+`test_in_layouts.py` runs those that work.
 """
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
+from works import COLUMNS, WORKS, Works
 
 import jobs
 from mosaic_photon.callbacks.refused import REFUSED, refusal
@@ -19,52 +21,6 @@ from mosaic_photon.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "callbacks.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-
-
-@dataclass(frozen=True)
-class Works:
-    """How a callback is tried, and the metric that shows that it ran; None for those that log nothing here."""
-
-    shows: str | None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-
-
-WORKS = {
-    "activation_monitor": Works(
-        "activations/l2_norm/layers.0.attention.wq_output.0", {"interval": "2ba"}, "not of complex tensors"
-    ),
-    "early_stopper": Works(
-        None,
-        {"monitor": "LanguageCrossEntropy", "dataloader_label": "eval", "comp": "lt", "patience": "9ba"},
-        "`train` and `eval` have LanguageCrossEntropy and LanguagePerplexity",
-    ),
-    "env_logging": Works(
-        None, {"log_git": False, "log_docker": False, "log_system": True}, "printed; log_git needs /workspace"
-    ),
-    "fdiff_metrics": Works("loss/train/total_fdiff", {"diff_train_metrics": True}),
-    "free_outputs": Works(None),
-    "global_lr_scaling": Works(None, {"lr_scale": 0.5}),
-    "kill_loss_spike": Works(None, {"window_size": 2}),
-    "layer_freezing": Works(None, {"layer_names": ["output.weight"]}),
-    "lr_monitor": Works("lr-AdamW/group0"),
-    "memory_monitor": Works(None, note="GPUs only"),
-    "memory_snapshot": Works(None, {"remote_file_name": None}, "GPUs only"),
-    "nan_monitor": Works(None),
-    "oom_observer": Works(None, {"remote_file_name": None}, "GPUs only"),
-    "optimizer_monitor": Works(
-        "l2_norm/moment2/layers.1.feed_forward.w1.weight", {"interval": "2ba"}, "this project's"
-    ),
-    "quasi_hyperbolic_parameter_monitor": Works("quasi_hyperbolic/AdamW/group0/beta2", note="this project's"),
-    "run_timeout": Works(None, {"timeout": 1800}),
-    "runtime_estimator": Works("time/remaining_estimate", {"time_unit": "seconds"}),
-    "scheduled_gc": Works(None, {"batch_interval": 2}),
-    "speed_monitor": Works("throughput/tokens_per_sec", {"window_size": 2}, "the FLOPs are TorchTitan's count"),
-    "system_metrics_monitor": Works("cpu_percentage"),
-    "threshold_stopper": Works(
-        None, {"monitor": "LanguageCrossEntropy", "dataloader_label": "train", "threshold": 0.1, "comp": "lt"}
-    ),
-}
 
 
 def registered() -> dict[str, type]:
@@ -92,15 +48,25 @@ def all_classes() -> dict[str, type]:
 
 
 def table() -> str:
-    """The docs' table, sorted: works first."""
-    lines = ["| callback | class | |", "|---|---|---|"]
+    """The docs' two tables: what works, in which layouts, and what is refused."""
     classes = all_classes()
-    for name in sorted(classes, key=lambda name: (refusal(classes[name]) is not None, name)):
-        cls = classes[name]
-        reason = refusal(cls)
-        verdict = f"refused: {reason}" if reason else "works" + (f"; {WORKS[name].note}" if WORKS[name].note else "")
-        lines.append(f"| `{name}` | {cls.__module__.split('.')[0]} `{cls.__name__}` | {verdict} |")
-    return "\n".join(lines) + "\n"
+    works = [[classified(name, classes), *cells(one), one.note] for name, one in sorted(WORKS.items())]
+    reasons = {name: reason for name, cls in sorted(classes.items()) if (reason := refusal(cls))}
+    refused = [[classified(name, classes), reason] for name, reason in reasons.items()]
+    return "\n".join([*rows(["works", *COLUMNS, ""], works), "", *rows(["refused", "because"], refused)]) + "\n"
+
+
+def rows(head: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def classified(name: str, classes: dict[str, type]) -> str:
+    return f"`{name}` ({classes[name].__module__.split('.')[0]} `{classes[name].__name__}`)"
+
+
+def cells(one: Works) -> list[str]:
+    """What a callback does in each layout."""
+    return ["refused" if column in one.refused else "idle" if one.idle else "✓" for column in COLUMNS]
 
 
 def test_every_callback_is_sorted_and_the_docs_say_how():
@@ -112,24 +78,6 @@ def test_every_callback_is_sorted_and_the_docs_say_how():
     assert text[text.index(BEGIN) + len(BEGIN) : text.index(END)] == table()
 
 
-def test_all_that_work_run_together(tmp_path, prepared_data):
-    arguments = jobs.write_job(tmp_path, prepared_data)
-    with (tmp_path / "job.toml").open("a") as job:
-        for name, works in WORKS.items():
-            job.write(f"[callbacks.{name}]\n")
-            job.writelines(f"{key} = {toml(value)}\n" for key, value in works.arguments.items())
-    flags = ("--training.steps=4", "--validation.enable=true", "--validation.steps=2", "--checkpoint.enable=true")
-    assert jobs.run_here(arguments, *flags) == 0
-    for name, works in WORKS.items():
-        if works.shows is not None:
-            logged = jobs.scalars(tmp_path, works.shows)
-            assert logged, name
-            assert set(logged) <= {0, 1, 2, 3, 4}, name
-    assert set(jobs.scalars(tmp_path, "l2_norm/grad/global")) == {2, 4}
-    assert set(jobs.scalars(tmp_path, "lr-AdamW/group0")) == {1, 2, 3, 4}
-    assert jobs.scalars(tmp_path, "l2_norm/param/output.weight") == {}  # frozen
-
-
 def test_a_job_with_a_frozen_layer_resumes(tmp_path, prepared_data):
     arguments = jobs.write_job(tmp_path, prepared_data)
     with (tmp_path / "job.toml").open("a") as job:
@@ -138,10 +86,6 @@ def test_a_job_with_a_frozen_layer_resumes(tmp_path, prepared_data):
         flags = (f"--training.steps={steps}", "--checkpoint.enable=true", "--checkpoint.interval=100")
         assert jobs.run_here(arguments, *flags) == 0
     assert set(jobs.scalars(tmp_path)) == {1, 2, 3, 4}
-
-
-def toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"').replace("None", '""')
 
 
 @pytest.mark.parametrize("name", ["generate_callback", "hf_checkpointer", "composer.callbacks:CheckpointSaver"])

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
+    from mosaic_photon.callbacks.activation_monitor import ActivationMonitor
+    from mosaic_photon.callbacks.group_monitors import QuasiHyperbolicParameterMonitor
     from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
-    from mosaic_photon.callbacks.quasi_hyperbolic_monitor import QuasiHyperbolicParameterMonitor
 
-__all__ = ["OptimizerMonitor", "QuasiHyperbolicParameterMonitor"]
-_HOMES = {"OptimizerMonitor": "optimizer_monitor", "QuasiHyperbolicParameterMonitor": "quasi_hyperbolic_monitor"}
+__all__ = ["ActivationMonitor", "OptimizerMonitor", "QuasiHyperbolicParameterMonitor"]
+_HOMES = dict(zip(__all__, ("activation_monitor", "optimizer_monitor", "group_monitors"), strict=True))
 __getattr__ = lazy_names(__name__, _HOMES)

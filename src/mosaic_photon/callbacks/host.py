@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from mosaic_photon.callbacks.state_text import decode_state, encode_state
-from mosaic_photon.errors import ConfigError
 from mosaic_photon.titan.tools import logger as console
 
 if TYPE_CHECKING:
@@ -93,7 +92,6 @@ class CallbackHost:
             group: all ranks on CPUs, None with one process.
 
         Raises:
-            ConfigError: an OptimizerMonitor beside early_step_in_backward.
             CallbackError: a callback failed in `init`.
         """
         if not self.callbacks:
@@ -101,15 +99,8 @@ class CallbackHost:
         from composer.loggers import Logger, LoggerDestination
 
         from mosaic_photon.callbacks.job_state import JobState
-        from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
         from mosaic_photon.callbacks.view import TitanDestination
 
-        for name, callback in self.callbacks.items():
-            if isinstance(callback, OptimizerMonitor) and trainer.job_config.optimizer.early_step_in_backward:
-                raise ConfigError(
-                    f"callbacks.{name} measures gradients when the optimizer is to step, and "
-                    "optimizer.early_step_in_backward frees them before that: drop one."
-                )
         self._group = group
         own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]
         titan = TitanDestination(trainer.metrics_processor.logger, dist.get_rank() == 0)

@@ -29,8 +29,8 @@ L2_NORMS = {f"l2_norm/{tensor}" for tensor in ("grad", "param", "update", *MOMEN
 EXTREMES = {"min/moment2", "max/moment2"}
 
 CURVATURE = "curvature/"
-REACHED = "reached"
-"""Whether a gradient came: above 0 where it did on some rank."""
+REACHED, CAME = "reached", "came"
+"""Whether a gradient has come so far, and in this step: above 0 where it did on some rank."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class OptimizerMonitor(Callback):
         self._report = False
         self._trained: list[Trained] = []
         self._reached: set[str] = set()
+        self._came: set[str] = set()
         self._before: list[torch.Tensor] = []
         self._previous: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self._curvature_sums: dict[str, torch.Tensor] = {}
@@ -112,17 +113,13 @@ class OptimizerMonitor(Callback):
         """Before the optimizer's step: keep what the report needs and the step destroys."""
         del logger
         self._report, report_next = self.interval.due(state)
-        if all(parameter.grad is None for parameter in state.model.parameters()):
-            if not _without_labels(state.batch):
-                raise RuntimeError("no parameter has a gradient when the optimizer is to step: nothing can be measured")
-            self._report, self._previous = False, None  # no step, so nothing to measure or to compare with
-            return
         self._trained = self._trained or _trained(state)
-        self._reached |= {one.name for one in self._trained if one.parameter.grad is not None}
+        self._came = {one.name for one in self._trained if one.parameter.grad is not None}
+        self._reached |= self._came
         if self._report and self.log_optimizer_metrics:
             self._before = [local_shard(one.parameter).clone() for one in self._trained]
         if self.curvature:
-            self._compare_with_previous(report_next)
+            self._compare_with_previous(report_next and bool(self._came))
 
     def _compare_with_previous(self, report_next: bool) -> None:
         previous, self._previous = self._previous, None
@@ -145,8 +142,12 @@ class OptimizerMonitor(Callback):
         if self._reducer is None:
             counts = shard_counts(state.model)
             self._reducer = Reducer({one.name: counts[one.parameter] for one in self._trained}, numbers)
-        logger.log_metrics(self._metrics(*_of_reached(self._reducer.reduce(numbers), self._reducer.names)))
+        values = self._reducer.reduce(numbers)
         self._report, self._before, self._curvature_sums = False, [], {}
+        if any(values.pop(CAME)):
+            logger.log_metrics(self._metrics(*_of_reached(values, self._reducer.names)))
+        elif not _without_labels(state.batch):  # else a trainer passes over the step
+            raise RuntimeError("no parameter had a gradient when the optimizer was to step: nothing can be measured")
 
     def _measure(self) -> LocalNumbers:
         normed = {"l2_norm/grad": [one.gradient() for one in self._trained]}
@@ -163,20 +164,20 @@ class OptimizerMonitor(Callback):
                         maxima["max/moment2"], maxima["min/moment2"] = extremes(tensors)
         sums = squared_norms(normed)
         like = sums["l2_norm/grad"]
-        sums[REACHED] = self._reached_as(like)
+        sums |= {REACHED: self._marked(self._reached, like), CAME: self._marked(self._came, like)}
         if self.curvature:
             sums |= {
                 CURVATURE + name: self._curvature_sums.get(name, torch.zeros_like(like)) for name in curvature.SUMS
             }
         return LocalNumbers(sums, self._optimizers_own(), maxima)
 
-    def _reached_as(self, like: torch.Tensor) -> torch.Tensor:
-        """1 for each parameter that had a gradient, else 0; filled on the device, as copying a list there waits."""
-        reached = torch.ones_like(like)
+    def _marked(self, names: set[str], like: torch.Tensor) -> torch.Tensor:
+        """1 for each parameter of these names, else 0; filled on the device, as copying a list there waits."""
+        marked = torch.ones_like(like)
         for index, one in enumerate(self._trained):
-            if one.name not in self._reached:
-                reached[index] = 0
-        return reached
+            if one.name not in names:
+                marked[index] = 0
+        return marked
 
     def _states(self, keys: Sequence[str]) -> list[torch.Tensor]:
         """This rank's shards of one optimizer state, for all parameters; empty where the optimizers do not keep it.

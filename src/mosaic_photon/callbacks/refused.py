@@ -1,4 +1,17 @@
-"""Callbacks of Composer and llm-foundry that cannot work inside TorchTitan, and why."""
+"""Callbacks of Composer and llm-foundry that cannot work inside TorchTitan, or not in some jobs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mosaic_photon.errors import nearest
+from mosaic_photon.names import clean_name
+
+if TYPE_CHECKING:
+    from mosaic_photon.job.facts import Facts
+    from mosaic_photon.job.tables import MosaicJobConfig
 
 REFUSED = {
     "composer.CheckpointSaver": "it saves through Composer's Trainer; use TorchTitan's [checkpoint] table",
@@ -21,9 +34,60 @@ REFUSED = {
 
 
 def refusal(cls: type) -> str | None:
-    """Why a callback class is refused, or None where it is not."""
-    for base in cls.__mro__:
-        reason = REFUSED.get(f"{base.__module__.split('.')[0]}.{base.__name__}")
-        if reason is not None:
-            return reason
+    """Why a callback class is refused in every job, or None where it is not."""
+    return next((REFUSED[name] for name in _names(cls) if name in REFUSED), None)
+
+
+def refusal_in(job: MosaicJobConfig, facts: Facts, cls: type, arguments: Mapping[str, Any]) -> str | None:
+    """Why a callback class with these arguments cannot work in this job, or None where it can."""
+    reasons = (IN_JOBS[name](job, facts, arguments) for name in _names(cls) if name in IN_JOBS)
+    return next(filter(None, reasons), None)
+
+
+def _names(cls: type) -> Iterator[str]:
+    """Package and class of a class and of its bases."""
+    return (f"{base.__module__.split('.')[0]}.{base.__name__}" for base in cls.__mro__)
+
+
+def _activations(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
+    del facts, arguments
+    if job.parallelism.tensor_parallel_degree > 1:
+        return "under parallelism.tensor_parallel_degree > 1 a token's activations lie in parts on several ranks"
+    if job.compile.enable and "model" in job.compile.components:
+        return 'it looks into modules, which compile.enable = true compiles; set compile.components = ["loss"]'
     return None
+
+
+def _gradients(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
+    del facts, arguments
+    if job.optimizer.early_step_in_backward:
+        return (
+            "it measures gradients when the optimizer is to step, and optimizer.early_step_in_backward = true frees "
+            "them before that; drop one"
+        )
+    return None
+
+
+def _frozen_layers(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
+    del job
+    known = [clean_name(name) for name, _ in facts.model.named_parameters()]
+    unknown = next((name for name in arguments["layer_names"] if name not in known), None)
+    return None if unknown is None else f"layer_names: the model has no parameter {unknown!r}.{nearest(unknown, known)}"
+
+
+def _workspace(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
+    del job, facts
+    folder = arguments.get("workspace_dir", "/workspace")
+    if arguments.get("log_git", True) and not Path(folder).is_dir():
+        return f"log_git = true looks for repositories in workspace_dir = {folder!r}, which is no folder; set either"
+    return None
+
+
+IN_JOBS: dict[str, Callable[[MosaicJobConfig, Facts, Mapping[str, Any]], str | None]] = {
+    "composer.ActivationMonitor": _activations,
+    "composer.OptimizerMonitor": _gradients,
+    "mosaic_photon.OptimizerMonitor": _gradients,
+    "llmfoundry.LayerFreezing": _frozen_layers,
+    "llmfoundry.EnvironmentLoggingCallback": _workspace,
+}
+"""Package and class -> what is in its way in a job, the end of "is refused: ...", or None."""

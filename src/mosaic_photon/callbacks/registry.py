@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.callbacks.refused import refusal
+from mosaic_photon.callbacks.refused import refusal, refusal_in
 from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "llmfoundry_callbacks"
 """The group in which packages offer callbacks to llm-foundry's registry."""
+
+MENDED = {
+    "composer.ActivationMonitor": "mosaic_photon.callbacks.activation_monitor",
+    "composer.EarlyStopper": "mosaic_photon.compat.composer_early_stopper",
+    "composer.LRMonitor": "mosaic_photon.callbacks.group_monitors",
+    "composer.OptimizerMonitor": "mosaic_photon.callbacks.optimizer_monitor",
+    "llmfoundry.FDiffMetrics": "mosaic_photon.compat.foundry_fdiff_metrics",
+    "llmfoundry.GlobalLRScaling": "mosaic_photon.compat.foundry_lr_scaling",
+    "llmfoundry.KillLossSpike": "mosaic_photon.compat.foundry_kill_loss_spike",
+    "llmfoundry.LayerFreezing": "mosaic_photon.compat.foundry_layer_freezing",
+}
+"""Package and class -> module of the class of the same name that jobs get in its place."""
 
 
 def build_callbacks(tables: Mapping[str, Any]) -> "dict[str, Callback]":
@@ -39,12 +51,14 @@ def build_callbacks(tables: Mapping[str, Any]) -> "dict[str, Callback]":
 
 
 def check_callbacks(job: "MosaicJobConfig", facts: "Facts") -> None:
-    """Each callback must exist, be able to work here and take its arguments; none is built."""
+    """Each callback must exist, take its arguments and be able to work in this job; none is built."""
     if job.callbacks:
         set_node_rank()
         with signal_handlers_kept():
             for name, arguments in job.callbacks.items():
-                _class_for(name, arguments)
+                cls = _class_for(name, arguments)
+                if reason := refusal_in(job, facts, cls, arguments):
+                    raise ConfigError(f"callbacks.{name} is refused: {reason.rstrip('.')}.")
 
 
 def _build(name: str, arguments: Any) -> "Callback":
@@ -82,7 +96,8 @@ def find_class(name: str) -> "type[Callback]":
 
     if not (isinstance(found, type) and issubclass(found, Callback)):
         raise ConfigError(f"callbacks.{name}: {found!r} is not a composer.Callback class.")
-    return found
+    mended = MENDED.get(f"{found.__module__.split('.')[0]}.{found.__name__}")
+    return getattr(importlib.import_module(mended), found.__name__) if mended else found
 
 
 def _by_path(name: str) -> Any:

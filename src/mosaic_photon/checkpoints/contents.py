@@ -33,6 +33,9 @@ def read_metadata(folder: str) -> Metadata:
     """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+    from mosaic_photon.compat import newer_checkpoints
+
+    newer_checkpoints.apply()
     try:
         return FileSystemReader(folder).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:

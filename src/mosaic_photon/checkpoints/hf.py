@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch.nn as nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from mosaic_photon.checkpoints.find import HF_INDEX
 from mosaic_photon.errors import ConfigError
@@ -28,7 +27,7 @@ def in_hf_format(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> tup
         ConfigError: TorchTitan's adapter does not know one of the names.
     """
     adapter = spec.state_dict_adapter(spec.model_args[job.model.flavor], None)
-    state = get_model_state_dict(model)
+    state = model.state_dict()
     try:
         named = adapter.to_hf(state)
     except KeyError as error:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from mosaic_photon.checkpoints.contents import BEGIN_ANEW, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
@@ -70,7 +69,7 @@ def mismatches(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Mo
     excluded = () if start.model_only else tuple(job.checkpoint.exclude_from_loading)
     lines = []
     if "model" not in excluded:
-        wanted = shapes_of(get_model_state_dict(model))
+        wanted = shapes_of(model.state_dict())
         theirs = {name: shape for name, shape in shapes.items() if not name.startswith(NOT_THE_MODEL)}
         lines += compare_models(start.path, theirs, wanted)
     if start.model_only:

@@ -86,12 +86,12 @@ def adamw(hyper: AdamWSettings, no_decay: Sequence[str], model: nn.Module) -> to
 
     from mosaic_photon.job.tables import Optimizer
     from mosaic_photon.optimizers.builder import build_optimizers
-    from mosaic_photon.titan.layouts import ParallelDims
+    from mosaic_photon.titan.layouts import one_process
 
     beta1, beta2 = hyper.betas
     config = Optimizer(lr=hyper.lr, beta1=beta1, beta2=beta2, eps=hyper.eps, weight_decay=hyper.weight_decay)
     config.no_decay = list(no_decay)
-    return build_optimizers([model], config, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)).optimizers[0]
+    return build_optimizers([model], config, one_process()).optimizers[0]
 
 
 def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:

@@ -75,7 +75,7 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
     from mosaic_photon.schedulers.builder import build_lr_schedulers
     from mosaic_photon.schedulers.preview import Preview, sampled_steps
     from mosaic_photon.schedulers.run_length import RunLength
-    from mosaic_photon.titan.layouts import ParallelDims
+    from mosaic_photon.titan.layouts import one_process
     from mosaic_photon.train_spec import spec_of_job
 
     if job.training.steps < 1:
@@ -88,7 +88,7 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
     samples = job.training.global_batch_size if job.training.global_batch_size > 0 else batch
     run = RunLength(job.training.steps, samples, samples and samples * job.training.seq_len, epoch_batches)
     job.optimizer.early_step_in_backward = False  # the same numbers, in a container without groups
-    optimizers = build_optimizers([model], job.optimizer, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1))
+    optimizers = build_optimizers([model], job.optimizer, one_process())
     schedulers = build_lr_schedulers(optimizers, job.lr_scheduler, run.steps, run)
     multiplier = schedulers.schedulers[0].lr_lambdas[0]
     steps = sampled_steps(run.steps)

@@ -5,6 +5,8 @@ answered with "cpu" while that module is imported, and restored.
 TorchTitan supports accelerators only (no upstream issue). Delete when it falls back to "cpu".
 """
 
+import importlib.util
+
 import torch
 
 ON_CPU = torch._utils._get_available_device_type() is None
@@ -21,5 +23,5 @@ def import_torchtitan_utils() -> None:
         torch._utils._get_available_device_type = original
 
 
-if ON_CPU:
+if ON_CPU and importlib.util.find_spec("torchtitan") is not None:
     import_torchtitan_utils()

@@ -5,12 +5,13 @@ Upstream: pytorch/pytorch#148752, pytorch/pytorch#169224. Delete when flex atten
 builds masks on the model's device.
 """
 
+import importlib.util
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
-from torchtitan.models import attention
 
 
 def dense_attention(
@@ -43,7 +44,25 @@ def dense_attention(
     return (output, torch.logsumexp(scores, -1)) if return_lse else output
 
 
+def dense_attention_and_aux(
+    q: Tensor, k: Tensor, v: Tensor, *, score_mod: None, kernel_options: Any, return_aux: Any, **options: Any
+) -> tuple[Tensor, Any]:
+    """The same in the form in which TorchTitan 0.3 calls `flex_attention`; it changes no scores."""
+    from torch.nn.attention.flex_attention import AuxOutput
+
+    output, lse = dense_attention(q, k, v, return_lse=True, **options)
+    return output, AuxOutput(lse=lse if return_aux.lse else None)
+
+
 def apply() -> None:
     """Let TorchTitan's flex attention train on a CPU."""
+    if importlib.util.find_spec("torchtitan.models.attention") is None:  # since 0.3
+        from torchtitan.models.common import attention
+
+        attention._compiled_create_block_mask = create_block_mask
+        attention.FlexAttention._compiled_flex_attn = dense_attention_and_aux
+        return
+    from torchtitan.models import attention
+
     attention._compiled_create_block_mask = partial(create_block_mask, device="cpu")
     attention.FlexAttentionWrapper._compiled_flex_attn = dense_attention

@@ -196,13 +196,13 @@ def initialised_by_parts(model: nn.Module, seed: int) -> Iterator[None]:
     """Within it, the model's parameters are ParameterParts, whose random numbers depend on seed and name alone."""
     parts = {p: ParameterPart.of(p, _streams(seed, clean_name(name))) for name, p in model.named_parameters()}
     parameters = {part: parameter for parameter, part in parts.items()}
-    upstream = nn.init.trunc_normal_
+    upstream = nn.init._no_grad_trunc_normal_  # a model may have bound the public function before
     try:
         _exchange(model, parts)
-        nn.init.trunc_normal_ = _by_quantile(upstream)
+        nn.init._no_grad_trunc_normal_ = _by_quantile(upstream)
         yield
     finally:
-        nn.init.trunc_normal_ = upstream
+        nn.init._no_grad_trunc_normal_ = upstream
         _exchange(model, parameters)
 
 
@@ -219,9 +219,7 @@ def _exchange(model: nn.Module, others: Mapping[Any, Any]) -> None:
 
 
 def _by_quantile(upstream: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def trunc_normal_(
-        tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
-    ) -> Tensor:
+    def trunc_normal_(tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> Tensor:
         if not isinstance(tensor, ParameterPart):
             return upstream(tensor, mean, std, a, b, generator)
         tensor.fill(_truncated_normal(mean, std, a, b))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.shards.cache import files_here
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
 from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.formats import UndecodableError
@@ -89,11 +90,11 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
     by_name = {stream.name: stream for stream in report.streams}
     for stream in report.streams:
         stream.files_verified = stream.files_hashed = 0
-    for slot in map(dataset.cache.slot, range(len(dataset.shards))):
-        source, files = slot.source, slot.files_here()
+    for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True):
         stream = by_name[source.name]
+        files = files_here(source, shard)
         if not files and (source.data or not source.remote):
-            stream.damaged[str((source.data or source.folder) / slot.shard.stored.basename)] = (
+            stream.damaged[str((source.data or source.folder) / shard.stored.basename)] = (
                 "missing, and the stream has no remote"
             )
         for path, file in files:
@@ -107,8 +108,11 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
 
 def bytes_here(dataset: ShardedDataset) -> int:
     """Bytes that `verify` will read."""
-    slots = map(dataset.cache.slot, range(len(dataset.shards)))
-    return sum(file.bytes for slot in slots for _, file in slot.files_here())
+    return sum(
+        file.bytes
+        for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True)
+        for _, file in files_here(source, shard)
+    )
 
 
 def first_samples(dataset: ShardedDataset, count: int, vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -153,19 +157,17 @@ def _stream(dataset: ShardedDataset, number: int, bytes_dtype: str) -> StreamRep
 
 
 def _tokens(index: Index, bytes_dtype: str, where: str) -> tuple[int | None, bool]:
-    samples, raw_bytes = np.zeros(len(index.kinds), np.int64), np.zeros(len(index.kinds), np.int64)
-    np.add.at(samples, index.kind, index.samples)
-    np.add.at(raw_bytes, index.kind, index.raw_bytes)
+    """How many tokens the stream has, and whether that is exact; None where it holds text."""
     total, exact = 0, True
     for number, kind in enumerate(index.kinds):
-        column = token_column(kind.columns, bytes_dtype, where)
+        column, own = token_column(kind.columns, bytes_dtype, where), index.kind == number
         if column is None:
             return None, True
         if column.length is None:
             exact = False
-            total += int(raw_bytes[number]) // column.dtype.itemsize
+            total += int(index.raw_bytes[own].sum()) // column.dtype.itemsize
         else:
-            total += int(samples[number]) * column.length
+            total += int(index.samples[own].sum()) * column.length
     return total, exact
 
 

@@ -76,6 +76,15 @@ class BatchedDataset:
             yield ids
             position += len(ids)
 
+    def batches(self, ids: Iterator[SampleIds]) -> Generator[MicroBatch, None, None]:
+        """The micro-batches of these sample ids, made in this thread or by the workers; pinned if asked for."""
+        made = (self.make_batch(one) for one in ids) if self.workers is None else self.workers(ids)
+        with closing(made):
+            for inputs, labels in made:
+                if self.pin_memory:
+                    inputs, labels = {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
+                yield inputs, labels
+
     def close(self) -> None:
         """Stop the threads, close files and connections. All of them begin anew when they are needed."""
         if self._fetch is not None:
@@ -163,24 +172,17 @@ class DataSpecDataLoader:
         self.data.close()
 
     def _read(self) -> Iterator[tuple[MicroBatch, int]]:
-        """Micro-batches from `progress` on, each with the samples of its epoch."""
+        """Micro-batches from `progress` on, each with the samples of its epoch: ahead, by a thread or by workers."""
         if self.data.workers is None:
-            make = self.data.make_batch
-            return ReadAhead(((self._pinned(make(ids)), end) for ids, end in self._plan()), BATCHES_AHEAD)
+            return ReadAhead(self._batches(), BATCHES_AHEAD)
         self.close()  # threads and connections go neither through a fork nor through a spawn
-        return self._through_workers(self.data.workers)
+        return self._batches()
 
-    def _through_workers(self, workers: Workers) -> Iterator[tuple[MicroBatch, int]]:
+    def _batches(self) -> Iterator[tuple[MicroBatch, int]]:
         plan, same = tee(self._plan())
-        with closing(workers(ids for ids, _ in plan)) as batches:
+        with closing(self.data.batches(ids for ids, _ in plan)) as batches:
             for batch, (_, end) in zip(batches, same, strict=False):
-                yield self._pinned(batch), end
-
-    def _pinned(self, batch: MicroBatch) -> MicroBatch:
-        inputs, labels = batch
-        if self.data.pin_memory:
-            return {name: tensor.pin_memory() for name, tensor in inputs.items()}, labels.pin_memory()
-        return batch
+                yield batch, end
 
     def _plan(self) -> Iterator[tuple[SampleIds, int]]:
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""

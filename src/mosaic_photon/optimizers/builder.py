@@ -12,10 +12,8 @@ from mosaic_photon.job.tables import Optimizer as OptimizerConfig
 from mosaic_photon.optimizers.catalog import TITAN, Choice, choose
 from mosaic_photon.optimizers.container import GroupedOptimizers
 from mosaic_photon.optimizers.groups import compile_patterns, parameter_groups, scales_of, trainable
-from mosaic_photon.titan.config import Optimizer as TitanOptimizerConfig
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.parts import OptimizersContainer
-from mosaic_photon.titan.parts import build_optimizers as titan_build_optimizers
 
 
 def build_optimizers(
@@ -70,7 +68,10 @@ def _step_in_backward(
     parallel_dims: ParallelDims,
     groups: list[list[dict[str, Any]]],
 ) -> OptimizersContainer:
-    """TorchTitan's own container, which knows Adam and AdamW and one group."""
+    """TorchTitan 0.2's own container, which knows Adam and AdamW and one group."""
+    from mosaic_photon.titan.config import Optimizer as TitanOptimizerConfig
+    from mosaic_photon.titan.parts import build_optimizers as titan_build_optimizers
+
     if config.name not in TITAN:
         raise ConfigError(f"optimizer.early_step_in_backward: TorchTitan has it for {' and '.join(TITAN)} alone.")
     if config.kwargs or any(len(part_groups) > 1 for part_groups in groups):

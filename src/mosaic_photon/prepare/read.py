@@ -77,7 +77,7 @@ def _text_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
         position, line = _first_cut(stream, piece.start)
         while line and (piece.stop == -1 or position < piece.stop):
             parts, size = [line], len(line)
-            missing = position - position % PIECE_BYTES + PIECE_BYTES - 1 - position - size
+            missing = PIECE_BYTES - 1 - position % PIECE_BYTES - size  # up to the next boundary
             if missing >= 0:
                 parts.append(_read_lines(stream, missing))
             line = stream.readline()

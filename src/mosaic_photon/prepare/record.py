@@ -76,7 +76,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'seq_len is 2048, asked for 1024' for each entry in which two records differ."""
     if before.get("version") != now["version"]:
         return [f"it is of another version of prepare ({before.get('version')!r}, this one's is {now['version']})"]

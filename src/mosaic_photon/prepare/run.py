@@ -103,7 +103,7 @@ def _is_done(work: Work) -> bool:
     before = records.read_record(work.out)
     if before is None:
         return False
-    changed = records.changed_options(before, work.record)
+    changed = records.record_differences(before, work.record)
     if changed and not work.overwrite:
         raise ConfigError(
             f"{display(work.out)} was prepared otherwise: {'; '.join(changed)}. "
@@ -119,7 +119,7 @@ def _claim(work: Work) -> Iterator[None]:
     with _lock(partial.with_name(partial.name + ".lock"), work.out):
         records.read_record(work.replaced)  # refuses someone else's before the work, not after it
         before = records.read_record(partial)
-        changed = [] if before is None else records.changed_options(before, work.record)
+        changed = [] if before is None else records.record_differences(before, work.record)
         if changed and not work.overwrite:
             raise ConfigError(
                 f"{display(partial)} holds unfinished work of another call: {'; '.join(changed)}. "

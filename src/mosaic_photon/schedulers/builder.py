@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import LRScheduler as LRSchedulerConfig
@@ -13,9 +11,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.catalog import Multiplier, build_multiplier
 from mosaic_photon.schedulers.container import PositionOnlySchedulers
 from mosaic_photon.schedulers.run_length import RunLength
-from mosaic_photon.titan.config import LRScheduler as TitanLRSchedulerConfig
-from mosaic_photon.titan.parts import LRSchedulersContainer, OptimizersContainer
-from mosaic_photon.titan.parts import build_lr_schedulers as titan_build_lr_schedulers
+from mosaic_photon.titan.parts import LRSchedulersContainer, OptimizersContainer, stock_schedule
 
 
 def build_lr_schedulers(
@@ -52,7 +48,7 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
         ConfigError: as `build_multiplier`, a field of TorchTitan's schedule out of range or together with a name, or
             TorchTitan's schedule shorter than the run.
     """
-    fields = {field.name for field in dataclasses.fields(TitanLRSchedulerConfig)}
+    fields = {field.name for field in dataclasses.fields(LRSchedulerConfig)} - {"name", "kwargs"}
     given = {name: value for name in sorted(fields) if (value := getattr(config, name)) is not None}
     if config.name is not None:
         if given:
@@ -75,6 +71,4 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
             "beyond its end the schedule's learning rates are negative, or climb again. Leave it out, or make it at "
             f"least {run.steps}; what the schedule is to stay at after its decay is min_lr_factor."
         )
-    any_optimizer = torch.optim.SGD([torch.zeros(1)])  # TorchTitan hands its function out in a scheduler only
-    stock = titan_build_lr_schedulers([any_optimizer], TitanLRSchedulerConfig(**given), run.steps)
-    return stock.schedulers[0].lr_lambdas[0]
+    return stock_schedule(given, run.steps)

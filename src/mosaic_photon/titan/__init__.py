@@ -1,18 +1,17 @@
 """The one door to TorchTitan: nothing outside `titan/` and `compat/` names it.
 
-`release()` hands out what is different from one TorchTitan to the next, from a folder of its own (`v02/`). All have
-the same functions, those of `interface.Release`: describe a model, and build a trainer from a checked job and this
+`release()` hands out what is different from one TorchTitan to the next, from a folder of its own (`v02/`, `v03/`). All
+have the same functions, those of `interface.Release`: describe a model, and build a trainer from a checked job and this
 package's parts. What the two ask of each other stands in `interface.py`. The other files lend TorchTitan's names by
 theme: `config`, `layouts`, `parts`, `spec`, `llama3`, `tools`.
 
 `compat.cpu_device_type` must be imported before any part of TorchTitan, which this does for all of the door's modules.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from mosaic_photon.compat import cpu_device_type
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.titan.releases import installed
 
 if TYPE_CHECKING:
     from mosaic_photon.titan.interface import Release
@@ -24,11 +23,12 @@ def release() -> "Release":
     """What this package does with the TorchTitan that is installed.
 
     Raises:
-        ConfigError: it is of a release that this package does not know.
+        ConfigError: as `releases.installed`.
     """
-    installed = version("torchtitan")
-    if not installed.startswith("0.2.2"):
-        raise ConfigError(f"torchtitan {installed} is installed, and this package runs on 0.2.2: install that one.")
-    from mosaic_photon.titan import v02
+    if installed().folder == "v03":
+        from mosaic_photon.titan.v03 import release as v03
+
+        return v03
+    from mosaic_photon.titan.v02 import release as v02
 
     return v02

@@ -2,9 +2,6 @@
 
 import importlib.util
 
-import torchtitan.components.quantization  # noqa: F401  (registers its converters)
-from torchtitan.protocols.model_converter import _registry_model_converter_cls
-
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -13,6 +10,11 @@ from mosaic_photon.job.tables import MosaicJobConfig
 def check_converters(job: MosaicJobConfig, facts: Facts) -> None:
     """Each converter must be registered, TorchTitan's have their package, and all of them be of one format."""
     named = job.model.converters
+    if not named:
+        return
+    import torchtitan.components.quantization  # noqa: F401  (registers its converters)
+    from torchtitan.protocols.model_converter import _registry_model_converter_cls
+
     for name in named:
         if name not in _registry_model_converter_cls:
             known = nearest(name, _registry_model_converter_cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -217,7 +218,12 @@ class RunningTrainer(Protocol):
 
 
 class Release(Protocol):
-    """What a folder of a release offers."""
+    """What a folder of a release offers, in its `release.py`."""
+
+    CPU_WORKAROUNDS: tuple[ModuleType, ...]
+    """What of `compat` it needs on a machine without an accelerator; each is applied."""
+    LACKING: dict[str, str]
+    """Fields of a job that it does not have, by their dotted names, and what to do instead. They keep their default."""
 
     def known_models(self) -> list[str]:
         """TorchTitan's models."""

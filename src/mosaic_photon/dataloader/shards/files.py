@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,9 +42,8 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-def names_in(folder: Path) -> list[str]:
-    """Of what the folder holds; none if there is no such folder."""
+def mtime_of(path: Path) -> float:
     try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,12 +1,12 @@
-"""What a job says of all its streams, for code that llm-foundry calls with a stream's own settings only."""
+"""What a job says of all its streams, beside what their own configs say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import Mosaic
@@ -38,8 +38,6 @@ class Settings:
     """`[mosaic] node_folder`, for `node_folder.node_folder`."""
     adopt_cache: bool = False
     """`[mosaic] adopt_cache`: caches that another program filled become ours."""
-    answers: dict[str, Any] = field(default_factory=dict)
-    """What was found out of each cache already: a remote is asked once, though its dataset may be opened twice."""
     patience: float = 0.0
     """Seconds to wait for a remote that does not answer."""
     known: KnownData | None = None

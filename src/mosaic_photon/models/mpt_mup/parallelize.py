@@ -25,6 +25,7 @@ from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.titan.config import TORCH_DTYPE_MAP
 from mosaic_photon.titan.layouts import (
+    ALWAYS_FSDP,
     ParallelDims,
     apply_ac,
     apply_compile,
@@ -64,7 +65,7 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
         )  # fmt: skip
     if compiled:
         apply_compile(model, job_config.compile)
-    if parallel_dims.fsdp_enabled:
+    if parallel_dims.fsdp_enabled or ALWAYS_FSDP:
         names = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
         apply_fsdp(model, parallel_dims.get_mesh(names), job_config, pp_enabled=parallel_dims.pp_enabled)
     elif parallel_dims.dp_replicate_enabled:

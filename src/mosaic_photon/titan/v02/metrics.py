@@ -3,11 +3,11 @@
 from typing import Any
 
 from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
-from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import TrainLoader
 
 
@@ -30,6 +30,8 @@ class MosaicMetricsProcessor(MetricsProcessor):
     ) -> None:
         """TorchTitan's report; n_tokens_seen counts the inputs of all ranks, n_loss_tokens_seen labels not ignored."""
         extra = dict(extra_metrics or {})
+        if rates := [name for name in extra if name.startswith("lr/")]:  # 0.3's, one a parameter group
+            extra = {"lr": extra[rates[0]]} | {name: value for name, value in extra.items() if name not in rates}
         if self.loader is not None:
             progress = self.loader.progress
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
@@ -37,14 +39,18 @@ class MosaicMetricsProcessor(MetricsProcessor):
 
 
 def build_metrics_processor(
-    job_config: JobConfig, parallel_dims: ParallelDims, model_args: Any = None, tag: str | None = None
+    job_config: MosaicJobConfig, parallel_dims: ParallelDims, model_args: Any = None, tag: str | None = None
 ) -> MosaicMetricsProcessor:
-    """TorchTitan's `build_metrics_processor_fn`.
+    """TorchTitan's `build_metrics_processor_fn`. Raises ConfigError as `checked`."""
+    return checked(MosaicMetricsProcessor(job_config, parallel_dims, tag), job_config)
+
+
+def checked(processor: MosaicMetricsProcessor, job_config: MosaicJobConfig) -> MosaicMetricsProcessor:
+    """The processor as a job needs it.
 
     Raises:
         ConfigError: W&B was asked for and could not be started, which TorchTitan only logs.
     """
-    processor = MosaicMetricsProcessor(job_config, parallel_dims, tag)
     sink, metrics = processor.logger, job_config.metrics
     wanted = metrics.enable_wandb + metrics.enable_tensorboard
     if isinstance(sink, LoggerContainer) and sink.number_of_loggers < wanted:

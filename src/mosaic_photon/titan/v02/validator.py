@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import BaseValidator
-from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import EvalLoader
 
 
@@ -28,7 +29,7 @@ class MosaicValidator(BaseValidator):
 
     def __init__(  # noqa: PLR0913  (TorchTitan's signature)
         self,
-        job_config: JobConfig,
+        job_config: MosaicJobConfig,
         loader: EvalLoader,
         parallel_dims: ParallelDims,
         loss_fn: Callable[..., torch.Tensor],
@@ -41,6 +42,7 @@ class MosaicValidator(BaseValidator):
     ) -> None:
         """TorchTitan's arguments, and this rank's loader of the eval data in place of what it would be built from."""
         super().__init__(job_config)
+        self.job_config = job_config
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
         self.validation_dataloader = loader
@@ -79,6 +81,9 @@ class MosaicValidator(BaseValidator):
             labels = labels.to(device)
             totals += self._loss_sum_and_labels(model_parts, inputs, labels)
             self.fire("eval_batch_end")
+        for module in chain.from_iterable(model.modules() for model in model_parts):
+            if isinstance(module, FSDPModule):  # which does so after a backward pass only; a stop may save now
+                module.reshard()
         loss, labels_seen = self._mean_over_ranks(totals)
         if labels_seen:
             self.metrics_processor.log_validation(loss=loss, step=step)
@@ -135,7 +140,7 @@ def build_validator(build_loader: Callable[..., EvalLoader]) -> Callable[..., Mo
     """TorchTitan's `build_validator_fn`, on a loader from (dp_world_size, dp_rank, tokenizer, job_config)."""
 
     def build(
-        dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: JobConfig, **kwargs: Any
+        dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig, **kwargs: Any
     ) -> MosaicValidator:
         loader = build_loader(dp_world_size=dp_world_size, dp_rank=dp_rank, tokenizer=tokenizer, job_config=job_config)
         return MosaicValidator(job_config, loader, **kwargs)

@@ -1,0 +1,12 @@
+"""What every release's folder has, for 0.3; see `titan.interface.Release`."""
+
+from types import ModuleType
+
+from mosaic_photon.compat import cpu_flex_attention, cpu_metrics, cpu_pg_timeouts
+from mosaic_photon.titan.v03.config import LACKING
+from mosaic_photon.titan.v03.spec import known_models, model_spec, register
+from mosaic_photon.titan.v03.trainer import build_trainer
+
+__all__ = ["CPU_WORKAROUNDS", "LACKING", "build_trainer", "known_models", "model_spec", "register"]
+
+CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_metrics, cpu_pg_timeouts)
