@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.shards.cache import files_here
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
 from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.formats import UndecodableError
@@ -90,11 +89,11 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
     by_name = {stream.name: stream for stream in report.streams}
     for stream in report.streams:
         stream.files_verified = stream.files_hashed = 0
-    for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True):
+    for slot in map(dataset.cache.slot, range(len(dataset.shards))):
+        source, files = slot.source, slot.files_here()
         stream = by_name[source.name]
-        files = files_here(source, shard)
         if not files and (source.data or not source.remote):
-            stream.damaged[str((source.data or source.folder) / shard.stored.basename)] = (
+            stream.damaged[str((source.data or source.folder) / slot.shard.stored.basename)] = (
                 "missing, and the stream has no remote"
             )
         for path, file in files:
@@ -108,11 +107,8 @@ def verify(report: LoaderReport, dataset: ShardedDataset, advance: Callable[[int
 
 def bytes_here(dataset: ShardedDataset) -> int:
     """Bytes that `verify` will read."""
-    return sum(
-        file.bytes
-        for source, shard in zip(dataset.cache.source_of, dataset.shards, strict=True)
-        for _, file in files_here(source, shard)
-    )
+    slots = map(dataset.cache.slot, range(len(dataset.shards)))
+    return sum(file.bytes for slot in slots for _, file in slot.files_here())
 
 
 def first_samples(dataset: ShardedDataset, count: int, vocabulary: Vocabulary) -> list[dict[str, Any]]:

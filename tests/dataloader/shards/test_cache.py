@@ -23,6 +23,7 @@ from mosaic_photon.dataloader.shards import cache as cache_module
 from mosaic_photon.dataloader.shards import fetch
 from mosaic_photon.dataloader.shards import ledger as ledger_module
 from mosaic_photon.dataloader.shards import room as room_module
+from mosaic_photon.dataloader.shards import slot as slot_module
 from mosaic_photon.dataloader.shards.ahead import FetchAhead
 from mosaic_photon.dataloader.shards.cache import ShardCache
 from mosaic_photon.dataloader.shards.cache_folder import open_source
@@ -64,7 +65,7 @@ def test_one_who_waits_for_a_shard_that_cannot_be_fetched_does_not_try_again(
     index, attempts = read_index(mds), []
     cache = ShardCache([Source("data", tmp_path, str(mds))], [index])
     waits = threading.Event()
-    locked = cache_module.locked
+    locked = slot_module.locked
 
     @contextmanager
     def locked_and_told(path: Path, wait: bool = True) -> Iterator[bool]:
@@ -89,7 +90,7 @@ def test_one_who_waits_for_a_shard_that_cannot_be_fetched_does_not_try_again(
             errors.append(str(error))
 
     waiting = threading.Thread(target=wait_for_it)
-    monkeypatch.setattr(cache_module, "locked", locked_and_told)
+    monkeypatch.setattr(slot_module, "locked", locked_and_told)
     monkeypatch.setattr(cache_module, "download", download)
     for _ in range(2):
         with pytest.raises(DataError, match="the remote is gone"):
@@ -106,7 +107,7 @@ def test_a_file_that_was_fetched_again_meanwhile_is_not_removed(
     build(config)
     shard.write_bytes(b"cut")
     whole = (mds / shard.name).read_bytes()
-    locked = cache_module.locked
+    locked = slot_module.locked
 
     @contextmanager
     def held_by_another_until_now(path: Path, wait: bool = True) -> Iterator[bool]:
@@ -115,7 +116,7 @@ def test_a_file_that_was_fetched_again_meanwhile_is_not_removed(
         with locked(path, wait) as held:
             yield held
 
-    monkeypatch.setattr(cache_module, "locked", held_by_another_until_now)
+    monkeypatch.setattr(slot_module, "locked", held_by_another_until_now)
     build(config)
     assert shard.exists()
 
@@ -154,7 +155,7 @@ def fetching(cache: ShardCache, shard_id: int) -> TextIOWrapper:
     (folder / ".locks").mkdir(exist_ok=True)
     lock = lock_path(folder, name).open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    cache._room.reserve(shard_id, part_path(folder, name))
+    cache._room.reserve(cache.slot(shard_id))
     return lock
 
 
@@ -200,7 +201,7 @@ def test_a_fetch_that_ends_while_room_is_sought_counts(
         if not (tmp_path / "shard.00000.mds").exists():
             part_path(tmp_path, "shard.00000.mds").rmdir()
             (tmp_path / "shard.00000.mds").write_bytes((mds / "shard.00000.mds").read_bytes())
-            other._room.enter(0)
+            other._room.enter(other.slot(0))
         return table
 
     monkeypatch.setattr(Ledger, "read", read_and_then_the_end_of_its_fetch)

@@ -153,7 +153,7 @@ class FetchAhead:
                 self._cache.prefetch(shard_id)
                 return
             except Outage as outage:
-                say(self._cache.source_of[shard_id], f"{outage}; what is here already is read meanwhile", "ahead")
+                say(self._cache.slot(shard_id).source, f"{outage}; what is here already is read meanwhile", "ahead")
             with self._changed:
                 due = lambda: self._stopped or self._wanted is not wanted or self._passed > number  # noqa: E731
                 if self._changed.wait_for(due, timeout=pause):

@@ -12,19 +12,17 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mosaic_photon.dataloader.shards.claim import (
     Claim,
     canonical,
     contents,
     digest_of,
-    files_of,
     names_here,
     read_claim,
     use_path,
 )
-from mosaic_photon.dataloader.shards.fetch import Source, download, no_access
+from mosaic_photon.dataloader.shards.fetch import Source, download, reported
 from mosaic_photon.dataloader.shards.folders import folder_for
 from mosaic_photon.dataloader.shards.index import INDEX, DataError, Shard
 from mosaic_photon.dataloader.shards.node_folder import node_folder
@@ -53,7 +51,7 @@ def open_source(source: Source, allow_unsafe_types: bool = False) -> tuple[Sourc
         source = _unpacked(source)
     key = f"cache {os.path.realpath(source.folder)} of {canonical(str(source.remote))}"
     adopt = settings().adopt_cache
-    answer = once_a_run(key, lambda: _settled(source, allow_unsafe_types, adopt))
+    answer = once_a_run(key, lambda: reported(source, lambda: _settle(source, allow_unsafe_types, adopt)))
     if answer["error"]:
         raise DataError(answer["error"])
     # Without a claim nobody knows whose it is. Where nothing can be added, no lock can be held either.
@@ -71,16 +69,6 @@ def _unpacked(source: Source) -> Source:
     return dataclasses.replace(
         source, folder=folder, remote=remote, data=source.folder, keep_zip=False, downloader=downloader
     )
-
-
-def _settled(source: Source, allow_unsafe_types: bool, adopt: bool) -> dict[str, Any]:
-    try:
-        _settle(source, allow_unsafe_types, adopt)
-    except DataError as error:
-        return {"error": str(error)}
-    except OSError as error:
-        return {"error": str(no_access(source, error))}
-    return {"error": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,8 +222,8 @@ def _drop_changed(source: Source, found: _Found, claim: Claim, index: Index) -> 
     if found.claim.index == claim.index and (found.claim.stamp == claim.stamp or found.claim.remote != claim.remote):
         return
     before: Sequence[Shard] = read_index(source.folder, True) if found.intact else ()
-    known = {file.basename: file for shard in before for file in files_of(shard)}
-    now = {file.basename: file for shard in index for file in files_of(shard)}
+    known = {file.basename: file for shard in before for file in shard.files}
+    now = {file.basename: file for shard in index for file in shard.files}
     stale = {name for name in known.keys() | now.keys() if known.get(name) != now.get(name) or not now[name].hashes}
     stale &= names_here(source.folder, [*before, *index])
     if not stale:

@@ -12,7 +12,8 @@ from io import FileIO
 from pathlib import Path
 from urllib.parse import quote
 
-from mosaic_photon.dataloader.shards.index import LOCKS, Shard, ShardFile
+from mosaic_photon.dataloader.shards.files import names_in
+from mosaic_photon.dataloader.shards.index import LOCKS, Shard
 from mosaic_photon.files import OWN, write_whole
 from mosaic_photon.places import file_path
 
@@ -66,27 +67,18 @@ def digest_of(index: bytes) -> str:
     return hashlib.blake2s(index, digest_size=16).hexdigest()
 
 
-def files_of(shard: Shard) -> list[ShardFile]:
-    """The shard's raw file and, if it has one, its compressed one."""
-    return [file for file in (shard.raw, shard.zip) if file]
-
-
 def contents(folder: Path) -> list[str]:
     """Names of what the folder holds, without what is ours or nobody's; [] if there is no such folder."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in names if name not in NOTHING and not name.startswith(OWN))
+    return sorted(name for name in names_in(folder) if name not in NOTHING and not name.startswith(OWN))
 
 
 def names_here(folder: Path, shards: Iterable[Shard]) -> set[str]:
-    """Basenames, as an index has them, of all files in the folders that hold the shards' files. Links are not followed.
+    """Basenames, as an index has them, of all that lies in the folders that hold the shards' files.
 
     Costs what is there, not what the index lists.
     """
-    parents = {os.path.dirname(file.basename) for shard in shards for file in files_of(shard)}
-    return {f"{parent}/{name}".lstrip("/") for parent in parents for name in _names(folder / parent)}
+    parents = {os.path.dirname(file.basename) for shard in shards for file in shard.files}
+    return {f"{parent}/{name}".lstrip("/") for parent in parents for name in names_in(folder / parent)}
 
 
 def lock_path(folder: Path, basename: str) -> Path:
@@ -114,10 +106,3 @@ def use_path(folder: Path) -> Path:
 def part_path(folder: Path, basename: str) -> Path:
     """The folder in which a file is made while it is fetched."""
     return folder / PARTS / quote(basename, safe="")
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in os.scandir(folder) if not entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -7,9 +7,11 @@ import logging
 import random
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from mosaic_photon.dataloader.shards.index import DataError, Shard, ShardFile
 from mosaic_photon.dataloader.shards.patience import Outage
 from mosaic_photon.dataloader.shards.store import Silence, get, is_final, is_outage
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -106,14 +109,30 @@ def unpack(shard: Shard, stored: Path, target: Path, source: Source) -> None:
     target.write_bytes(data)
 
 
-def no_access(source: Source, error: OSError) -> DataError:
+@contextmanager
+def accessing(source: Source) -> Iterator[None]:
+    """Within it, what the operating system refuses of the source's folder is a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(_refusal(source, error)) from error
+
+
+def reported(source: Source, work: Callable[[], T]) -> dict[str, Any]:
+    """What `work` answers, or its DataError or OSError, as `once_a_run` can hand it to other processes."""
+    try:
+        with accessing(source):
+            return {"error": "", "found": work()}
+    except DataError as error:
+        return {"error": str(error)}
+
+
+def _refusal(source: Source, error: OSError) -> str:
     if error.errno in NO_ROOM:
         free = shutil.disk_usage(source.folder).free if source.folder.exists() else 0
         elsewhere = "set mosaic.node_folder to a folder on" if source.data else "move local to"
-        return DataError(
+        return (
             f"{source.folder}: cannot write stream {source.name!r}: {error.strerror} ({free / 1e9:.1f} GB free);"
             f" free some space, set cache_limit, or {elsewhere} another disk"
         )
-    return DataError(
-        f"{error.filename or source.folder}: cannot use as cache of stream {source.name!r}: {error.strerror}"
-    )
+    return f"{error.filename or source.folder}: cannot use as cache of stream {source.name!r}: {error.strerror}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-def mtime_of(path: Path) -> float:
+def names_in(folder: Path) -> list[str]:
+    """Of what the folder holds; none if there is no such folder."""
     try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -96,6 +96,11 @@ class Shard:
         return self.zip or self.raw
 
     @property
+    def files(self) -> tuple[ShardFile, ...]:
+        """Its raw file and, if it has one, its compressed one."""
+        return (self.raw, self.zip) if self.zip else (self.raw,)
+
+    @property
     def max_bytes(self) -> int:
         """Bytes on disk while the raw file is unpacked from the compressed one."""
         return self.raw.bytes + (self.zip.bytes if self.zip else 0)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mosaic_photon.dataloader.shards.files import mtime_of
 from mosaic_photon.dataloader.shards.index import LOCKS, DataError
 from mosaic_photon.errors import ConfigError
 
@@ -101,7 +100,10 @@ def patiently(source: Source, attempt: Callable[[Source], T]) -> T:
 def say(source: Source, what: str, mark: str = "waits") -> None:
     """Warn, once in 15 s for all processes of the node that say something under this mark."""
     file = source.folder / LOCKS / mark
-    if time.time() - max(mtime_of(file), _last_report.get(file, 0.0)) < SAY_EVERY_S:
+    last = _last_report.get(file, 0.0)
+    with suppress(OSError):
+        last = max(last, file.stat().st_mtime)
+    if time.time() - last < SAY_EVERY_S:
         return
     _last_report[file] = time.time()
     with suppress(OSError):  # a folder that is not there yet, or cannot be written

@@ -96,7 +96,7 @@ class ShardReader:
 
     def damaged(self, shard_id: int, what: str) -> DataError:
         """The error for a shard file that has been changed."""
-        path = self.cache.source_of[shard_id].folder / self.cache.shards[shard_id].raw.basename
+        path = self.cache.slot(shard_id).raw
         return DataError(
             f"{path}: {what}; remove the file, or run with --mosaic.verify_cache to find all damaged files"
         )

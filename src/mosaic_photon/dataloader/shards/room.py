@@ -9,12 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.shards.claim import Claim, files_of, lock_path, part_path, read_claim
+from mosaic_photon.dataloader.shards.claim import lock_path, part_path, read_claim
 from mosaic_photon.dataloader.shards.fetch import Source
 from mosaic_photon.dataloader.shards.files import size_of
 from mosaic_photon.dataloader.shards.index import DataError, Shard
 from mosaic_photon.dataloader.shards.ledger import BYTES, KEPT, OPENED, Ledger
+from mosaic_photon.dataloader.shards.slot import Slot
 from mosaic_photon.dataloader.shards.table import Shards
 from mosaic_photon.files import locked
 
@@ -26,65 +28,50 @@ class Room:
 
     def __init__(self, sources: Sequence[Source], shards: Shards, limit: int | None) -> None:
         """`limit` bounds the bytes of all caches together; None: no bound. Raises DataError, OSError."""
-        self.sources, self.shards, self.limit = sources, shards, limit
-        self.claims: list[Claim | None] = [read_claim(source.cache) if source.cache else None for source in sources]
+        self.limit = limit
+        self.ledger_of: list[Ledger | None] = []
+        """Of each source, None where it is no cache."""
         ledgers: dict[tuple[int, int], Ledger] = {}  # by inode: streams may share a folder by several names
-        self._ledger_of: list[Ledger | None] = []
-        self._stream_of: dict[int, int] = {}
-        for number, (source, claim) in enumerate(zip(sources, self.claims, strict=True)):
-            if source.cache is None or claim is None:
-                self._ledger_of.append(None)
-                continue
-            found = source.cache.stat()
-            key = found.st_dev, found.st_ino
-            if key not in ledgers:
-                ledgers[key] = Ledger(source.cache, claim, shards.indexes[number])
-            self._ledger_of.append(ledgers[key])
-            self._stream_of.setdefault(id(ledgers[key]), number)
+        for source, index in zip(sources, shards.indexes, strict=True):
+            claim, ledger = read_claim(source.folder) if source.cache else None, None
+            if claim is not None:
+                found = source.folder.stat()
+                key = found.st_dev, found.st_ino
+                ledger = ledgers[key] = ledgers.get(key) or Ledger(source.folder, claim, index)
+            self.ledger_of.append(ledger)
         self._ledgers = [ledgers[key] for key in sorted(ledgers)]  # in an order that is every job's
 
-    def ledger(self, number: int) -> Ledger | None:
-        """The ledger of a source; None where it is no cache."""
-        return self._ledger_of[number]
-
-    def may_remove(self, number: int, basename: str) -> bool:
-        """Whether the file in the source's cache was fetched by us."""
-        claim = self.claims[number]
-        return claim is not None and claim.may_remove(basename)
-
-    def opened(self, shard_id: int) -> None:
+    def opened(self, slot: Slot) -> None:
         """Eviction takes the shard least recently opened."""
-        number, row = self.shards.place(shard_id)
-        ledger = self._ledger_of[number]
-        if ledger is not None:
-            ledger.set(OPENED, row, time.time_ns())
+        if slot.ledger is not None:
+            slot.ledger.table[OPENED, slot.row] = time.time_ns()
 
-    def enter(self, shard_id: int) -> None:
+    def enter(self, slot: Slot) -> None:
         """Enter what is in the folder of the shard now. The caller holds its lock."""
-        number, row = self.shards.place(shard_id)
-        ledger, shard = self._ledger_of[number], self.shards[shard_id]
-        if ledger is not None:
-            ledger.set(BYTES, row, sum(size_of(ledger.folder / file.basename) or 0 for file in files_of(shard)))
+        if slot.ledger is not None:
+            sizes = [size_of(slot.ledger.folder / file.basename) or 0 for file in slot.shard.files]
+            slot.ledger.table[BYTES, slot.row] = sum(sizes)
 
-    def reserve(self, shard_id: int, part: Path) -> None:
-        """Take room for the shard and create `part`, evicting others where there is a limit. The caller holds its lock.
+    def reserve(self, slot: Slot) -> None:
+        """Take room for the shard and create its `part`, evicting others where there is a limit.
 
-        Raises DataError if there is none within a minute in which nobody fetches.
+        The caller holds its lock. Raises DataError if there is none within a minute in which nobody fetches.
         """
         deadline = time.monotonic() + ROOM_TIMEOUT_S
         while time.monotonic() < deadline:
             with self._sought():
-                enough, others_fetch = self._evict_for(shard_id)
+                enough, others_fetch = self._evict_for(slot)
                 if enough:
-                    self._take(shard_id)
-                    part.mkdir(parents=True, exist_ok=True)
+                    if slot.ledger is not None:
+                        slot.ledger.table[[BYTES, OPENED], slot.row] = slot.shard.max_bytes, time.time_ns()
+                    slot.part.mkdir(parents=True, exist_ok=True)
                     return
             if others_fetch:
                 deadline = time.monotonic() + ROOM_TIMEOUT_S  # that ends by itself, and then there is room
             time.sleep(0.05)
         raise DataError(
-            f"cache_limit: no room for {self.shards[shard_id].raw.basename} within {ROOM_TIMEOUT_S:.0f} s, as the other"
-            f" shards here can't be removed; raise cache_limit ({self.limit} bytes)"
+            f"cache_limit: no room for {slot.shard.raw.basename} within {ROOM_TIMEOUT_S:.0f} s, as the other shards"
+            f" here can't be removed; raise cache_limit ({self.limit} bytes)"
         )
 
     def kept_bytes(self) -> int:
@@ -100,48 +87,26 @@ class Room:
                 locks.enter_context(locked(lock_path(ledger.folder, "limit")))
             yield
 
-    def _take(self, shard_id: int) -> None:
-        number, row = self.shards.place(shard_id)
-        ledger = self._ledger_of[number]
-        if ledger is not None:
-            ledger.set(BYTES, row, self.shards[shard_id].max_bytes)
-            ledger.set(OPENED, row, time.time_ns())
-
-    def _evict_for(self, shard_id: int) -> tuple[bool, bool]:
+    def _evict_for(self, slot: Slot) -> tuple[bool, bool]:
         """Whether there is room for the shard now, and whether some of what fills the caches is being fetched."""
         if self.limit is None:
             return True, False
-        number, row = self.shards.place(shard_id)
         tables = [ledger.read() for ledger in self._ledgers]
         for ledger, table in zip(self._ledgers, tables, strict=True):
-            if ledger is self._ledger_of[number]:
-                table[BYTES, row] = 0  # what is there of the shard itself counts as the whole shard
-        surplus = int(sum(table[BYTES].sum() for table in tables)) + self.shards[shard_id].max_bytes - self.limit
+            if ledger is slot.ledger:
+                table[BYTES, slot.row] = 0  # what is there of the shard itself counts as the whole shard
+        surplus = int(sum(table[BYTES].sum() for table in tables)) + slot.shard.max_bytes - self.limit
         fetching = False
         for ledger, oldest in _oldest_first(self._ledgers, tables) if surplus > 0 else ():
             if surplus <= 0:
                 break
-            freed = self._evict(ledger, oldest)
+            freed = _evict(ledger, oldest)
             fetching |= freed is None
             surplus -= freed or 0
         return surplus <= 0, fetching
 
-    def _evict(self, ledger: Ledger, row: int) -> int | None:
-        """Remove the shard's files. Returns the bytes freed, None if it is being fetched, 0 if they can't be."""
-        shard = ledger.index[row]
-        with locked(lock_path(ledger.folder, shard.raw.basename), wait=False) as free:
-            if not free:
-                return None
-            before = int(ledger.read_one(BYTES, row))
-            try:
-                _remove(ledger.folder, shard)
-            except PermissionError:  # another user's
-                return 0
-            ledger.set(BYTES, row, 0)
-            return before
 
-
-def _oldest_first(ledgers: Sequence[Ledger], tables: Sequence[np.ndarray]) -> Iterator[tuple[Ledger, int]]:
+def _oldest_first(ledgers: Sequence[Ledger], tables: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Ledger, int]]:
     """Rows of what is ours and takes room, the one opened longest ago first."""
     rows = [np.flatnonzero((table[BYTES] > 0) & (table[KEPT] == 0)) for table in tables]
     opened = np.concatenate([table[OPENED, chosen] for table, chosen in zip(tables, rows, strict=True)])
@@ -151,7 +116,22 @@ def _oldest_first(ledgers: Sequence[Ledger], tables: Sequence[np.ndarray]) -> It
         yield ledgers[whose[place]], int(joined[place])
 
 
+def _evict(ledger: Ledger, row: int) -> int | None:
+    """Remove the shard's files. Returns the bytes freed, None if it is being fetched, 0 if they can't be."""
+    shard = ledger.index[row]
+    with locked(lock_path(ledger.folder, shard.raw.basename), wait=False) as free:
+        if not free:
+            return None
+        before = int(ledger.table[BYTES, row])
+        try:
+            _remove(ledger.folder, shard)
+        except PermissionError:  # another user's
+            return 0
+        ledger.table[BYTES, row] = 0
+        return before
+
+
 def _remove(folder: Path, shard: Shard) -> None:
-    for file in files_of(shard):
+    for file in shard.files:
         (folder / file.basename).unlink(missing_ok=True)
     shutil.rmtree(part_path(folder, shard.raw.basename), ignore_errors=True)

@@ -8,10 +8,9 @@ error or the HTTP status at the bottom of the client's exception.
 from __future__ import annotations
 
 import errno
-import shutil
+import secrets
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,9 +56,8 @@ def within(timeout: float, request: Callable[[], T], received: Callable[[], int]
         except BaseException as error:  # raised in the thread that waits
             answer.set_exception(error)
 
+    size, last, marked = received(), None, time.monotonic()
     threading.Thread(target=run, name="mosaic-request", daemon=True).start()
-    size, last = 0, None
-    marked = time.monotonic()
     while True:
         try:
             return answer.result(timeout=min(POLL_S, timeout))
@@ -78,21 +76,19 @@ def get(downloader: Any, remote: str, target: Path, timeout: float) -> None:
 
     Args:
         downloader: Streaming's CloudDownloader.
+        target: in a folder that nobody else writes to; clients make files of their own there, too.
         timeout: as for `within`.
-
-    The caller holds the lock for `target`: what other downloads to it have left is removed.
     """
-    prefix = f"{target.name}.try-"
-    for left in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))  # a thread left behind may still write into it
+    folder = target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{target.name}.try-{secrets.token_hex(4)}"  # a thread left behind may still write to its own
     try:
-        part = folder / "file"
         within(timeout, lambda: downloader.download(remote, str(part), timeout), lambda: _bytes_in(folder))
         part.replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        for left in folder.glob(f"{part.name}*"):
+            left.unlink(missing_ok=True)
+        raise
 
 
 def is_final(error: BaseException) -> bool:
