@@ -235,6 +235,8 @@ def check_activation_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
             "every how many blocks one is checkpointed."
         )
     if table.mode == "selective" and option == "op":
+        if table.debug:
+            raise ConfigError('activation_checkpoint.debug = true: torch has it not with selective_ac_option = "op".')
         check_recomputed(table.per_op_sac_force_recompute_mm_shapes_by_fqns, facts)
 
 

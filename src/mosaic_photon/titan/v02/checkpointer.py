@@ -55,10 +55,13 @@ class Checkpointer(CheckpointManager):
         return titan
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
-        """TorchTitan's, of weights that are sound."""
-        if self._should_save(curr_step, last_step):
+        """TorchTitan's, of weights that are sound; the last one too counts for `keep_latest_k`."""
+        saves = self._should_save(curr_step, last_step)
+        if saves:
             self.check_sound()
         super().save(curr_step, last_step)
+        if saves and last_step:
+            self._purge_stale_checkpoints()
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
