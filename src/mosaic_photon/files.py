@@ -19,7 +19,10 @@ OWN = ".mosaic_photon."
 
 @contextmanager
 def locked(path: Path, wait: bool = True, remove: bool = False) -> Iterator[bool]:
-    """Hold the lock file; yields whether it is held, always with `wait`. With `remove` the file goes in the end."""
+    """Hold the lock file; yields whether it is held, always with `wait`. With `remove` the file goes in the end.
+
+    The kernel wakes who waits and drops the lock of a process that dies; the package filelock would ask and ask.
+    """
     fd = _open_lock(path)
     try:
         while True:

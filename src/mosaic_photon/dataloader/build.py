@@ -34,15 +34,20 @@ logger = logging.getLogger(__name__)
 def build_mosaic_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig, state: str | None = None
 ) -> DataSpecDataLoader:
-    """The training loader of one data-parallel rank. Raises ConfigError, DataError for what can't be trained on.
+    """The training loader of one data-parallel rank.
 
     Args:
         dp_world_size: data-parallel ranks.
         dp_rank: which of them.
         tokenizer: TorchTitan's.
         job_config: the job.
-        state: the data state of the checkpoint that the job will go on from. The loader then has the data that the
-            checkpoint knew, and a job whose data are gone is refused here; to go on there is `load_state_dict`'s part.
+        state: the data state of the checkpoint that the job will go on from. Shards that were appended since are left
+            out, and data without what the checkpoint knew is refused. The loader stands at the first sample all the
+            same: `load_state_dict` moves it.
+
+    Raises:
+        DataError: the data cannot be read.
+        ConfigError: the job cannot be trained on it.
     """
     training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
@@ -131,7 +136,7 @@ def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:
 
 
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
-    """The ranks of a node share the shards out; what one finds damaged, the others find by size when they open it."""
+    """Check this process's part of the shards; another's damaged ones are found by their size when they are opened."""
     rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cache = dataset.cache
     if hashes and rank == 0:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import BatchedDataset
 from mosaic_photon.dataloader.shards.index import DataError
-from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, length_without
+from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, check_vocabulary, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
 from mosaic_photon.tokenizers import transformers_tokenizer, vocabulary_size
 
@@ -107,14 +107,8 @@ class FoundryBatches(Dataset[Any]):
                     with _naming(self.dataset, sample_id):
                         self.collate([sample])
                 raise
-        outside = (batch["input_ids"] < 0) | (batch["input_ids"] >= self.vocab_size)
-        if outside.any():
-            row, at = outside.nonzero()[0].tolist()
-            raise DataError(
-                f"token id {batch['input_ids'][row, at]} is outside the vocabulary of {self.vocab_size} tokens; the"
-                " data was made with another tokenizer or, if stored as bytes, is not of token_encoding_type"
-                f" ({self.dataset.name_of(numbered[row][0])})"
-            )
+        sample_ids = [sample_id for sample_id, _ in numbered]
+        check_vocabulary(self.dataset, batch["input_ids"].numpy(), sample_ids, self.vocab_size)
         return batch
 
 

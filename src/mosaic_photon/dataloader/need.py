@@ -1,4 +1,4 @@
-"""What each node of a job reads and keeps in an epoch, foreseen from the indexes."""
+"""What each node of a job reads and keeps in an epoch, computed beforehand from the indexes."""
 
 from __future__ import annotations
 

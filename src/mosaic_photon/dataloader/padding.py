@@ -16,7 +16,7 @@ MUCH = 0.1
 
 @dataclass(frozen=True)
 class StreamTokens:
-    """What the samples of a stream that were read say of it. `samples` is an epoch's, `read` those looked at."""
+    """A stream's tokens, estimated from the samples that were read: `read` of the `samples` of an epoch."""
 
     name: str
     samples: int

@@ -87,7 +87,7 @@ def dump_state(progress: Progress, fingerprint: dict[str, Any]) -> str:
 
 
 def fingerprint_difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """A line for each mark of two fingerprints that differs, '' if none does."""
+    """A line for each key in which two fingerprints differ, '' if they do not."""
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return "\n".join(f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}" for key in keys)
 
@@ -130,5 +130,5 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _counts(key: str) -> bool:
-    """Whether the mark is one of those that version 1 lacks."""
+    """Whether the key is one of those that version 1 lacks."""
     return key.startswith("streams.") and key.endswith(".shards")

@@ -99,7 +99,7 @@ class TokenBatches:
             ids_BW, labels_BW = self._ragged(sample_ids)
         else:
             ids_BW = labels_BW = self._read_rows(self.fixed, shard_ids, indexes)
-        self._check_vocabulary(ids_BW, sample_ids)
+        check_vocabulary(self.dataset, ids_BW, sample_ids, self.vocab_size)
         return self.window.batch(ids_BW, self._ignore_padding(labels_BW), self.pad_id or 0)
 
     def _read_rows(
@@ -163,14 +163,17 @@ class TokenBatches:
                 f" {self.window.seq_len} takes {self.window.width}; {self.window.advice(column.length)}"
             )
 
-    def _check_vocabulary(self, ids_BW: NDArray[np.integer], sample_ids: NDArray[np.int64]) -> None:
-        unsigned = ids_BW.view(f"u{ids_BW.itemsize}")  # a negative id is a huge one: one pass finds both
-        if unsigned.max() >= self.vocab_size:
-            row, at = np.argwhere(unsigned >= self.vocab_size)[0].tolist()
-            raise DataError(
-                f"token id {ids_BW[row, at]} is outside the vocabulary of {self.vocab_size} tokens; the data was made"
-                f" with another tokenizer ({self.dataset.name_of(int(sample_ids[row]))})"
-            )
+
+def check_vocabulary(dataset: ShardedDataset, ids_BW: NDArray[np.integer], sample_ids: Any, vocab_size: int) -> None:
+    """Raise DataError for the first token id that is none of the tokenizer's; `sample_ids` are those of the rows."""
+    unsigned = ids_BW.view(f"u{ids_BW.itemsize}")  # a negative id is a huge one: one pass finds both
+    if unsigned.max() >= vocab_size:
+        row, at = np.argwhere(unsigned >= vocab_size)[0].tolist()
+        raise DataError(
+            f"token id {ids_BW[row, at]} is outside the vocabulary of {vocab_size} tokens; the data was made with"
+            " another tokenizer or, if stored as bytes, is not of token_encoding_type"
+            f" ({dataset.name_of(int(sample_ids[row]))})"
+        )
 
 
 def length_without(pad_id: int | None, ids: NDArray[np.integer]) -> int:

@@ -175,7 +175,7 @@ def _fits(names: list[str], pattern: list[str]) -> bool:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Of a folder, whatever it is called."""
+    """What tells a folder from all others, whatever its path."""
     stat = os.stat(folder)
     return stat.st_dev, stat.st_ino
 
