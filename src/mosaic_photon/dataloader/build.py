@@ -58,10 +58,10 @@ def build_mosaic_dataloader(
     with in_force(_settings(job_config, known)):
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
-    progress = load_state(state, loader.fingerprint, allow_change)[0] if state is not None else loader.progress
-    loader.begin = progress
-    loader.orders.check_room(progress.epoch)
-    loader.orders.prepare(progress.epoch)  # while the model is built
+    if state is not None:
+        loader.begin = load_state(state, loader.fingerprint, allow_change)[0]
+    loader.orders.check_room(loader.begin.epoch)
+    loader.orders.prepare(loader.begin.epoch)  # while the model is built
     return loader
 
 
@@ -123,14 +123,13 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
 
 def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:
     """Whether all samples are token arrays; not so if some are text to be tokenised."""
-    for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
+    for stream, kind in dataset.kinds():
         names = {column.name for column in kind.columns}
         if "text" in names:
             return False
         if "tokens" not in names:
             raise DataError(
-                f"{where}: stream {dataset.stream_names[number]!r} has neither a 'tokens' nor a 'text' column; it has"
-                f" {sorted(names)}"
+                f"{where}: stream {stream!r} has neither a 'tokens' nor a 'text' column; it has {sorted(names)}"
             )
     return True
 
@@ -138,10 +137,7 @@ def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:
 def _check_cache(dataset: ShardedDataset, hashes: bool) -> None:
     """Check this process's part of the shards; another's damaged ones are found by their size when they are opened."""
     rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cache = dataset.cache
     if hashes and rank == 0:
-        pairs = zip(cache.shards.stream_of_kind, cache.shards.kinds, strict=True)
-        bare = (cache.sources[number].name for number, kind in pairs if not known_hashes(kind.stored_hashes))
-        for name in dict.fromkeys(bare):
+        for name in dict.fromkeys(name for name, kind in dataset.kinds() if not known_hashes(kind.stored_hashes)):
             logger.warning(f"verify_cache: stream {name!r} has no hashes in its index: only sizes are compared")
-    cache.check(hashes, slice(rank, None, ranks))
+    dataset.cache.check(hashes, slice(rank, None, ranks))

@@ -125,7 +125,7 @@ class ShardedDataset:
     def values(self, sample_id: int) -> Iterator[tuple[Column, Any]]:
         """What a sample holds by column; an UndecodableError where a value cannot be decoded."""
         shard_id, index = map(int, self.locate(sample_id))
-        return decode(self.kind_of(shard_id), self.reader.sample(shard_id, index))
+        return decode(self.shards.kinds[self.shards.kind[shard_id]], self.reader.sample(shard_id, index))
 
     def get_item(self, sample_id: int, retry: int = 0) -> dict[str, Any]:
         """The decoded sample: column name to value. Raises DataError for one that cannot be decoded."""
@@ -136,9 +136,10 @@ class ShardedDataset:
             sample[column.name] = value
         return sample
 
-    def kind_of(self, shard_id: int) -> Kind:
-        """The shard's columns, format and compression."""
-        return self.shards.kinds[self.shards.kind[shard_id]]
+    def kinds(self) -> Iterator[tuple[str, Kind]]:
+        """Columns, format and compression of all shards, each sort once, with the stream's name."""
+        for stream, kind in zip(self.shards.stream_of_kind, self.shards.kinds, strict=True):
+            yield self.stream_names[stream], kind
 
     def name_of(self, sample_id: int) -> str:
         """The sample as messages call it: its stream, its shard, its number in the stream."""

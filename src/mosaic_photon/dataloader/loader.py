@@ -64,12 +64,11 @@ class BatchedDataset:
         Args:
             blocks: begins anew to yield them all, many micro-batches [N, B] at a time; -1 only fills up a batch.
         """
-        cache = self.dataset.cache
+        cache, fetch, position = self.dataset.cache, None, 0
         if not cache.complete:
-            self._fetch = self._fetch or FetchAhead(cache)
+            fetch = self._fetch = self._fetch or FetchAhead(cache)
             needed = (self.dataset.locate(ids[ids >= 0])[0] for ids in blocks())
-            self._fetch.plan(needed, self.dataset.predownload)
-        fetch, position = self._fetch, 0
+            fetch.plan(needed, self.dataset.predownload)
         for ids in chain.from_iterable(blocks()):
             if fetch is not None:
                 fetch.advance(position)

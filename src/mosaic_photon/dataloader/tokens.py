@@ -80,9 +80,8 @@ class TokenBatches:
         self.dataset, self.window, self.pad_id, self.vocab_size = dataset, window, pad_id, vocab_size
         self.encoding = np.dtype(encoding)
         columns = set()
-        for number, kind in zip(dataset.shards.stream_of_kind, dataset.shards.kinds, strict=True):
-            stream = f"stream {dataset.stream_names[number]!r}"
-            column = token_column(kind.columns, encoding, stream)
+        for stream, kind in dataset.kinds():
+            column = token_column(kind.columns, encoding, f"stream {stream!r}")
             assert column is not None
             self._check_length(column, stream)
             columns.add(column)
@@ -159,7 +158,7 @@ class TokenBatches:
     def _check_length(self, column: TokenColumn, stream: str) -> None:
         if column.length is not None and column.length < self.window.width:
             raise ConfigError(
-                f"{stream}: its samples have {column.length} tokens, but {self.window.setting}"
+                f"stream {stream!r}: its samples have {column.length} tokens, but {self.window.setting}"
                 f" {self.window.seq_len} takes {self.window.width}; {self.window.advice(column.length)}"
             )
 
