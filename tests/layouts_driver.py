@@ -24,7 +24,8 @@ from mosaic_photon.train_with_mosaic import main
 
 PRELOADED = [
     "llmfoundry.models", "torch.utils.tensorboard", "stock_trainer", "mosaic_photon.callbacks.job_state",
-    "mosaic_photon.callbacks.optimizer_monitor", "mosaic_photon.callbacks.view", "mosaic_photon.models.mpt_mup.hf",
+    "mosaic_photon.callbacks.optimizer_monitor", "mosaic_photon.callbacks.composer_view",
+    "mosaic_photon.models.mpt_mup.hf",
     "mosaic_photon.models.mpt_mup.model", "mosaic_photon.models.mpt_mup.parallelize",
     "mosaic_photon.titan.v02.trainer", "mosaic_photon.train.parts", "mosaic_photon.train.summary",
 ]  # fmt: skip

@@ -162,7 +162,7 @@ def test_numbers_are_logged_and_the_rest_is_printed(tmp_path, prepared_data, cap
 def test_nothing_is_fetched_from_the_device_where_no_logger_writes():
     from torchtitan.components.metrics import BaseLogger
 
-    from mosaic_photon.callbacks.view import TitanDestination
+    from mosaic_photon.callbacks.composer_view import TitanDestination
 
     without_data = torch.ones((), device="meta")
     TitanDestination(BaseLogger(), True).log_metrics({"loss": without_data}, 1)

@@ -8,7 +8,7 @@ The way of an event, all of it in the trainer's main thread, on every rank:
 3. `job_state.JobState` takes in what has become known (batch, outputs, loss), so that its `composer.State` is right
    when callbacks look. At a batch's end the clock moves; its duration is the slowest rank's.
 4. `CallbackHost._run` calls `run_event` of each callback in the order of the job's tables. What they log goes through
-   `view.TitanDestination` to TorchTitan's metric logger, and leaves the device there.
+   `composer_view.TitanDestination` to TorchTitan's metric logger, and leaves the device there.
 5. `JobState` lets go of logits and eval data.
 6. A callback that has raised is not run again. With several ranks the job goes on to the next of the events where all
    ranks agree (on CPUs, in the group that the trainer handed over), and there ends on all of them with one message.

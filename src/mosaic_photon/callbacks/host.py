@@ -98,8 +98,8 @@ class CallbackHost:
             return
         from composer.loggers import Logger, LoggerDestination
 
+        from mosaic_photon.callbacks.composer_view import TitanDestination
         from mosaic_photon.callbacks.job_state import JobState
-        from mosaic_photon.callbacks.view import TitanDestination
 
         self._group = group
         own = [callback for callback in self.callbacks.values() if isinstance(callback, LoggerDestination)]

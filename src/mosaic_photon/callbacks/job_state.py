@@ -11,7 +11,7 @@ from composer.core import Callback, State, Timestamp
 from composer.devices import Device, DeviceCPU, DeviceGPU
 from torch.distributed.tensor import DTensor
 
-from mosaic_photon.callbacks.view import ModelView, language_metrics, set_loss
+from mosaic_photon.callbacks.composer_view import ModelView, language_metrics, set_loss
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.layouts import compute_dtype
 
