@@ -27,7 +27,7 @@ PRELOADED = [
     "mosaic_photon.callbacks.optimizer_monitor", "mosaic_photon.callbacks.composer_view",
     "mosaic_photon.models.mpt_mup.hf",
     "mosaic_photon.models.mpt_mup.model", "mosaic_photon.models.mpt_mup.parallelize",
-    "mosaic_photon.titan.v02.trainer", "mosaic_photon.train.parts", "mosaic_photon.train.summary",
+    "mosaic_photon.titan.v02.trainer", "mosaic_photon.train.loop", "mosaic_photon.train.summary",
 ]  # fmt: skip
 """What a job imports."""
 

@@ -9,7 +9,7 @@ from mosaic_photon.models.model_args import apply_model_overrides
 from mosaic_photon.titan.spec import get_train_spec
 from mosaic_photon.titan.v02.spec import put_parts
 from mosaic_photon.titan.v02.trainer import Trainer
-from mosaic_photon.train.parts import parts_of
+from mosaic_photon.train.loop import parts_of
 from mosaic_photon.train.stop import GracefulStop
 from mosaic_photon.train_with_mosaic import leave_process_group, parse_arguments, prepare_process
 

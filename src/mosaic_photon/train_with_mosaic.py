@@ -118,7 +118,7 @@ def run(job_config: "MosaicJobConfig") -> int:
     from mosaic_photon.checkpoints.checks import is_finished
     from mosaic_photon.compat.cpu_device_type import ON_CPU
     from mosaic_photon.titan.tools import logger
-    from mosaic_photon.train.parts import parts_of
+    from mosaic_photon.train.loop import parts_of
     from mosaic_photon.train.stop import GracefulStop
     from mosaic_photon.train.summary import print_summary
 

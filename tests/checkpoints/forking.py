@@ -43,7 +43,7 @@ if __name__ == "__main__":
     import mosaic_photon.job.checks
     import mosaic_photon.job.load
     import mosaic_photon.titan.v02.release
-    import mosaic_photon.train.parts
+    import mosaic_photon.train.loop
     import mosaic_photon.train.summary
     import mosaic_photon.train_spec  # noqa: F401
 

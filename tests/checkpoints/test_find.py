@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from mosaic_photon.checkpoints.contents import read_value, saved_data_state
+from mosaic_photon.checkpoints.contents import read_values, saved_position
 from mosaic_photon.checkpoints.find import Start, complete_steps, find_start
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -78,7 +78,7 @@ def test_a_seed_checkpoint_gives_the_model_only(tmp_path: Path) -> None:
     write(tmp_path, 0)
     start = find_start(job(tmp_path))
     assert (start.step, start.model_only) == (0, True)
-    assert saved_data_state(start, job(tmp_path)) is None
+    assert saved_position(start, job(tmp_path)) == (None, 0)
 
 
 def test_a_job_without_checkpoints_begins_anew(messy: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_job_without_checkpoints_begins_anew(messy: Path) -> None:
 
 def test_states_are_read_without_a_process_group(messy: Path) -> None:
     config = job(messy)
-    assert saved_data_state(find_start(config), config) == STATE
-    assert read_value(str(messy / "checkpoint/step-10"), "callbacks.composer_callbacks") is None
+    assert saved_position(find_start(config), config)[0] == STATE
+    assert read_values(str(messy / "checkpoint/step-10"), "callbacks.composer_callbacks") == [None]
     config.checkpoint.exclude_from_loading = ["dataloader"]
-    assert saved_data_state(find_start(config), config) is None
+    assert saved_position(find_start(config), config) == (None, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from mosaic_photon.train.cpu_group import cpu_group
+from mosaic_photon.train.loop import cpu_group
 
 
 def test_a_group_is_made_once_beside_a_devices_and_not_at_all_beside_gloo() -> None:

@@ -2,19 +2,18 @@
 
 import os
 import shutil
-from typing import Any
 
 import torch.nn as nn
 
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
-from mosaic_photon.checkpoints.hf import check_index, check_last_save
+from mosaic_photon.checkpoints.hf import check_index, in_hf_format
 from mosaic_photon.checkpoints.identity import STATES, bytes_of_checkpoint, mismatches, only_model
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import existing
 from mosaic_photon.job.facts import Facts
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import Checkpoint, MosaicJobConfig
 from mosaic_photon.names import human_size
 from mosaic_photon.titan.tools import logger
 
@@ -34,18 +33,30 @@ def check_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
         raise ConfigError(
             "checkpoint.keep_latest_k = 1: the newest may be half-written; keep at least 2, or 0 for all."
         )
-    if checkpoint.last_save_in_hf and not checkpoint.last_save_model_only:
-        raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
     if (checkpoint.last_save_in_hf or checkpoint.initial_load_in_hf) and spec.state_dict_adapter is None:
         raise ConfigError(f"checkpoint: {job.model.name} has no Hugging Face format to save in or load from.")
-    if checkpoint.create_seed_checkpoint and checkpoint.last_save_in_hf:
-        raise ConfigError("checkpoint.create_seed_checkpoint: a job cannot begin from one in Hugging Face's format.")
     if checkpoint.last_save_in_hf:
-        check_last_save(job, spec, facts.model)
-    check_excluded(checkpoint)
+        check_last_save(job, facts)
+    for name in checkpoint.exclude_from_loading:
+        if name not in STATES:
+            raise ConfigError(f"checkpoint.exclude_from_loading: there is no state {name!r}.{nearest(name, STATES)}")
     check_start(job, facts)
     if not checkpoint.load_only and facts.rank == 0:
         check_room(job, facts.model)
+
+
+def check_last_save(job: MosaicJobConfig, facts: Facts) -> None:
+    """What the job ends in, in Hugging Face's format, must be the model, and all of it."""
+    if not job.checkpoint.last_save_model_only:
+        raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
+    if job.checkpoint.create_seed_checkpoint:
+        raise ConfigError("checkpoint.create_seed_checkpoint: a job cannot begin from one in Hugging Face's format.")
+    _, lost = in_hf_format(job, facts.spec, facts.model)
+    if lost:
+        raise ConfigError(
+            f"checkpoint.last_save_in_hf = true: TorchTitan leaves {len(lost)} parameters of {job.model.name} "
+            f"{job.model.flavor} out of Hugging Face's format, first {lost[0]}; set it to false."
+        )
 
 
 def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
@@ -126,14 +137,7 @@ def is_finished(job: MosaicJobConfig) -> bool:
     return start.step >= job.training.steps and start.path is not None and only_model(start.path)
 
 
-def check_excluded(checkpoint: Any) -> None:
-    """States that are not to be loaded must exist."""
-    for name in checkpoint.exclude_from_loading:
-        if name not in STATES:
-            raise ConfigError(f"checkpoint.exclude_from_loading: there is no state {name!r}.{nearest(name, STATES)}")
-
-
-def check_initial_load(start: Start, checkpoint: Any) -> None:
+def check_initial_load(start: Start, checkpoint: Checkpoint) -> None:
     """TorchTitan's rules for the weights that a job without a complete checkpoint begins from."""
     assert start.path is not None
     if not os.path.isdir(start.path):

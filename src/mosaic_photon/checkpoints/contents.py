@@ -82,28 +82,26 @@ def missing_files(folder: str) -> list[str]:
     ]
 
 
-def read_value(folder: str, key: str) -> Any:
-    """A value that is no tensor, e.g. a data state's JSON text; None where the checkpoint has no such key."""
+def read_values(folder: str, *keys: str) -> list[Any]:
+    """Values that are no tensors, e.g. a data state's JSON text; None where the checkpoint has no such key."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    if not os.path.isfile(os.path.join(folder, METADATA)) or key not in read_metadata(folder).state_dict_metadata:
-        return None
-    state = {key: ""}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
-        load(state, checkpoint_id=folder, no_dist=True)
-    return state[key]
+    there = read_metadata(folder).state_dict_metadata if os.path.isfile(os.path.join(folder, METADATA)) else {}
+    state = {key: "" for key in keys if key in there}
+    if state:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+            load(state, checkpoint_id=folder, no_dist=True)
+    return [state.get(key) for key in keys]
 
 
-def saved_data_state(start: Start, job: MosaicJobConfig) -> str | None:
-    """The JSON text of the data state that the job will go on from; None where it begins with its first sample."""
-    if start.path is None or start.model_only or start.hf or "dataloader" in job.checkpoint.exclude_from_loading:
-        return None
-    return read_value(start.path, DATA_STATE)
+def saved_position(start: Start, job: MosaicJobConfig) -> tuple[str | None, int]:
+    """Where the job will go on: the JSON text of its data's state, and its schedule's position, in optimizer steps.
 
-
-def saved_steps(start: Start, job: MosaicJobConfig) -> int:
-    """The schedule's position, in optimizer steps, that the job will go on from."""
-    if start.path is None or start.model_only or start.hf or "lr_scheduler" in job.checkpoint.exclude_from_loading:
-        return 0
-    return int(read_value(start.path, SCHEDULE_POSITION) or 0)
+    (None, 0) where it begins with its data's first sample.
+    """
+    excluded = job.checkpoint.exclude_from_loading
+    if start.path is None or start.model_only or start.hf or "dataloader" in excluded:
+        return None, 0
+    state, steps = read_values(start.path, DATA_STATE, SCHEDULE_POSITION)
+    return state, 0 if "lr_scheduler" in excluded else int(steps or 0)

@@ -55,13 +55,3 @@ def check_index(job: MosaicJobConfig, spec: TrainSpec) -> None:
                 f"model.hf_assets_path: {path} names the file {name!r}, and TorchTitan takes names with a number only. "
                 "One file needs no index: remove it."
             )
-
-
-def check_last_save(job: MosaicJobConfig, spec: TrainSpec, model: nn.Module) -> None:
-    """Every parameter must have a place in the Hugging Face format that the job ends in."""
-    _, lost = in_hf_format(job, spec, model)
-    if lost:
-        raise ConfigError(
-            f"checkpoint.last_save_in_hf = true: TorchTitan leaves {len(lost)} parameters of {job.model.name} "
-            f"{job.model.flavor} out of Hugging Face's format, first {lost[0]}; set it to false."
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -13,6 +13,10 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.job.tables import MosaicJobConfig
+
+if TYPE_CHECKING:
+    from mosaic_photon.titan.layouts import ParallelDims
+    from mosaic_photon.titan.parts import LRSchedulersContainer, MetricsProcessor, OptimizersContainer
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """({"input": int64 [B, S], ...}, labels int64 [B, S], -100 where ignored)."""
@@ -78,11 +82,12 @@ class OpenData(Protocol):
 
 
 class Loop(Protocol):
-    """What this package does around TorchTitan's steps; a trainer calls it, in the order of these methods."""
+    """What this package does around TorchTitan's steps; a trainer calls it, in the order of these methods.
 
-    def attach(self, trainer: RunningTrainer) -> None:
-        """The trainer is complete. Collective; raises ConfigError where ranks do not agree about the job."""
-        ...
+    `mosaic_photon.train` tells the way of a step, `train/loop.py: MosaicLoop` what each method does.
+    """
+
+    def attach(self, trainer: RunningTrainer) -> None: ...
 
     def states(self) -> dict[str, Stateful]:
         """What checkpoints hold beside TorchTitan's own, by the key that it gets there."""
@@ -92,12 +97,10 @@ class Loop(Protocol):
         """The checkpoint has been loaded; the first step comes."""
         ...
 
-    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The trainer's micro-batches, each counted as it goes by."""
-        ...
+    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]: ...
 
     def wants_stop(self) -> bool:
-        """Between two steps: whether a signal or a callback has asked for the end. Collective, equal on all ranks."""
+        """Between two steps. Collective, equal on all ranks."""
         ...
 
     def begin_step(self) -> None: ...
@@ -130,9 +133,7 @@ class Loop(Protocol):
         """The gradients have been clipped; their norm was this. Collective; raises PassedOverError, NotFiniteError."""
         ...
 
-    def pass_over(self, why: PassedOverError) -> None:
-        """The step makes no optimizer step."""
-        ...
+    def pass_over(self, why: PassedOverError) -> None: ...
 
     def end_step(self) -> None: ...
 
@@ -193,28 +194,22 @@ class RunningTrainer(Protocol):
     step: int
     """The number of the current step, from 1; 0 before the first."""
     device: torch.device
-    parallel_dims: Any
+    parallel_dims: ParallelDims
     model_parts: list[nn.Module]
-    optimizers: Any
-    lr_schedulers: Any
-    metrics_processor: Any
+    optimizers: OptimizersContainer
+    lr_schedulers: LRSchedulersContainer
+    metrics_processor: MetricsProcessor
     gradient_accumulation_steps: int
 
     def train(self) -> None:
         """Load `parts.start` and train to the job's last step, or until `Loop.wants_stop`."""
         ...
 
-    def finish_saving(self) -> None:
-        """Wait until what is being saved is written."""
-        ...
+    def finish_saving(self) -> None: ...
 
-    def save_seed(self) -> None:
-        """Write the drawn weights as the checkpoint of step 0."""
-        ...
+    def save_seed(self) -> None: ...
 
-    def close(self) -> None:
-        """Release what the trainer has made. Safe to call twice."""
-        ...
+    def close(self) -> None: ...
 
 
 class Release(Protocol):
@@ -225,9 +220,7 @@ class Release(Protocol):
     LACKING: dict[str, str]
     """Fields of a job that it does not have, by their dotted names, and what to do instead. They keep their default."""
 
-    def known_models(self) -> list[str]:
-        """TorchTitan's models."""
-        ...
+    def known_models(self) -> list[str]: ...
 
     def model_spec(self, name: str, builders: Builders, own: OwnModel | None = None) -> Any:
         """The release's description of its model `name`, or of `own`, fed and trained by this package's parts."""

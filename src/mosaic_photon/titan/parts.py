@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
-from torchtitan.components.metrics import BaseLogger
+from torchtitan.components.metrics import BaseLogger, MetricsProcessor
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
@@ -29,6 +29,7 @@ __all__ = [
     "ContainerOf",
     "HuggingFaceTokenizer",
     "LRSchedulersContainer",
+    "MetricsProcessor",
     "OptimizersContainer",
     "build_optimizers",
     "stock_schedule",

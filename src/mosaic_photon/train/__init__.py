@@ -2,7 +2,7 @@
 
 The way of a job and of its steps. All of it runs in the main thread of each rank but for what is said otherwise:
 
-1. `train_with_mosaic.run` opens the data (`data.open_data`), puts the parts together (`parts.parts_of`) and lets
+1. `train_with_mosaic.run` opens the data (`data.open_loaders`), puts the parts together (`loop.parts_of`) and lets
    `titan.release().build_trainer` build a trainer from them.
 2. The complete trainer calls `loop.MosaicLoop.attach`: the ranks compare data and checkpoint, and callbacks, signals
    and trainer are told of each other.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.checkpoints.contents import saved_data_state, saved_steps
+from mosaic_photon.checkpoints.contents import saved_position
 from mosaic_photon.checkpoints.find import Start, find_start
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.build import seats_of_job
@@ -66,10 +66,9 @@ def open_loaders(
         for note in notes_on(special_tokens(job_config.model.hf_assets_path)):
             logging.getLogger(__name__).warning(note)
     start = find_start(job_config)
-    state = saved_data_state(start, job_config)
+    state, steps = saved_position(start, job_config)
     loader = build_mosaic_dataloader(dp_world_size, 0, tokenizer, job_config, state)
-    steps = saved_steps(start, job_config) if state is not None else 0
-    begin = Position(steps, loader.begin.samples, loader.begin.tokens) if steps else Position()
+    begin = Position(steps, loader.begin.samples, loader.begin.tokens) if state and steps else Position()
     training, batch = job_config.training, loader.layout.global_batch
     run = RunLength(training.steps, batch, batch * training.seq_len, loader.steps_per_epoch, begin)
     check(run)
@@ -85,7 +84,7 @@ def build_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
 ) -> DataSpecDataLoader:
     """One data-parallel rank's training loader; a job that will go on from a checkpoint gets the data that it knew."""
-    state = saved_data_state(find_start(job_config), job_config)
+    state, _ = saved_position(find_start(job_config), job_config)
     return build_mosaic_dataloader(dp_world_size, dp_rank, tokenizer, job_config, state)
 
 

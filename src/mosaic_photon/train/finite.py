@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,8 @@ class Step:
     """What its batch was made of, in words."""
     numbers: Tensor
     """On the host: the global mean loss and the gradient norm, there once `arrived` is."""
-    arrived: Any
-    """The device's event, None where there is no device to wait for."""
+    arrived: torch.Event | None
+    """None where there is no device to wait for."""
 
     def read(self) -> tuple[float, float]:
         """The loss and the gradient norm; waits for the device until this step's are there, and no longer."""
@@ -42,6 +42,13 @@ class Step:
             self.arrived.synchronize()
         loss, norm = self.numbers.tolist()
         return loss, norm
+
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, self.read()))
+
+    def __str__(self) -> str:
+        loss, norm = self.read()
+        return f"Step {self.number} has loss {loss:g} and gradient norm {norm:g} ({self.samples()})"
 
 
 class FiniteSteps:
@@ -103,42 +110,32 @@ class FiniteSteps:
         """
         while self._unread and self._unread[0].number < before:
             step = self._unread.popleft()
-            if not is_finite(step):
-                raise NotFiniteError(f"{told(step)}. Nothing of it is saved. {self.how_to_go_on()}")
+            if not step.is_finite():
+                raise NotFiniteError(f"{step}. Nothing of it is saved. {self.how_to_go_on()}")
 
     def _skip(self, step: Step) -> None:
-        if is_finite(step):
+        if step.is_finite():
             self.in_a_row = 0
             return
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row == MOST_IN_A_ROW:
             raise NotFiniteError(
-                f"{told(step)}, for the {MOST_IN_A_ROW}th time in a row; none of them made an optimizer step. "
+                f"{step}, for the {MOST_IN_A_ROW}th time in a row; none of them made an optimizer step. "
                 f"{self.how_to_go_on()}"
             )
         if dist.get_rank() == 0:
             logger.warning(
-                f"{told(step)}: it makes no optimizer step ({self.skipped} skipped in this run, {self.in_a_row} in a "
+                f"{step}: it makes no optimizer step ({self.skipped} skipped in this run, {self.in_a_row} in a "
                 f"row; {MOST_IN_A_ROW} in a row stop the job)."
             )
         raise SkippedStepError
 
 
-def event_on(device: torch.device) -> Any:
+def event_on(device: torch.device) -> torch.Event | None:
     """An event after all that the device has been given; None for the CPU."""
     if device.type == "cpu":
         return None
-    event = torch.get_device_module(device).Event()
+    event: torch.Event = torch.get_device_module(device).Event()
     event.record()
     return event
-
-
-def is_finite(step: Step) -> bool:
-    loss, norm = step.read()
-    return abs(loss) < float("inf") and abs(norm) < float("inf")
-
-
-def told(step: Step) -> str:
-    loss, norm = step.read()
-    return f"Step {step.number} has loss {loss:g} and gradient norm {norm:g} ({step.samples()})"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.tools import logger
 
 
@@ -20,14 +21,14 @@ class Generators:
 
     Args:
         seed: the same on all ranks.
-        stream: which of the job's streams of random numbers is this rank's, from 0; see `stream_of`.
-        layout: the parallel degrees by name; in another one a rank's generators are of no use.
+        parallel_dims: the layout; in another one a rank's generators are of no use.
         device: of the model.
     """
 
-    def __init__(self, seed: int, stream: int, layout: Mapping[str, int], device: torch.device) -> None:
-        self.seed, self.stream, self.device = seed, stream, device
-        self.layout = {**layout, "device": device.type}
+    def __init__(self, seed: int, parallel_dims: ParallelDims, device: torch.device) -> None:
+        self.seed, self.stream, self.device = seed, stream_of(parallel_dims), device
+        degrees = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
+        self.layout = {name: getattr(parallel_dims, name) for name in degrees} | {"device": device.type}
         self.key = f"rank_{dist.get_rank()}"
         self._running = False
         self._loaded = ""
@@ -88,7 +89,7 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)  # the device's too
 
 
-def stream_of(parallel_dims: Any) -> int:
+def stream_of(parallel_dims: ParallelDims) -> int:
     """Which random numbers a rank draws: others on each data-parallel, context-parallel and pipeline rank.
 
     Ranks of a tensor-parallel group draw the same, as what is replicated among them must stay so. Where ranks are

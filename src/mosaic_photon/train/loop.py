@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
 from mosaic_photon.callbacks.host import CallbackHost
+from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.compat.layout_independent_init import job_seed
 from mosaic_photon.dataloader import DataSpecDataLoader
@@ -19,16 +21,29 @@ from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.dataloader.progress import fingerprint_difference
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.titan.interface import Batch, NoLabelsError, PassedOverError, RunningTrainer
+from mosaic_photon.schedulers.builder import build_lr_schedulers
+from mosaic_photon.titan.interface import Batch, NoLabelsError, Parts, PassedOverError, RunningTrainer
 from mosaic_photon.titan.parts import IGNORE_INDEX
+from mosaic_photon.titan.spec import BaseModelArgs, TrainSpec
 from mosaic_photon.titan.tools import logger
-from mosaic_photon.train.cpu_group import cpu_group
+from mosaic_photon.train.data import JobData
 from mosaic_photon.train.finite import FiniteSteps
-from mosaic_photon.train.generators import Generators, stream_of
+from mosaic_photon.train.generators import Generators
 from mosaic_photon.train.stop import GracefulStop
 
 if TYPE_CHECKING:
     from composer.core import Callback
+
+
+def parts_of(job: MosaicJobConfig, spec: TrainSpec, data: JobData, stop: GracefulStop) -> Parts:
+    """What a release of TorchTitan builds a trainer from, of a checked job and its open data.
+
+    Raises:
+        ConfigError: a callback that there is not, that cannot work here, or that does not take its arguments.
+    """
+    callbacks = build_callbacks(job.callbacks)
+    loop = MosaicLoop(job, spec.model_args[job.model.flavor], data.loader, callbacks, stop)
+    return Parts(spec, data, partial(build_lr_schedulers, run_length=data.run), loop, data.start)
 
 
 class MosaicLoop:
@@ -46,7 +61,7 @@ class MosaicLoop:
     def __init__(
         self,
         job: MosaicJobConfig,
-        model_args: Any,
+        model_args: BaseModelArgs,
         loader: DataSpecDataLoader,
         callbacks: Mapping[str, Callback],
         stop: GracefulStop,
@@ -67,9 +82,8 @@ class MosaicLoop:
         check_same_on_all_ranks(self.loader.fingerprint, trainer.parts.start)
         rule, replicas = trainer.job_config.mosaic.nonfinite, trainer.parallel_dims.tp
         self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
-        dims = trainer.parallel_dims
-        degrees = {name: getattr(dims, name) for name in ("dp_replicate", "dp_shard", "cp", "tp", "pp")}
-        self.generators = Generators(job_seed(trainer.job_config.debug.seed), stream_of(dims), degrees, trainer.device)
+        seed = job_seed(trainer.job_config.debug.seed)
+        self.generators = Generators(seed, trainer.parallel_dims, trainer.device)
         group = cpu_group() if dist.get_world_size() > 1 else None
         self.stop.attach(group)
         self.callbacks.attach(trainer, group)
@@ -168,6 +182,18 @@ class MosaicLoop:
     def close(self) -> None:
         """Composer's `close` and `post_close`."""
         self.callbacks.close()
+
+
+def cpu_group() -> dist.ProcessGroup:
+    """All ranks, in one gloo group for every purpose: agreeing must not wait for a device. Collective."""
+    world = dist.group.WORLD
+    assert world is not None, "there is no process group yet"
+    return world if dist.get_backend() == "gloo" else _gloo_beside(world)
+
+
+@functools.lru_cache(maxsize=1)
+def _gloo_beside(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo")
 
 
 def check_same_on_all_ranks(fingerprint: dict[str, Any], start: Start) -> None:

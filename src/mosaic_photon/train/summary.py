@@ -7,6 +7,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from mosaic_photon.checkpoints.find import checkpoint_folder
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import estimate
@@ -32,26 +33,20 @@ def print_summary(trainer: RunningTrainer, loader: DataSpecDataLoader) -> None:
 
 def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: int) -> list[tuple[str, str]]:
     """Name and value of each line: model, data, batch, layout, device, outputs."""
-    job = trainer.job_config
-    rows = [("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters")]
-    rows += data_rows(trainer, loader)
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    peak = max(float(group["initial_lr"]) for group in groups)
+    job, metrics = trainer.job_config, trainer.job_config.metrics
+    peak = max(float(group["initial_lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
     schedule = job.lr_scheduler.name or "TorchTitan"
-    rows.append(("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"))
-    rows.append(("layout", layout_line(trainer)))
-    metrics = job.metrics
     sinks = [name for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb)) if on]
     where = os.path.join(job.job.dump_folder, metrics.save_tb_folder)
-    rows.append(("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"))
-    folder = os.path.join(job.job.dump_folder, job.checkpoint.folder)
-    rows.append(
-        (
-            "checkpoints",
-            f"{folder}, every {job.checkpoint.interval} steps" if job.checkpoint.enable else "off",
-        )
-    )
-    return rows
+    saves = f"{checkpoint_folder(job)}, every {job.checkpoint.interval} steps"
+    return [
+        ("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters"),
+        *data_rows(trainer, loader),
+        ("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"),
+        ("layout", layout_line(trainer)),
+        ("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"),
+        ("checkpoints", saves if job.checkpoint.enable else "off"),
+    ]
 
 
 def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple[str, str]]:
