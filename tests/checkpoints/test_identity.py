@@ -147,7 +147,8 @@ def test_a_copy_that_was_cut_short_is_damaged(saved: Path, tmp_path: Path) -> No
 
 def test_a_run_cannot_go_on_from_its_model_alone(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out/checkpoint"
-    without(saved, folder / "step-2", "optimizer.", "dataloader.", "lr_scheduler.", "train_state.", "callbacks.")
+    states = ("optimizer.", "dataloader.", "lr_scheduler.", "train_state.", "callbacks.", "generators.")
+    without(saved, folder / "step-2", *states)
     begins = r"step-2 holds only the model .*"
     ends = r"initial_load_path = '.*step-2'\. Next time, checkpoint\.last_save_model_only = false saves all"
     with pytest.raises(ConfigError, match=f"{begins} there is none, but another job .*{ends}"):

@@ -214,6 +214,7 @@ def killed_again_and_again(machine: Machine, tmp_path: Path, kills: int, steps: 
             name = f"at the end, step-{steps}"
         come = moment(name, folder, chance, usual_s)
         log = tmp_path / f"log-{number}"
+        log.touch()  # a kill may come before the rank has opened it
         pids = machine.start(ranks, same_command, log)
         killed += [name] if kill_at(come, pids, machine) else []
         assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
