@@ -112,7 +112,9 @@ def test_mup_passes_where_the_standard_parametrization_fails():
             return partial(build, TitanComposerMPTMuP, args)
 
         models = {width: make(width) for width in (64, 128, 256)}
-        traces = list(coord_check.check(models, tokens, partial(adamw, AdamWSettings(lr=2e-3), []), seeds, steps=4))
+        traces = list(
+            coord_check.check(models, tokens, partial(adamw, AdamWSettings(lr=2e-3), []), range(seeds), steps=4)
+        )
         verdicts[name] = coord_check.judge(coord_check.collect("width", traces))
     assert verdicts["mup"].word == "PASS"
     assert verdicts["standard"].word == "FAIL"

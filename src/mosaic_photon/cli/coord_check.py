@@ -30,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     axis.add_argument("--widths", nargs="*", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
     axis.add_argument("--depths", nargs="*", type=int, metavar="L",
                       help="n_layers of each run, at [mup] base_width (2 4 8 16)")  # fmt: skip
-    add("--seeds", type=int, default=3, help="runs per size, from which the slopes' intervals come (default 3)")
+    add("--seeds", type=int, default=3,
+        help="runs per size, from which the slopes' intervals come; more follow, up to 12, while they cannot tell "
+        "(default 3)")  # fmt: skip
     add("--steps", type=int, default=10, help="AdamW steps of each run (default 10)")
-    add("--lr", type=float, help="learning rate of the base size (default 2e-3 for widths, 1e-3 for depths)")
+    add("--lr", type=float,
+        help="learning rate of the base size (default 2e-3 for widths, 1e-3 for depths, at width 128; less at a "
+        "larger base)")  # fmt: skip
     add("--no-mup", action="store_true", help="ignore [mup]: the standard parametrization, to see it fail")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--out", default="outputs/coord_check", metavar="DIR", help="folder for PNG, HTML and JSON (%(default)s)")
@@ -58,17 +62,18 @@ def run(args: argparse.Namespace) -> int:
     job.debug.seed = None  # each run has its own
     models = {size: model_of_size(job, model_args, axis, size) for size in sizes}
     tokens = torch.tensor(stdlib_tokens(job.model.hf_assets_path, 400_000))
-    start, lr = time.monotonic(), args.lr or coord_check.DEFAULT_LR[axis]
+    start, lr = time.monotonic(), args.lr or coord_check.default_lr(axis, job.mup)
     optimizer = partial(adamw, AdamWSettings(lr=lr), job.optimizer.no_decay)
-    traces = list(
-        track(
-            coord_check.check(models, tokens, optimizer, args.seeds, args.steps),
-            description=f"{axis}s {sizes}", total=len(sizes) * args.seeds, console=Console(stderr=True),
-        )
-    )  # fmt: skip
-    activations = coord_check.collect(axis, traces)
-    verdict = coord_check.judge(activations)
-    title = f"{job.model.name} {job.model.flavor}, {describe(job)}, lr {lr:g}, {args.seeds} seeds"
+    traces: list[coord_check.Trace] = []
+    seeds: Sequence[int] = range(args.seeds)
+    while seeds:
+        runs = coord_check.check(models, tokens, optimizer, seeds, args.steps)
+        console = Console(stderr=True)
+        traces += track(runs, f"{axis}s {sizes}", len(sizes) * len(seeds), console=console)
+        activations = coord_check.collect(axis, traces)
+        verdict = coord_check.judge(activations)
+        seeds = coord_check.more_seeds(verdict, seeds[-1] + 1)
+    title = f"{job.model.name} {job.model.flavor}, {describe(job)}, lr {lr:g}, {len(activations.runs)} seeds"
     paths = coord_report.write(args.out, title, activations, verdict)
     if args.json:
         print(coord_report.to_json(title, activations, verdict))

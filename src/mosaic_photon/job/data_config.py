@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import check_path
+from mosaic_photon.job.algorithms import instead_of
 from mosaic_photon.job.data_file import interpolated, read_tables
 from mosaic_photon.places import check_apart, place_of
 
@@ -96,8 +99,12 @@ def load_data_config(path: str | Path) -> DataConfig:
     whole_foundry_yaml = path.suffix.lower() != ".toml" and "train_loader" in raw
     if not whole_foundry_yaml:
         for key in raw:
+            if key == "algorithms":
+                raise ConfigError(f"{path}: {instead_of(raw[key])}")
             if key not in LOADERS:
                 raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), LOADERS)}")
+    elif raw.get("algorithms") and os.environ.get("RANK", "0") == "0":
+        logging.getLogger().warning(f"{path}: {instead_of(raw['algorithms'])}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")
     raw = interpolated(raw, [train_key, eval_key], path)

@@ -8,6 +8,7 @@ import tomllib
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.job.algorithms import instead_of
 from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.flags import apply_flags
 from mosaic_photon.job.help import help_text
@@ -133,6 +134,8 @@ def check_tables(values: dict[str, Any], config_cls: type, path: str, prefix: st
     fields = types_of(config_cls)
     for name, value in values.items():
         where = f"{prefix}{name}"
+        if where == "algorithms" and name not in fields:
+            raise ConfigError(f"{path}: {instead_of(value)}")
         if name not in fields:
             kind = "table" if not prefix else "field"
             raise ConfigError(f"{path}: unknown {kind} {where!r}.{nearest(name, fields)}")

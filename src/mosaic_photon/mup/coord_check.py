@@ -11,7 +11,7 @@ differential equation, are off by, O(1/L): up to half a power at the depths wher
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,10 @@ class Bounds:
 
 BOUNDS = {"width": Bounds(growth=0.25, shrink=0.25), "depth": Bounds(growth=0.25, shrink=0.5)}
 DEFAULT_LR = {"width": 2e-3, "depth": 1e-3}
+"""At width 128."""
 DEFAULT_SIZES = {"width": [128, 256, 512, 1024], "depth": [2, 4, 8, 16]}
-MOST_SEEDS = 99
+MOST_SEEDS, MOST_RUN = 99, 12
+"""How many are counted when it is asked how many would tell, and how many are run before it is left untold."""
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 """Of Student's t with 1, 2, ... degrees of freedom: 95 % lie within plus or minus this."""
 
@@ -160,15 +162,33 @@ def _half_width(deviation: float, n: int) -> float:
     return (STUDENT[n - 2] if n - 2 < len(STUDENT) else 2.10) * deviation / math.sqrt(n)
 
 
+def more_seeds(verdict: Verdict, done: int) -> range:
+    """The seeds to run next: as many as the verdict asks for, at most MOST_RUN in all; none where it is told."""
+    return range(done, min(verdict.seeds_needed or 0, MOST_RUN))
+
+
+def default_lr(axis: str, mup: Any) -> float:
+    """A learning rate that the base size of the job's `[mup]` can train with: a wider model needs a lower one.
+
+    Hidden layers of width w get it times base_width / w, so that at every base size those of one width get the same.
+    """
+    width = mup.base_width if mup.enabled else 128
+    return DEFAULT_LR[axis] * min(1.0, 128 / width)
+
+
+Trace = tuple[int, int, list[dict[str, float]]]
+"""Size, seed, and mean |activation| by kind for steps 0, 1, ...."""
+
+
 def check(
     models: dict[int, Callable[[int], nn.Module]],
     tokens: Tensor,
     optimizer: Callable[[nn.Module], Any],
-    seeds: int,
+    seeds: Iterable[int],
     steps: int = 10,
     device: str = "cpu",
-) -> Iterator[tuple[int, int, list[dict[str, float]]]]:
-    """Train each size with each seed, yielding (size, seed, mean |activation| by kind for steps 0..steps).
+) -> Iterator[Trace]:
+    """Train each size with each seed.
 
     Args:
         models: size -> seed -> the model on `device`, initialised.
@@ -176,7 +196,7 @@ def check(
         optimizer: of a model, with the peak learning rate of the base size, constant over the run.
     """
     for size, make in models.items():
-        for seed in range(seeds):
+        for seed in seeds:
             model = make(seed)
             yield size, seed, trace(model, optimizer(model), batches(tokens, BATCH, SEQ_LEN, seed), steps, device)
 
@@ -195,7 +215,7 @@ def trace(
     return record
 
 
-def collect(axis: str, traces: list[tuple[int, int, list[dict[str, float]]]]) -> Activations:
+def collect(axis: str, traces: list[Trace]) -> Activations:
     """Put the traces of all sizes and seeds into one array."""
     sizes, seeds = sorted({size for size, _, _ in traces}), sorted({seed for _, seed, _ in traces})
     records = {(size, seed): record for size, seed, record in traces}
