@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mosaic_photon.cli import main
+from mosaic_photon.job.tables import MuP
+from mosaic_photon.mup import coord_check
 
 JOB = """
 [model]
@@ -71,6 +73,49 @@ def test_ten_steps_of_the_example_job_at_the_documented_sizes(tmp_path, words, c
     (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert report["sizes"][-1] == (512 if words[0] == "--widths" else 8 if code else 16)
     assert len(report["slopes"][0]) == 11
+
+
+GROUPED = """
+attn_config = { attn_type = 'grouped_query_attention', kv_n_heads = 2 }
+ffn_config = { ffn_type = 'mptglu' }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama3_mosaic", LLAMA + "\nn_kv_heads = 2\nmultiple_of = 256"),
+        ("mpt_mup_mosaic", MPT.replace("n_heads = 2", "n_heads = 4") + GROUPED),
+    ],
+)
+def test_grouped_heads_and_gated_feed_forwards_pass_with_mup_alone(tmp_path, name, overrides):
+    words = ["coord-check", job(tmp_path, name, overrides), "--widths", "64", "128", "256", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert main([*words, "--no-mup"]) == 1
+
+
+def test_seeds_follow_while_they_cannot_tell(tmp_path, monkeypatch):
+    """As many as the verdict asks for, and no more once 12 have been run."""
+    asked = iter([4, 9, 30])
+
+    def judge(activations):
+        needed = next(asked)
+        return coord_check.Verdict("UNDECIDED", [], needed) if len(activations.runs) < 12 else real(activations)
+
+    real = coord_check.judge
+    monkeypatch.setattr(coord_check, "judge", judge)
+    words = ["--widths", "32", "64", "--steps=1", "--out", str(tmp_path)]
+    main(["coord-check", job(tmp_path, "mpt_mup_mosaic", MPT), *words])
+    assert json.loads((tmp_path / "coord_check_width.json").read_text())["seeds"] == 12
+    assert next(asked, None) is None
+
+
+def test_the_default_rate_is_lower_where_the_base_is_wider():
+    hidden = {width: coord_check.default_lr("width", MuP(True, width)) * width for width in (128, 256, 4096)}
+    assert set(hidden.values()) == {2e-3 * 128}  # which a hidden layer of width w gets, divided by w
+    assert coord_check.default_lr("width", MuP(False, 4096)) == 2e-3
 
 
 @pytest.mark.parametrize(
