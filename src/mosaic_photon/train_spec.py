@@ -16,6 +16,7 @@ from typing import Any
 from mosaic_photon import titan
 from mosaic_photon.callbacks.registry import check_callbacks
 from mosaic_photon.checkpoints.checks import check_checkpoint
+from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.checks import CHECKS as dataloader_checks
@@ -79,10 +80,21 @@ def spec_of_job(job_config: MosaicJobConfig) -> TrainSpec:
         model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
         model_args.update_from_config(job_config)  # for its checks; the trainer's call is the one that counts
     if job_config.model.name == "mpt_mup_mosaic":
-        from mosaic_photon.models.mpt_mup.hf import check_initial_load
-
-        check_initial_load(job_config, model_args)
+        check_safetensors(job_config, model_args)
     return spec
+
+
+def check_safetensors(job_config: MosaicJobConfig, model_args: Any) -> None:
+    """Where a job of an MPT begins from safetensors, compare them with the model.
+
+    Raises:
+        ConfigError: they are not there, or are another model's.
+    """
+    from mosaic_photon.models.mpt_mup.hf import check_folder
+
+    start = find_start(job_config)
+    if start.hf and start.path:
+        check_folder(start.path, model_args)
 
 
 def import_custom(job_config: MosaicJobConfig) -> None:

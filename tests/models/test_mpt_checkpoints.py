@@ -15,6 +15,7 @@ from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup import hf
 from mosaic_photon.models.mpt_mup.foundry import ComposerMPTMuPCausalLM
 from mosaic_photon.models.mpt_mup.state_dict_adapter import MPTStateDictAdapter
+from mosaic_photon.train_spec import check_safetensors
 
 SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 2048, "max_seq_len": 32}
 MUP = {
@@ -195,22 +196,22 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     job.training.seq_len = 32
     job.checkpoint.enable = job.checkpoint.initial_load_in_hf = True
     job.checkpoint.initial_load_path = str(tmp_path)
-    hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
+    check_safetensors(job, MPTMuPModelArgs(**SIZE))
     for other, says in [
         ({"n_layers": 3}, "layers.2.* is missing"),
         ({"attn_config": {"fused_qkv": False}}, "convert it"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            hf.check_initial_load(job, MPTMuPModelArgs(**SIZE | other))
+            check_safetensors(job, MPTMuPModelArgs(**SIZE | other))
     job.checkpoint.initial_load_path = str(tmp_path / "empty")
     with pytest.raises(ConfigError, match="no safetensors here"):
-        hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
+        check_safetensors(job, MPTMuPModelArgs(**SIZE))
     resumes = tmp_path / "out" / job.checkpoint.folder / "step-1"
     resumes.mkdir(parents=True)
     with pytest.raises(ConfigError, match="no safetensors here"):  # half-written: the weights still count
-        hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
+        check_safetensors(job, MPTMuPModelArgs(**SIZE))
     (resumes / ".metadata").touch()
-    hf.check_initial_load(job, MPTMuPModelArgs(**SIZE))
+    check_safetensors(job, MPTMuPModelArgs(**SIZE))
 
 
 def write_job(folder: Path, more: str) -> Path:

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import write_whole
 from mosaic_photon.models.mpt_mup.architecture import check_config
@@ -57,17 +56,6 @@ def read_checkpoint(path: str | Path, args: MPTMuPModelArgs) -> dict[str, Tensor
     state = match_qkv(named_tensors(path, weight_files(Path(path))), args)
     check_state(path, state, args)
     return state
-
-
-def check_initial_load(job_config: Any, args: MPTMuPModelArgs) -> None:
-    """Where the job begins from safetensors, compare them with the model.
-
-    Raises:
-        ConfigError: as `check_folder`.
-    """
-    start = find_start(job_config)
-    if start.hf and start.path:
-        check_folder(start.path, args)
 
 
 def check_folder(path: str | Path, args: MPTMuPModelArgs) -> None:
