@@ -26,7 +26,7 @@ from mosaic_photon.titan.parts import BaseDataLoader
 from mosaic_photon.titan.spec import get_train_spec
 from mosaic_photon.titan.v02.spec import put
 from mosaic_photon.titan.v02.trainer import MosaicTrainer, Trainer, build_trainer
-from mosaic_photon.train.parts import parts_of
+from mosaic_photon.train.loop import parts_of
 from mosaic_photon.train.stop import GracefulStop
 from mosaic_photon.train_spec import check_job, open_data
 from mosaic_photon.train_with_mosaic import prepare_process
