@@ -185,10 +185,13 @@ class MosaicLoop:
 
 
 def cpu_group() -> dist.ProcessGroup:
-    """All ranks, in one gloo group for every purpose: agreeing must not wait for a device. Collective."""
+    """All ranks, in one gloo group for every purpose: agreeing must not wait for a device. Collective.
+
+    Where the ranks are pretended (`comm.mode = "fake_backend"`) so is the group.
+    """
     world = dist.group.WORLD
     assert world is not None, "there is no process group yet"
-    return world if dist.get_backend() == "gloo" else _gloo_beside(world)
+    return world if dist.get_backend() in ("gloo", "fake") else _gloo_beside(world)
 
 
 @functools.lru_cache(maxsize=1)
