@@ -50,7 +50,7 @@ class LatestValue(Metric):
     """A metric whose value the trainer sets: the mean over the global batch is already computed."""
 
     def __init__(self) -> None:
-        super().__init__(sync_on_compute=False)
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
         self.value = torch.tensor(float("nan"))
 
     def update(self, value: torch.Tensor) -> None:
@@ -71,7 +71,6 @@ def set_loss(metrics: dict[str, LatestValue], loss: torch.Tensor) -> dict[str, t
     """Set both metrics from a mean loss; returns their values by name."""
     values = {"LanguageCrossEntropy": loss, "LanguagePerplexity": loss.exp()}
     for name, value in values.items():
-        metrics[name]._computed = None  # torchmetrics caches compute() until the next forward
         metrics[name].update(value)
     return values
 

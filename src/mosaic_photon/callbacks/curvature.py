@@ -62,11 +62,6 @@ def _divide(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
 
 
-def global_lipschitz(sums: Sequence[Mapping[str, float]]) -> float:
-    """|y|/|s| over all parameters together."""
-    return math.sqrt(_divide(sum(one["yy"] for one in sums), sum(one["ss"] for one in sums)))
-
-
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Mean, median, min and max over the finite values; nothing where there is none."""
     finite = [value for value in values if math.isfinite(value)]

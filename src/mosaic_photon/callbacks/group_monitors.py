@@ -5,10 +5,11 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from composer.callbacks import LRMonitor as ComposersLRMonitor
 from composer.core import Callback, State
 from composer.loggers import Logger
+
+from mosaic_photon.callbacks.measure import gathered
 
 Group = tuple[str, dict[str, Any]]
 """An optimizer's name, and one of its groups."""
@@ -69,10 +70,7 @@ def groups_of_model(optimizers: Sequence[torch.optim.Optimizer]) -> list[Group]:
     """
     mine = [(type(one).__name__, group) for one in optimizers for group in one.param_groups]
     stages = [[(type(one).__name__, _options(group)) for group in one.param_groups] for one in optimizers]
-    ranks = [stages]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        ranks *= dist.get_world_size()
-        dist.all_gather_object(ranks, stages)
+    ranks = gathered(stages)
     if all(other == stages for other in ranks):
         return mine
     found: list[Group] = []

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from mosaic_photon.callbacks.composer_view import ModelView, language_metrics, set_loss
 from mosaic_photon.titan.interface import RunningTrainer
-from mosaic_photon.titan.layouts import compute_dtype
+from mosaic_photon.titan.layouts import compute_dtype, sum_of_losses
 
 
 class JobState:
@@ -179,12 +179,7 @@ class JobState:
 
     def _set_train_loss(self, share: torch.Tensor) -> None:
         """The global batch's mean loss, on the device; it is not waited for."""
-        loss = share.clone()
-        for dimension in ("loss", "pp"):  # stages without the loss have added nothing
-            mesh = self._trainer.parallel_dims.get_optional_mesh(dimension)
-            if mesh is not None:
-                dist.all_reduce(loss, group=mesh.get_group())
-        self.state.loss = loss
+        loss = self.state.loss = sum_of_losses(share.clone(), self._trainer.parallel_dims)
         assert self.state.train_metrics is not None
         self.state.train_metric_values = set_loss(self.state.train_metrics, loss)
 

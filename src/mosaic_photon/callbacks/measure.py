@@ -3,13 +3,16 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def local_shard(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,7 +88,7 @@ class Reducer:
 
     def __init__(self, shards: Mapping[str, int], quantities: LocalNumbers) -> None:
         kinds = [list(quantities.sums), list(quantities.means), list(quantities.maxima)]
-        ranks = _all_gather((dict(shards), kinds))
+        ranks = gathered((dict(shards), kinds))
         holders = Counter(name for held, _ in ranks for name in held)
         self.names = sorted(holders, key=_natural)
         """Every parameter of the model, in the order of its name; the same on all ranks."""
@@ -131,9 +134,10 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
-def _all_gather(mine: tuple[dict[str, int], list[list[str]]]) -> Iterable[tuple[dict[str, int], list[list[str]]]]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+def gathered(mine: T) -> list[T]:
+    """Every rank's object, in their order. Collective."""
+    if not dist.is_initialized():
         return [mine]
-    ranks: list[tuple[dict[str, int], list[list[str]]]] = [mine] * dist.get_world_size()
+    ranks = [mine] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
     return ranks

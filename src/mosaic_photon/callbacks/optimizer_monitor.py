@@ -245,7 +245,8 @@ class OptimizerMonitor(Callback):
                 metrics[f"{CURVATURE}{measure}/{statistic}"] = value
             if not self.only_global:
                 metrics.update(zip([f"{CURVATURE}{measure}/{name}" for name in names], row, strict=True))
-        metrics[f"{CURVATURE}local_lipschitz/global"] = curvature.global_lipschitz(sums)
+        whole = {name: sum(one[name] for one in sums) for name in curvature.SUMS}
+        metrics[f"{CURVATURE}local_lipschitz/global"] = curvature.measures(whole)["local_lipschitz"]
         return metrics
 
 

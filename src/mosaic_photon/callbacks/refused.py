@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,59 +35,36 @@ REFUSED = {
 
 def refusal(cls: type) -> str | None:
     """Why a callback class is refused in every job, or None where it is not."""
-    return next((REFUSED[name] for name in _names(cls) if name in REFUSED), None)
+    return next((REFUSED[name] for name in map(qualified, cls.__mro__) if name in REFUSED), None)
 
 
 def refusal_in(job: MosaicJobConfig, facts: Facts, cls: type, arguments: Mapping[str, Any]) -> str | None:
     """Why a callback class with these arguments cannot work in this job, or None where it can."""
-    reasons = (IN_JOBS[name](job, facts, arguments) for name in _names(cls) if name in IN_JOBS)
-    return next(filter(None, reasons), None)
-
-
-def _names(cls: type) -> Iterator[str]:
-    """Package and class of a class and of its bases."""
-    return (f"{base.__module__.split('.')[0]}.{base.__name__}" for base in cls.__mro__)
-
-
-def _activations(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
-    del facts, arguments
-    if job.parallelism.tensor_parallel_degree > 1:
-        return "under parallelism.tensor_parallel_degree > 1 a token's activations lie in parts on several ranks"
-    if job.compile.enable and "model" in job.compile.components:
-        return 'it looks into modules, which compile.enable = true compiles; set compile.components = ["loss"]'
-    return None
-
-
-def _gradients(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
-    del facts, arguments
-    if job.optimizer.early_step_in_backward:
+    names = set(map(qualified, cls.__mro__))
+    if "composer.ActivationMonitor" in names:
+        if job.parallelism.tensor_parallel_degree > 1:
+            return "under parallelism.tensor_parallel_degree > 1 a token's activations lie in parts on several ranks"
+        if job.compile.enable and "model" in job.compile.components:
+            return 'it looks into modules, which compile.enable = true compiles; set compile.components = ["loss"]'
+    if "mosaic_photon.OptimizerMonitor" in names and job.optimizer.early_step_in_backward:
         return (
             "it measures gradients when the optimizer is to step, and optimizer.early_step_in_backward = true frees "
             "them before that; drop one"
         )
+    if "llmfoundry.LayerFreezing" in names:
+        known = [clean_name(name) for name, _ in facts.model.named_parameters()]
+        unknown = next((name for name in arguments["layer_names"] if name not in known), None)
+        if unknown is not None:
+            return f"layer_names: the model has no parameter {unknown!r}.{nearest(unknown, known)}"
+    if "llmfoundry.EnvironmentLoggingCallback" in names and arguments.get("log_git", True):
+        folder = arguments.get("workspace_dir", "/workspace")
+        if not Path(folder).is_dir():
+            return (
+                f"log_git = true looks for repositories in workspace_dir = {folder!r}, which is no folder; set either"
+            )
     return None
 
 
-def _frozen_layers(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
-    del job
-    known = [clean_name(name) for name, _ in facts.model.named_parameters()]
-    unknown = next((name for name in arguments["layer_names"] if name not in known), None)
-    return None if unknown is None else f"layer_names: the model has no parameter {unknown!r}.{nearest(unknown, known)}"
-
-
-def _workspace(job: MosaicJobConfig, facts: Facts, arguments: Mapping[str, Any]) -> str | None:
-    del job, facts
-    folder = arguments.get("workspace_dir", "/workspace")
-    if arguments.get("log_git", True) and not Path(folder).is_dir():
-        return f"log_git = true looks for repositories in workspace_dir = {folder!r}, which is no folder; set either"
-    return None
-
-
-IN_JOBS: dict[str, Callable[[MosaicJobConfig, Facts, Mapping[str, Any]], str | None]] = {
-    "composer.ActivationMonitor": _activations,
-    "composer.OptimizerMonitor": _gradients,
-    "mosaic_photon.OptimizerMonitor": _gradients,
-    "llmfoundry.LayerFreezing": _frozen_layers,
-    "llmfoundry.EnvironmentLoggingCallback": _workspace,
-}
-"""Package and class -> what is in its way in a job, the end of "is refused: ...", or None."""
+def qualified(cls: type) -> str:
+    """Package and class, by which callbacks are known here."""
+    return f"{cls.__module__.split('.')[0]}.{cls.__name__}"

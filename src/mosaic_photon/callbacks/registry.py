@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.callbacks.refused import refusal, refusal_in
+from mosaic_photon.callbacks.refused import qualified, refusal, refusal_in
 from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
@@ -96,7 +96,7 @@ def find_class(name: str) -> "type[Callback]":
 
     if not (isinstance(found, type) and issubclass(found, Callback)):
         raise ConfigError(f"callbacks.{name}: {found!r} is not a composer.Callback class.")
-    mended = MENDED.get(f"{found.__module__.split('.')[0]}.{found.__name__}")
+    mended = MENDED.get(qualified(found))
     return getattr(importlib.import_module(mended), found.__name__) if mended else found
 
 

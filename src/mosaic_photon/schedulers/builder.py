@@ -59,12 +59,11 @@ def multiplier_of(config: LRSchedulerConfig, run: RunLength) -> Multiplier:
         return build_multiplier(config.name, config.kwargs, run)
     if config.kwargs:
         raise ConfigError("[lr_scheduler.kwargs] needs lr_scheduler.name; TorchTitan's own schedule has fields.")
-    for name in ("warmup_steps", "total_steps", "decay_ratio", "min_lr_factor"):
-        if name in given and not 0 <= given[name] < float("inf"):
-            raise ConfigError(f"lr_scheduler.{name} = {given[name]}: a finite number >= 0 is right.")
-    for name in ("decay_ratio", "min_lr_factor"):
-        if given.get(name, 0) > 1:
-            raise ConfigError(f"lr_scheduler.{name} = {given[name]}: it is a share, at most 1.")
+    for name, value in given.items():
+        if name != "decay_type" and not 0 <= value < float("inf"):
+            raise ConfigError(f"lr_scheduler.{name} = {value}: a finite number >= 0 is right.")
+        if name in ("decay_ratio", "min_lr_factor") and value > 1:
+            raise ConfigError(f"lr_scheduler.{name} = {value}: it is a share, at most 1.")
     if given.get("total_steps", run.steps) < run.steps:
         raise ConfigError(
             f"lr_scheduler.total_steps = {given['total_steps']} is shorter than the run, training.steps = {run.steps}: "

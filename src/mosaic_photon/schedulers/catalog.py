@@ -6,8 +6,8 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
@@ -99,15 +99,6 @@ def _foundrys() -> dict[str, Callable[..., Any]]:
     return dict(registry.schedulers.get_all())
 
 
-@dataclass
-class ScheduleState:
-    """The part of composer.State that schedulers read."""
-
-    timestamp: Any
-    max_duration: Any
-    dataloader_len: Any
-
-
 def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLength) -> Multiplier:
     """A Composer scheduler, driven by the optimizer step."""
     from composer.core import Time, Timestamp
@@ -124,7 +115,7 @@ def _composer(factory: Callable[..., Any], kwargs: Mapping[str, Any], run: RunLe
     is_class = isinstance(factory, type)
     scheduler = ask_upstream(refused, REFUSALS, factory, **arguments) if is_class else partial(factory, **arguments)
     epoch = run.epoch_batches
-    state = ScheduleState(
+    state = SimpleNamespace(  # the part of composer.State that schedulers read
         timestamp=Timestamp(),
         max_duration=Time(run.total(unit), unit),
         dataloader_len=None if epoch is None else Time(epoch, "ba"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from composer.core import State, Time
@@ -12,6 +13,7 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
 
+@dataclass(eq=False)
 class ConstantWithLinearCooldownWithWarmupScheduler(ComposerScheduler):
     """Linear warm-up from 0, a plateau, and a linear cooldown to 0 that ends at t_max.
 
@@ -30,19 +32,11 @@ class ConstantWithLinearCooldownWithWarmupScheduler(ComposerScheduler):
     shape: ClassVar[Literal["linear", "sqrt"]] = "linear"
     switch_scale = 1.0
 
-    def __init__(
-        self,
-        t_warmup: str | Time,
-        t_cooldown: str | Time,
-        t_max: str | Time = "1dur",
-        scale_warmup: bool = False,
-        scale_cooldown: bool = False,
-    ) -> None:
-        self.t_warmup = t_warmup
-        self.t_cooldown = t_cooldown
-        self.t_max = t_max
-        self.scale_warmup = scale_warmup
-        self.scale_cooldown = scale_cooldown
+    t_warmup: str | Time
+    t_cooldown: str | Time
+    t_max: str | Time = "1dur"
+    scale_warmup: bool = False
+    scale_cooldown: bool = False
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         """The multiplier of the learning rate at the state's timestamp, stretched by `ssr`."""

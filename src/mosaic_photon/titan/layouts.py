@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 
@@ -55,6 +57,7 @@ __all__ = [
     "parallel_dims",
     "pipeline_llm",
     "precision_line",
+    "sum_of_losses",
 ]
 
 
@@ -93,3 +96,12 @@ def precision_line(job: MosaicJobConfig, dims: ParallelDims) -> str:
     if dtype == mixed:
         return dtype
     return f"{dtype}, not training.mixed_precision_param = {mixed}: in this layout TorchTitan has no mixed precision"
+
+
+def sum_of_losses(shares: torch.Tensor, dims: ParallelDims) -> torch.Tensor:
+    """What ranks have of a loss, summed in place over all that have some; stages without it give 0 and learn it."""
+    for dimension in ("loss", "pp"):
+        mesh = dims.get_optional_mesh(dimension)
+        if mesh is not None:
+            dist.all_reduce(shares, group=mesh.get_group())
+    return shares

@@ -19,6 +19,7 @@ from torchtitan.tools.logging import logger
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import EvalLoader
+from mosaic_photon.titan.layouts import sum_of_losses
 
 
 class MosaicValidator(BaseValidator):
@@ -118,10 +119,7 @@ class MosaicValidator(BaseValidator):
 
     def _mean_over_ranks(self, totals: torch.Tensor) -> tuple[float, int]:
         """The mean loss of a label, nan without labels, and the number of labels."""
-        for dimension in ("loss", "pp"):  # stages without the loss add nothing and learn the result
-            mesh = self.parallel_dims.get_optional_mesh(dimension)
-            if mesh is not None:
-                dist.all_reduce(totals, group=mesh.get_group())
+        totals = sum_of_losses(totals, self.parallel_dims)
         return (totals[0] / totals[1]).item(), int(totals[1])
 
 
