@@ -68,8 +68,12 @@ def digest_of(index: bytes) -> str:
 
 
 def contents(folder: Path) -> list[str]:
-    """Names of what the folder holds, without what is ours or nobody's; [] if there is no such folder."""
-    return sorted(name for name in names_in(folder) if name not in NOTHING and not name.startswith(OWN))
+    """Names of what the folder holds, without what is ours or nobody's; [] if there is no such folder yet."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:  # where a file is in its way it cannot be made: that is raised
+        return []
+    return sorted(name for name in names if name not in NOTHING and not name.startswith(OWN))
 
 
 def names_here(folder: Path, shards: Iterable[Shard]) -> set[str]:
