@@ -14,10 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from mosaic_photon.doctor.finding import Finding
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 
 OVERRIDDEN = {"torch", "torchvision", "mosaicml-streaming", "fsspec"}
 """Packages whose upper bounds in llm-foundry and Composer are overridden; pyproject.toml has the reasons."""
+
+OF_RELEASE = {"torch", "torchvision", "torchtitan"}
+"""Those that another TorchTitan than the pinned one has in other versions; `titan.releases` judges them."""
 
 SHM = Path("/dev/shm")
 SHM_ENOUGH = 1 << 30  # bytes
@@ -48,7 +52,14 @@ def check_versions() -> Iterator[Finding]:
     """Whether the packages that this one pins are here, as pinned."""
     from packaging.requirements import Requirement
 
-    good = []
+    from mosaic_photon.titan.releases import installed
+
+    good, other = [], False
+    try:
+        other = installed().folder != "v02"
+    except ConfigError as error:
+        if _version("torchtitan") is not None:
+            yield Finding("fail", "versions", str(error))
     for line in metadata.requires("mosaic-photon") or []:
         wanted = Requirement(line)
         if not wanted.specifier:
@@ -56,7 +67,7 @@ def check_versions() -> Iterator[Finding]:
         here = _version(wanted.name)
         if here is None:
             yield Finding("fail", "versions", f"{wanted.name} is not installed: run `make install`")
-        elif wanted.specifier.contains(here, prereleases=True):
+        elif wanted.specifier.contains(here, prereleases=True) or (other and wanted.name in OF_RELEASE):
             good.append(f"{wanted.name} {here}")
         else:
             text = f"{wanted.name} is {here}, tested with {str(wanted.specifier).lstrip('=')}: run `make install`"
