@@ -218,14 +218,18 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     """
     name, flavor = job_config.model.name, job_config.model.flavor
     if name == "llama3_mosaic":
-        if installed().folder == "v03":
-            raise ConfigError(
-                "[mup] enabled = true: Llama 3 on TorchTitan 0.3 has no muP here; set it to false, or take 0.2.2."
-            )
-        from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
+        from mosaic_photon.models.llama3_mup_args import Llama3MuPModelArgs
 
-        spec.model_cls = Llama3MuPTransformer
         spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
+        if installed().folder == "v03":
+            from mosaic_photon.models import llama3_mup_v03 as with_mup
+
+            spec.model_cls = lambda args: with_mup.config_of(args).build()
+            spec.model_config = lambda args, job: with_mup.config_of(args, job.debug.seed)
+        else:
+            from mosaic_photon.models.llama3_mup import Llama3MuPTransformer
+
+            spec.model_cls = Llama3MuPTransformer
     elif name != "mpt_mup_mosaic":
         raise ConfigError(f"[mup] enabled = true: {name} has no muP; llama3_mosaic and mpt_mup_mosaic have.")
 

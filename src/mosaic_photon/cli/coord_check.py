@@ -101,24 +101,26 @@ def adamw(hyper: AdamWSettings, no_decay: Sequence[str], model: nn.Module) -> to
 
 def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:
     """seed -> the initialised model of one size, `[mup]` applied."""
-    from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
     from mosaic_photon.models.resized import build, resized
-    from mosaic_photon.titan.llama3 import Transformer, TransformerModelArgs
+    from mosaic_photon.titan.releases import installed
+    from mosaic_photon.train_spec import apply_mup, build_train_spec
 
+    if job.model.name not in ("mpt_mup_mosaic", "llama3_mosaic"):
+        raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
+    if installed().folder == "v03" and job.model.name == "llama3_mosaic":
+        raise ConfigError(
+            "coord-check of llama3_mosaic runs on TorchTitan 0.2.2, whose attention takes tokens alone: pip install "
+            "torchtitan==0.2.2"
+        )
     base_width = job.mup.base_width if axis == "depth" else None
     args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
-    if hasattr(args, "d_model"):
-        from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
-
-        model_cls: Any = TitanComposerMPTMuP
-    elif isinstance(args, TransformerModelArgs):
-        model_cls = Transformer
-        if job.mup.enabled:
-            model_cls, args = Llama3MuPTransformer, Llama3MuPModelArgs.of(args)
-    else:
-        raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
+    spec = build_train_spec(job.model.name)
+    if job.mup.enabled:
+        spec.model_args[job.model.flavor] = args
+        apply_mup(spec, job)
+        args = spec.model_args[job.model.flavor]
     args.update_from_config(job)
-    return partial(build, model_cls, args)
+    return partial(build, spec.model_cls, args)
 
 
 def describe(job: Any) -> str:

@@ -14,9 +14,20 @@ from torchtitan.models.llama3 import Llama3Model
 from torchtitan.models.llama3.model import Llama3TransformerBlock
 from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 
-from mosaic_photon.compat.layout_independent_init import initialised_by_parts, job_seed
+from mosaic_photon.compat.layout_independent_init import ParameterPart, initialised_by_parts, job_seed
 from mosaic_photon.titan.v03.args import BaseModelArgs
 from mosaic_photon.titan.v03.names import JobNames, job_name, titan_name
+
+__all__ = [
+    "Embedding",
+    "Llama3",
+    "Llama3Adapter",
+    "Llama3Args",
+    "Llama3TransformerBlock",
+    "config_of",
+    "cut_normal",
+    "flavors",
+]
 
 STD = 0.02
 """Of a hidden weight at first; TorchTitan's own."""
@@ -95,6 +106,8 @@ class Llama3(JobNames, Llama3Model):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Llama3Model.Config):
+        args: Any
+        """Llama3Args, those of the job."""
         seed: int | None = None
         """The job's; None draws one."""
 
@@ -102,10 +115,14 @@ class Llama3(JobNames, Llama3Model):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.model_args = config.args
         self.keep_names()
 
     def init_weights(self, **kwargs: Any) -> None:
-        """TorchTitan's. Collective where there is no seed."""
+        """TorchTitan's, unless who calls it has seeded the parameters. Collective where the job has no seed."""
+        if any(isinstance(parameter, ParameterPart) for parameter in self.parameters()):
+            super().init_weights(**kwargs)
+            return
         with initialised_by_parts(self, job_seed(self.config.seed)):
             super().init_weights(**kwargs)
 
@@ -114,6 +131,7 @@ def config_of(args: Llama3Args, seed: int | None = None) -> Any:
     """0.3's config of the model: separate projections of queries, keys and values, as 0.2.2's checkpoints have them."""
     head_std = args.dim**-0.5
     return Llama3.Config(
+        args=args,
         seed=seed,
         dim=args.dim,
         vocab_size=args.vocab_size,
@@ -122,7 +140,7 @@ def config_of(args: Llama3Args, seed: int | None = None) -> Any:
         ),
         norm=_norm(args),
         lm_head=Linear.Config(
-            in_features=args.dim, out_features=args.vocab_size, param_init=_cut_normal(head_std, 3 * head_std)
+            in_features=args.dim, out_features=args.vocab_size, param_init=cut_normal(head_std, 3 * head_std)
         ),
         layers=[_layer(args, layer_id) for layer_id in range(args.n_layers)],
     )
@@ -130,7 +148,7 @@ def config_of(args: Llama3Args, seed: int | None = None) -> Any:
 
 def _layer(args: Llama3Args, layer_id: int) -> Any:
     """One block; what writes into the residual stream begins the smaller, the deeper it stands."""
-    last = _cut_normal(STD / (2 * (layer_id + 1 if args.depth_init else args.n_layers)) ** 0.5)
+    last = cut_normal(STD / (2 * (layer_id + 1 if args.depth_init else args.n_layers)) ** 0.5)
     scaling = args.rope_scaling_args
     rope = ComplexRoPE.Config(
         dim=args.dim // args.n_heads,
@@ -146,15 +164,13 @@ def _layer(args: Llama3Args, layer_id: int) -> Any:
         dim=args.dim,
         n_heads=args.n_heads,
         n_kv_heads=args.n_kv_heads,
-        wqkv_param_init=_cut_normal(STD),
+        wqkv_param_init=cut_normal(STD),
         wo_param_init=last,
         inner_attention=get_attention_config("varlen" if args.attn_type == "varlen" else "flex"),
         rope=rope,
     )
     hidden = compute_ffn_hidden_dim(args.dim, multiple_of=args.multiple_of, ffn_dim_multiplier=args.ffn_dim_multiplier)
-    feed_forward = make_ffn_config(
-        dim=args.dim, hidden_dim=hidden, w1_param_init=_cut_normal(STD), w2w3_param_init=last
-    )
+    feed_forward = make_ffn_config(dim=args.dim, hidden_dim=hidden, w1_param_init=cut_normal(STD), w2w3_param_init=last)
     return Llama3TransformerBlock.Config(
         attention_norm=_norm(args), ffn_norm=_norm(args), attention=attention, feed_forward=feed_forward
     )
@@ -164,7 +180,8 @@ def _norm(args: Llama3Args) -> Any:
     return RMSNorm.Config(normalized_shape=args.dim, eps=args.norm_eps, param_init={"weight": nn.init.ones_})
 
 
-def _cut_normal(std: float, cut: float = 2.0) -> dict[str, Any]:
+def cut_normal(std: float, cut: float = 2.0) -> dict[str, Any]:
+    """How a linear layer begins: normal, cut off on both sides."""
     return {"weight": partial(nn.init.trunc_normal_, std=std, a=-cut, b=cut)}
 
 
