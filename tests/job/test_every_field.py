@@ -630,6 +630,23 @@ def test_a_model_that_a_custom_import_registers(
         checked(tmp_path, prepared_data, ["--model.name=own"], monkeypatch)
 
 
+@pytest.mark.slow
+def test_steps_in_the_backward_pass_are_the_same_in_shards(tmp_path: Path, prepared_data: Path) -> None:
+    """Where they are allowed: a gradient arrives there as the whole step's."""
+    layouts = {
+        "one process": (1, ("--training.local_batch_size=4",)),
+        "FSDP2": (2, ("--parallelism.data_parallel_shard_degree=2",)),
+        "TP": (2, ("--parallelism.tensor_parallel_degree=2", "--training.local_batch_size=4")),
+    }
+    losses = {}
+    for name, (ranks, flags) in layouts.items():
+        arguments = jobs.write_job(tmp_path / name, prepared_data)
+        jobs.launch(arguments, "--optimizer.early_step_in_backward", *flags, ranks=ranks)
+        losses[name] = list(jobs.scalars(tmp_path / name).values())
+    assert losses["FSDP2"] == pytest.approx(losses["one process"], rel=1e-4)
+    assert losses["TP"] == pytest.approx(losses["one process"], rel=1e-4)
+
+
 OWN_MODEL = """
 import dataclasses
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec

@@ -38,7 +38,7 @@ class Checkpointer(CheckpointManager):
     model_args: Any
     check_sound: Callable[[], None]
     """Raises where the weights are not worth saving."""
-    _writing = _load_step = -1
+    _written = _writing = _load_step = -1
 
     @classmethod
     def of(
@@ -104,7 +104,7 @@ class Checkpointer(CheckpointManager):
 
         No rank writes before rank 0 has planned, so what rank 0 removes here is gone by then.
         """
-        self._writing = int(checkpoint_id.rpartition("-")[2])
+        self._written, self._writing = self._writing, int(checkpoint_id.rpartition("-")[2])
         if dist.get_rank() == 0:
             for name in WRITTEN_OVER:
                 for path in Path(checkpoint_id).glob(name):
@@ -129,15 +129,15 @@ class Checkpointer(CheckpointManager):
     def _purge_stale_checkpoints(self) -> None:
         """Remove the job's whole checkpoints but for the newest `keep_latest_k`, the one being written included.
 
-        A job that goes on from an older one by `load_step` writes checkpoints that are not among the newest: what it
-        has just written stays, and what the same command begins from.
+        A job that goes on from an older one by `load_step` writes checkpoints that are not among the newest: the two
+        that it wrote last stay, and what the same command begins from.
         """
         if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         complete = complete_steps(self.folder)
         pending = self.async_mode != AsyncMode.DISABLED and self._writing not in complete
         for step, path in list(complete.items())[: pending - self.keep_latest_k]:
-            if step in (self._writing, self._load_step):
+            if step in (self._written, self._writing, self._load_step):
                 continue
             if not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
                 self.purge_queue.put(path)
