@@ -1,7 +1,7 @@
 """Each field of a job's tables: with a value other than its default it is applied, refused, or said to do nothing.
 
 A field that has no row fails. Fields that are applied are set together in a few jobs, each run once in this process;
-a row says where its effect is seen.
+a row says where its effect is seen. The file is long because it is the one table of them.
 """
 
 from __future__ import annotations

@@ -78,8 +78,6 @@ def _step_in_backward(
         raise ConfigError(
             "optimizer.early_step_in_backward cannot be combined with no_decay, [mup] or [optimizer.kwargs]."
         )
-    if parallel_dims.pp_enabled or parallel_dims.ep_enabled:
-        raise ConfigError("optimizer.early_step_in_backward cannot be combined with pipeline or expert parallelism.")
     known = {field.name for field in dataclasses.fields(TitanOptimizerConfig)}
     given = {key: value for key, value in dataclasses.asdict(config).items() if key in known and value is not None}
     return titan_build_optimizers(model_parts, TitanOptimizerConfig(**given), parallel_dims)
