@@ -145,7 +145,7 @@ def test_fields_and_kwargs_reach_the_constructor():
         ({"name": "AdamW", "kwargs": {"eps": "small"}}, "optimizer.kwargs.eps = 'small'"),
         ({"name": "AdamW", "kwargs": {"foreach": True, "fused": True}}, "AdamW does not accept its arguments"),
         ({"name": "QHADOPT", "kwargs": {"clip_lambda": 1.0}}, "clip_lambda = 1.0: a function"),
-        ({"name": "QHADOPT", "kwargs": {"decouple": "no"}}, "decouple = 'no': true or false"),
+        ({"name": "QHADOPT", "kwargs": {"decouple": "no"}}, "kwargs.decouple = 'no' should be true or false"),
         ({"no_decay": ["nrom"]}, "'nrom' is found in no parameter's name"),
         ({"no_decay": ["("]}, "not a regular expression"),
         ({"name": "QHADOPT", "early_step_in_backward": True}, "Adam and AdamW alone"),
