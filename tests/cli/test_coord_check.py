@@ -98,18 +98,18 @@ def test_grouped_heads_and_gated_feed_forwards_pass_with_mup_alone(tmp_path, nam
 
 def test_seeds_follow_while_they_cannot_tell(tmp_path, monkeypatch):
     """As many as the verdict asks for, and no more once 12 have been run."""
-    asked = iter([4, 9, 30])
+    asked, judged, judge = {3: 4, 4: 9, 9: 30}, [], coord_check.judge
 
-    def judge(activations):
-        needed = next(asked)
-        return coord_check.Verdict("UNDECIDED", [], needed) if len(activations.runs) < 12 else real(activations)
+    def judge_of_many(activations):
+        judged.append(len(activations.runs))
+        needed = asked.get(judged[-1])
+        return coord_check.Verdict("UNDECIDED", [], needed) if needed else judge(activations)
 
-    real = coord_check.judge
-    monkeypatch.setattr(coord_check, "judge", judge)
+    monkeypatch.setattr(coord_check, "judge", judge_of_many)
     words = ["--widths", "32", "64", "--steps=1", "--out", str(tmp_path)]
     main(["coord-check", job(tmp_path, "mpt_mup_mosaic", MPT), *words])
     assert json.loads((tmp_path / "coord_check_width.json").read_text())["seeds"] == 12
-    assert next(asked, None) is None
+    assert judged == [3, 4, 9, 12]
 
 
 def test_the_default_rate_is_lower_where_the_base_is_wider():
