@@ -171,8 +171,8 @@ class QHADOPT(Optimizer):
             lr = _like(zero, group["lr"])
             clip = math.inf if self.clip_lambda is None else self.clip_lambda(step.to(lr))
             scalars = update.capturable_scalars(h, lr, _like(zero, self._decay(group, lr)), _like(zero, clip), step)
-            form = update.compiled if group["fused"] else update.for_loop_traced
-            form(tensors, scalars, h.maximize)
+            form = update.compiled if group["fused"] else update.traced
+            form(tensors.columns, scalars, h.maximize)
             step.add_(1)
 
     def _hyper(self, group: dict[str, Any], step: float) -> update.Hyper:

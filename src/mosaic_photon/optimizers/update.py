@@ -64,14 +64,15 @@ class Tensors:
     v: list[Tensor] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        return zip(self.p, self.g, self.m, self.v, strict=True)
+        return zip(*self.columns, strict=True)
+
+    @property
+    def columns(self) -> list[list[Tensor]]:
+        return [self.p, self.g, self.m, self.v]
 
     def append(self, row: tuple[Tensor, ...]) -> None:
-        p, g, m, v = row
-        self.p.append(p)
-        self.g.append(g)
-        self.m.append(m)
-        self.v.append(v)
+        for column, tensor in zip(self.columns, row, strict=True):
+            column.append(tensor)
 
 
 def _gradient(p: Tensor, g: Tensor, h: Hyper) -> Tensor:
@@ -210,11 +211,6 @@ def traced(tensors: list[list[Tensor]], scalars: Tensor, maximize: bool) -> None
         v.copy_(beta2 * v_ + new_square * g_ * g_)
 
 
-def for_loop_traced(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
-    """`traced`, as it stands: for CUDA graphs without a compiler."""
-    traced([tensors.p, tensors.g, tensors.m, tensors.v], scalars, maximize)
-
-
 def fused(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
     """`traced` in one pass over memory and without temporaries: our kernel on a GPU, else compiled."""
     if tensors.p[0].device.type == "cuda":
@@ -222,24 +218,21 @@ def fused(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
 
         dense, tensors = _contiguous(tensors)
         if dense.p:
-            fused_kernel.step([dense.p, dense.g, dense.m, dense.v], scalars, maximize)
+            fused_kernel.step(dense.columns, scalars, maximize)
     for part in _parts(tensors):
-        compiled(part, scalars, maximize)
+        compiled(part.columns, scalars, maximize)
 
 
-def compiled(tensors: Tensors, scalars: Tensor, maximize: bool) -> None:
+def compiled(tensors: list[list[Tensor]], scalars: Tensor, maximize: bool) -> None:
     """`traced`, compiled: a kernel a tensor, which a CUDA graph may capture."""
     # A compilation each for a device, a dtype, a direction and one-element tensors: rightly more than torch's 8.
     with torch._dynamo.config.patch(recompile_limit=64):
-        on_cpu = tensors.p[0].device.type == "cpu"
-        _compiled(on_cpu)([tensors.p, tensors.g, tensors.m, tensors.v], scalars, maximize)
+        _compiled(scalars.device.type == "cpu")(tensors, scalars, maximize)
 
 
 def _contiguous(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """Those whose elements lie in the same order in all four places, and the others."""
     dense, others = Tensors(), Tensors()
-    if all(tensor.is_contiguous() for tensor in (*tensors.p, *tensors.g, *tensors.m, *tensors.v)):
-        return tensors, others
     for row in tensors:
         (dense if all(tensor.is_contiguous() for tensor in row) else others).append(row)
     return dense, others

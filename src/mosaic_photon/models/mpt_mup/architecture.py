@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, ask_upstream
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, kv_heads, logit_scale
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, kv_heads, logit_scale, softmax_scale
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.mup import table as rules
 
@@ -55,10 +55,6 @@ def native_as_foundry(saved: dict[str, Any]) -> dict[str, Any]:
 def forward_pass(config: MPTMuPConfig) -> dict[str, Any]:
     """What the forward pass depends on beside the weights, under the names that users set."""
     attn, parametrization = config.attn_config, config.parametrization
-    d_head = config.head_dim or config.d_model // config.n_heads
-    scale = attn["softmax_scale"] or d_head**-0.5
-    if parametrization.enabled and parametrization.attention_scale:
-        scale = rules.softmax_scale(d_head, parametrization)
     positions = [name for name in ("alibi", "rope") if attn[name]] or ["learned"] * config.learned_pos_emb
     return {
         "n_heads": config.n_heads,
@@ -68,7 +64,7 @@ def forward_pass(config: MPTMuPConfig) -> dict[str, Any]:
         "rope_theta": attn["rope_theta"] if attn["rope"] else None,
         "rope_hf_config": attn["rope_hf_config"] if attn["rope"] else None,
         "clip_qkv": attn["clip_qkv"],
-        "softmax scale": scale,
+        "softmax scale": softmax_scale(config),
         "sliding_window_size": attn["sliding_window_size"],
         "attn_logit_softcapping": attn["attn_logit_softcapping"],
         "norm_type": config.norm_type.lower().removeprefix("low_precision_"),  # the same norm, rounded otherwise

@@ -248,6 +248,12 @@ def logit_scale(model: Any) -> float:
     return base * rules.output_multiplier(model.parametrization)
 
 
+def softmax_scale(model: Any) -> float:
+    """The factor on attention scores: the one given, else the parametrization's; `model` is its args or its config."""
+    given: float | None = model.attn_config["softmax_scale"]
+    return given or rules.softmax_scale(model.d_model // model.n_heads, model.parametrization)
+
+
 def _check_keys(table: str, given: Any, known: Any) -> None:
     if not isinstance(given, dict):
         raise ConfigError(f"model args: {table} is {given!r}; it must be a table.")

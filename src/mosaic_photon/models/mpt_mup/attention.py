@@ -88,35 +88,23 @@ class CausalKernel(nn.Module):
 class CausalAttention(nn.Module):
     """The plain causal case of `sdpa_attention`, as a module; MPTMuPModelArgs lets no other case come here."""
 
+    PLAIN = dict.fromkeys(("past_key_value", "attn_bias", "key_padding_mask", "attn_logit_softcapping"))
+    PLAIN |= {"is_causal": True, "needs_weights": False, "sliding_window_size": -1}
+
     def __init__(self) -> None:
         super().__init__()
         self.kernel = CausalKernel()
 
-    def forward(  # noqa: PLR0913 the signature is llm-foundry's
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        n_heads: int,
-        kv_n_heads: int,
-        past_key_value: tuple[Tensor, Tensor] | None = None,
-        softmax_scale: float | None = None,
-        attn_bias: Tensor | FlexBias | None = None,
-        key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-        dropout_p: float = 0.0,
-        training: bool = False,
-        needs_weights: bool = False,
-        attn_logit_softcapping: float | None = None,
-        sliding_window_size: int = -1,
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, n_heads: int, kv_n_heads: int, **options: Any
     ) -> tuple[Tensor, None, None]:
-        assert is_causal and attn_bias is None and key_padding_mask is None and past_key_value is None
-        assert attn_logit_softcapping is None and sliding_window_size == -1
-        assert not (needs_weights or (training and dropout_p))
+        assert all(options.get(name, plain) == plain for name, plain in self.PLAIN.items()) and options["is_causal"]
+        assert not (options.get("training") and options.get("dropout_p"))
         q_BHSD = _split_heads(query, n_heads)
         group = n_heads // kv_n_heads  # repeated, as TorchTitan does: ring attention sends whole heads
         k_BHSD, v_BHSD = (_split_heads(x, kv_n_heads).repeat_interleave(group, dim=1) for x in (key, value))
-        return self.kernel(q_BHSD, k_BHSD, v_BHSD, softmax_scale).transpose(1, 2).flatten(2), None, None
+        out_BHSD = self.kernel(q_BHSD, k_BHSD, v_BHSD, options.get("softmax_scale"))
+        return out_BHSD.transpose(1, 2).flatten(2), None, None
 
 
 def attention_bias(

@@ -50,6 +50,10 @@ class ScaledOutput(nn.Module):
         return x if self.multiplier == 1.0 else x * self.multiplier
 
 
+def _norm(name: str, size: int, eps: float, device: str | None) -> nn.Module:
+    return build_norm(name=name.lower(), normalized_shape=size, eps=eps, device=device)
+
+
 class MPTMuPConfig(MPTConfig):
     """MPTConfig with `mup` (fields of Parametrization), `peri_norm` and `embedding_norm`.
 
@@ -124,18 +128,11 @@ class MPTMuPBlock(MPTBlock):
         super().__init__(**block_args)
         multiplier = rules.residual_multiplier(parametrization)
 
-        def branch_output() -> ScaledOutput:
-            norm = None
-            if peri_norm:
-                norm = build_norm(
-                    name=block_args["norm_type"].lower(), normalized_shape=block_args["d_model"],
-                    eps=block_args["norm_eps"], device=block_args["device"],
-                )  # fmt: skip
-            return ScaledOutput(block_args["resid_pdrop"], norm, multiplier)
-
         if peri_norm or multiplier != 1.0:
-            self.resid_attn_dropout = branch_output()
-            self.resid_ffn_dropout = branch_output()
+            sizes = [block_args[key] for key in ("norm_type", "d_model", "norm_eps", "device")]
+            for name in ("resid_attn_dropout", "resid_ffn_dropout"):
+                norm = _norm(*sizes) if peri_norm else None
+                setattr(self, name, ScaledOutput(block_args["resid_pdrop"], norm, multiplier))
         if parametrization.enabled:  # llm-foundry's init divides what is marked by `init_div_is_residual`
             for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
                 linear.__dict__["_is_residual"] = True
@@ -157,12 +154,8 @@ class MPTMuPModel(MPTModel):
         """Also sets what comes before the blocks, so that llm-foundry initialises it with the rest."""
         multiplier = rules.input_multiplier(config.parametrization)
         if config.embedding_norm or multiplier != 1.0:
-            norm = None
-            if config.embedding_norm:
-                norm = build_norm(
-                    name=config.norm_type.lower(), normalized_shape=config.d_model, eps=config.norm_eps,
-                    device=config.init_device,
-                )  # fmt: skip
+            sizes = (config.norm_type, config.d_model, config.norm_eps, config.init_device)
+            norm = _norm(*sizes) if config.embedding_norm else None
             self.emb_drop = ScaledOutput(config.emb_pdrop, norm, multiplier)
         return super().construct_blocks(config)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import write_whole
 from mosaic_photon.models.mpt_mup.architecture import check_config
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale, softmax_scale
 from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
 from mosaic_photon.mup import table as rules
 from mosaic_photon.tokenizers import special_id
@@ -191,7 +191,8 @@ def export(
     check_shapes("the state to export", {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
     named = {to_foundry_name(name): tensor.detach().cpu() for name, tensor in state.items()}
     if is_native(args):
-        named, config = fold(named, args), native_config(args)
+        named = fold(named, args)
+        config = native_config(args, tied="lm_head.weight" not in named)
     else:
         config = carried_config(args)
         write_whole(target / STUB, STUB_TEXT.encode())
@@ -256,20 +257,16 @@ def fold(named: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
     return out
 
 
-def native_config(args: MPTMuPModelArgs) -> dict[str, Any]:
-    attn, p = args.attn_config, args.parametrization
-    scale = attn["softmax_scale"]
-    if p.enabled and p.attention_scale:
-        scale = rules.softmax_scale(args.d_model // args.n_heads, p)
-    untied = not args.tie_word_embeddings or rules.input_multiplier(p) != 1.0 or logit_scale(args) != 1.0
+def native_config(args: MPTMuPModelArgs, tied: bool) -> dict[str, Any]:
+    attn = args.attn_config
     return {
         "architectures": ["MptForCausalLM"], "model_type": "mpt", "d_model": args.d_model, "n_heads": args.n_heads,
         "n_layers": args.n_layers, "expansion_ratio": 4, "max_seq_len": args.max_seq_len,
         "vocab_size": args.vocab_size, "no_bias": True, "norm_type": "low_precision_layernorm",
-        "layer_norm_epsilon": args.norm_eps, "learned_pos_emb": False, "tie_word_embeddings": not untied,
+        "layer_norm_epsilon": args.norm_eps, "learned_pos_emb": False, "tie_word_embeddings": tied,
         "use_cache": True,
         "attn_config": {"alibi": True, "alibi_bias_max": attn["alibi_bias_max"], "clip_qkv": attn["clip_qkv"],
-                        "softmax_scale": scale, "attn_impl": "torch"},
+                        "softmax_scale": softmax_scale(args), "attn_impl": "torch"},
     }  # fmt: skip
 
 

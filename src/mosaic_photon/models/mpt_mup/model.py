@@ -5,18 +5,20 @@ checkpointing and compilation know: `tok_embeddings`, `layers`, `norm`, `output`
 Shapes: B batch, S sequence, M d_model, V vocabulary.
 """
 
+import warnings
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from llmfoundry.layers_registry import param_init_fns
 from torch import Tensor, nn
 
+from mosaic_photon.compat.layout_independent_init import initialised_by_parts
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.attention import attention_bias, in_dtype
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
-from mosaic_photon.models.mpt_mup.init import init_parameters
 from mosaic_photon.mup.table import ParameterScale, Role, parameter_scale
 from mosaic_photon.names import clean_name
 from mosaic_photon.titan.spec import ModelProtocol
@@ -89,8 +91,14 @@ class TitanComposerMPTMuP(ModelProtocol):
             self.init_weights()
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
-        """llm-foundry's init; a sharded or staged model gets its part of the whole model's weights."""
-        init_parameters(self, self.foundry_config, self.model_args.init_seed)
+        """llm-foundry's init, from (seed, parameter name) alone: each layout has its part of the whole."""
+        config = self.foundry_config
+        init = param_init_fns.get(config.init_config["name"])
+        with initialised_by_parts(self, self.model_args.init_seed), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # llm-foundry's slicing
+            for module in self.modules():
+                if next(module.parameters(recurse=False), None) is not None:  # it would take all below a module
+                    init(module=module, n_layers=config.n_layers, d_model=config.d_model, **config.init_config)
 
     @cached_property
     def _rotary(self) -> Any:
