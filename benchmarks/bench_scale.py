@@ -95,7 +95,7 @@ def measured(row: Row) -> Iterator[None]:
 
 def dataset_of(node: str, **settings: Any) -> Any:
     from mosaic_photon.dataloader.dataset import ShardedDataset
-    from mosaic_photon.dataloader.shards.settings import Settings, in_force
+    from mosaic_photon.dataloader.node.settings import Settings, in_force
 
     with in_force(Settings(node_folder=node)):
         return ShardedDataset({"num_canonical_nodes": 64, **settings})

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from mds_data import sample_tokens, write_mds
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.shards.folders import settle_folders
+from mosaic_photon.dataloader.node.folder import settle_folders
+from mosaic_photon.dataloader.node.settings import Settings, in_force
 from mosaic_photon.dataloader.shards.index import DataError
-from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import load_data_config
 

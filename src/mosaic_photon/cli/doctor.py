@@ -62,7 +62,7 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _check_configs(job_path: str, data_path: str | None, nodes: int, processes_here: int) -> Iterator[Finding]:
-    from mosaic_photon.dataloader.shards.settings import Settings, in_force
+    from mosaic_photon.dataloader.node.settings import Settings, in_force
     from mosaic_photon.doctor import Finding
     from mosaic_photon.doctor.job import check_data, check_job
     from mosaic_photon.job.data_config import load_data_config

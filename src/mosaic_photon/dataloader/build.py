@@ -14,13 +14,13 @@ import torch.distributed as dist
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.node.folder import settle_folders
+from mosaic_photon.dataloader.node.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.progress import known_data, load_state
 from mosaic_photon.dataloader.shards.files import known_hashes
-from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
-from mosaic_photon.dataloader.shards.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.tokens import TokenBatches, Window
 from mosaic_photon.job.data_config import check_loader
 from mosaic_photon.job.layout_checks import sequence_divisor

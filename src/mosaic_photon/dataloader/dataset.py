@@ -18,6 +18,7 @@ import numpy as np
 
 from mosaic_photon.compat import streaming_lazy_package
 from mosaic_photon.compat.streaming_s3_retries import asking_once
+from mosaic_photon.dataloader.node.settings import settings
 from mosaic_photon.dataloader.order.epoch import EpochOrder, StreamPart
 from mosaic_photon.dataloader.shards.cache import ShardCache
 from mosaic_photon.dataloader.shards.cache_folder import open_source
@@ -26,7 +27,6 @@ from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.formats import UndecodableError, decode, size_of_encoding
 from mosaic_photon.dataloader.shards.index import INDEX, Column, DataError, Kind
 from mosaic_photon.dataloader.shards.reader import ShardReader
-from mosaic_photon.dataloader.shards.settings import settings
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import streams_of

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.node.folder import settle_folders
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
-from mosaic_photon.dataloader.shards.folders import settle_folders
 from mosaic_photon.dataloader.shards.formats import UndecodableError
 from mosaic_photon.dataloader.shards.index import Column, DataError
 from mosaic_photon.dataloader.shards.reader import token_column

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.node.folder import node_folder
 from mosaic_photon.dataloader.order.deal import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
 from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
-from mosaic_photon.dataloader.shards.node_folder import node_folder
 from mosaic_photon.dataloader.tokens import MicroBatch
 from mosaic_photon.errors import ConfigError
 

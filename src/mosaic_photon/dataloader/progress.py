@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.dataloader.shards.settings import KnownData, KnownStream
+from mosaic_photon.dataloader.node.settings import KnownData, KnownStream
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ import pytest
 from dataloader.order.test_epoch import one_stream
 from mds_data import flat, job, numbers, wait_until, write_mds
 from mosaic_photon.dataloader.loader import BATCHES_AHEAD
+from mosaic_photon.dataloader.node import files as node_files
 from mosaic_photon.dataloader.order import orders
 from mosaic_photon.dataloader.order.epoch import EpochOrder
 from mosaic_photon.dataloader.order.orders import Orders
-from mosaic_photon.dataloader.shards import node_files
 from mosaic_photon.errors import ConfigError
 
 SHARDS = np.full(500, 40)

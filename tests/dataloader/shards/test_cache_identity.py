@@ -17,9 +17,9 @@ import pytest
 
 from dataloader.test_own_data import SAMPLES, listing, open_dataset, read_all, tokens
 from mds_data import write_mds
+from mosaic_photon.dataloader.node.once import once_a_run
+from mosaic_photon.dataloader.node.settings import Settings, in_force
 from mosaic_photon.dataloader.shards.index import DataError
-from mosaic_photon.dataloader.shards.once import once_a_run
-from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from s3_proxy import Proxy
 
 HASHES = [pytest.param(["xxh64"], id="hashes"), pytest.param([], id="no-hashes")]

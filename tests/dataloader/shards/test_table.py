@@ -19,10 +19,10 @@ import pytest
 
 from mds_data import job, numbers, write_mds
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.shards import node_files
+from mosaic_photon.dataloader.node import files as node_files
+from mosaic_photon.dataloader.node.settings import Settings, in_force
 from mosaic_photon.dataloader.shards import table as shards
 from mosaic_photon.dataloader.shards.index import PACKED_VERSION, DataError, pack_index
-from mosaic_photon.dataloader.shards.settings import Settings, in_force
 from mosaic_photon.dataloader.shards.table import Index, Shards, read_index
 
 PACKED = f"*.{PACKED_VERSION}"
@@ -131,7 +131,7 @@ import sys, time
 from pathlib import Path
 from mosaic_photon.dataloader.shards import table as shards
 from mosaic_photon.dataloader.shards.index import pack_index
-from mosaic_photon.dataloader.shards.settings import Settings, in_force
+from mosaic_photon.dataloader.node.settings import Settings, in_force
 def pack(data, where):
     with open({str(log)!r}, "a") as log:
         log.write("parsed\\n")

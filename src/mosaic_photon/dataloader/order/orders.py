@@ -18,9 +18,9 @@ from typing import IO
 
 import numpy as np
 
+from mosaic_photon.dataloader.node.files import map_made, remove_unheld, remove_unused
 from mosaic_photon.dataloader.order.epoch import EpochOrder
 from mosaic_photon.dataloader.order.sampling import Ints
-from mosaic_photon.dataloader.shards.node_files import map_made, remove_unheld, remove_unused
 from mosaic_photon.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_photon.dataloader.node.once import once_a_run
 from mosaic_photon.dataloader.shards.claim import PARTS, in_use
 from mosaic_photon.dataloader.shards.fetch import Source, accessing, download, reported, unpack
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of, size_of
 from mosaic_photon.dataloader.shards.index import LOCKS, DataError, Shard, ShardFile
 from mosaic_photon.dataloader.shards.ledger import RAW, ZIP, list_folder
-from mosaic_photon.dataloader.shards.once import once_a_run
 from mosaic_photon.dataloader.shards.patience import Outage, patiently
 from mosaic_photon.dataloader.shards.room import Room
 from mosaic_photon.dataloader.shards.slot import Slot

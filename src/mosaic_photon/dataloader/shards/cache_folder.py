@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mosaic_photon.dataloader.node.folder import folder_for, folder_of
+from mosaic_photon.dataloader.node.once import once_a_run
+from mosaic_photon.dataloader.node.settings import settings
 from mosaic_photon.dataloader.shards.claim import (
     Claim,
     canonical,
@@ -23,13 +26,9 @@ from mosaic_photon.dataloader.shards.claim import (
     use_path,
 )
 from mosaic_photon.dataloader.shards.fetch import Source, download, reported
-from mosaic_photon.dataloader.shards.folders import folder_for
 from mosaic_photon.dataloader.shards.index import INDEX, DataError, Shard
-from mosaic_photon.dataloader.shards.node_folder import node_folder
-from mosaic_photon.dataloader.shards.once import once_a_run
 from mosaic_photon.dataloader.shards.patience import patiently
-from mosaic_photon.dataloader.shards.settings import settings
-from mosaic_photon.dataloader.shards.stamp import stamp_of
+from mosaic_photon.dataloader.shards.store import stamp_of
 from mosaic_photon.dataloader.shards.table import Index, open_index, read_index
 from mosaic_photon.files import locked, write_whole
 
@@ -76,18 +75,19 @@ class _Found:
     """What lies in a cache folder before a run."""
 
     claim: Claim | None
-    index: bytes | None
+    index: str | None
+    """The digest of its index.json."""
     names: list[str]
 
     @classmethod
     def of(cls, folder: Path) -> _Found:
         path = folder / INDEX
-        return cls(read_claim(folder), path.read_bytes() if path.is_file() else None, contents(folder))
+        return cls(read_claim(folder), digest_of(path) if path.is_file() else None, contents(folder))
 
     @property
     def intact(self) -> bool:
         """Whether the index is the one that was fetched."""
-        return self.claim is not None and self.index is not None and digest_of(self.index) == self.claim.index
+        return self.claim is not None and self.index == self.claim.index
 
     def is_current(self, remote: str, stamp: str) -> bool:
         """Whether the remote's index is here already; a store that gives no stamp does not tell."""
@@ -97,53 +97,57 @@ class _Found:
 
 def _settle(source: Source, allow_unsafe_types: bool, adopt: bool) -> None:
     """Bring the folder's index and claim up to date with the remote."""
-    folder, remote = source.folder, canonical(str(source.remote))
-    found = _Found.of(folder)
+    found = _Found.of(source.folder)
     if found.claim is None and found.index is None and found.names:
         raise _not_a_cache(source, found)
-    stamp = _stamp(source, found)
-    if stamp is None:
-        return
-    if found.claim and found.is_current(remote, stamp):
-        if not _is_writable(folder):
-            _say_read_only(source)
-        elif adopt and found.claim.kept:
-            dataclasses.replace(found.claim, kept=frozenset()).write(folder)
-        return
     # Not fetched into the cache folder, which may turn out not to be ours.
-    with tempfile.TemporaryDirectory(dir=node_folder(settings().node_folder)) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder_of("")) as scratch:
         fetched = Path(scratch, INDEX)
-        if not _fetched(source, fetched, found):
+        try:
+            stamp = _fetch_unless_current(source, fetched, found)
+        except Exception as error:  # each store's client has exceptions of its own
+            if found.index is None:
+                raise
+            _go_on_without(source, found, error)
             return
-        index = open_index(fetched, f"{source.remote}/{INDEX}", allow_unsafe_types)
-        content = fetched.read_bytes()
-    claim = Claim(remote, digest_of(content), stamp, _kept(source, found, content, index, adopt))
+        if fetched.exists():
+            index = open_index(fetched, f"{source.remote}/{INDEX}", allow_unsafe_types)
+            _take(source, found, stamp, index, fetched, adopt)
+        elif not _is_writable(source.folder):
+            _say_read_only(source)
+        elif found.claim and found.claim.kept and adopt:
+            dataclasses.replace(found.claim, kept=frozenset()).write(source.folder)
+
+
+def _fetch_unless_current(source: Source, target: Path, found: _Found) -> str:
+    """Fetch the remote's index, after one time-out at most where there is one here. Returns its stamp."""
+    try:
+        stamp = stamp_of(source)
+    except Exception:
+        if found.index is not None:
+            raise
+        stamp = ""  # the download will say what is wrong
+    if found.index is None:
+        patiently(source, lambda source: download(source, INDEX, target))
+    elif not found.is_current(canonical(str(source.remote)), stamp):
+        download(dataclasses.replace(source, attempts=1), INDEX, target)
+    return stamp
+
+
+def _take(source: Source, found: _Found, stamp: str, index: Index, fetched: Path, adopt: bool) -> None:
+    """Make an index that was fetched the cache's."""
+    digest = digest_of(fetched)
+    claim = Claim(canonical(str(source.remote)), digest, stamp, _kept(source, found, digest, index, adopt))
     if found.claim:
         _drop_changed(source, found, claim, index)
-    _write(source, found, claim, content)
-
-
-def _stamp(source: Source, found: _Found) -> str | None:
-    """The remote's stamp. None where the run goes on without one, "" where the download will say what is wrong."""
-    try:
-        return stamp_of(source)
-    except Exception as error:  # each store's client has exceptions of its own
-        if found.index is None:
-            return ""
-        _go_on_without(source, found, error)
-        return None
-
-
-def _write(source: Source, found: _Found, claim: Claim, index: bytes) -> None:
     try:
         claim.write(source.folder)
+        if found.index != digest:
+            write_whole(source.folder / INDEX, fetched.read_bytes())
     except OSError:
-        if found.index != index:
+        if found.index != digest:
             raise
         _say_read_only(source)
-        return
-    if found.index != index:
-        write_whole(source.folder / INDEX, index)
 
 
 def _is_writable(folder: Path) -> bool:
@@ -153,19 +157,6 @@ def _is_writable(folder: Path) -> bool:
 
 def _say_read_only(source: Source) -> None:
     logger.warning(f"{source.folder}: can't be written to; stream {source.name!r} reads the shards that are there")
-
-
-def _fetched(source: Source, target: Path, found: _Found) -> bool:
-    """Fetch the remote's index; false where there is one here and the run goes on with it, after one time-out."""
-    if found.index is None:
-        patiently(source, lambda source: download(source, INDEX, target))
-        return True
-    try:
-        download(dataclasses.replace(source, attempts=1), INDEX, target)
-    except DataError as error:
-        _go_on_without(source, found, error)
-        return False
-    return True
 
 
 def _go_on_without(source: Source, found: _Found, error: Exception) -> None:
@@ -186,31 +177,27 @@ def _go_on_without(source: Source, found: _Found, error: Exception) -> None:
     )
 
 
-def _kept(source: Source, found: _Found, content: bytes, index: Index, adopt: bool) -> frozenset[str]:
+def _kept(source: Source, found: _Found, digest: str, index: Index, adopt: bool) -> frozenset[str]:
     """The files in the folder that are not ours to remove. Raises DataError if it is no cache of this remote."""
-    remote = canonical(str(source.remote))
-    if found.claim is None:
-        if found.index is None:
-            return frozenset()
-        if found.index != content:
+    remote, claim = canonical(str(source.remote)), found.claim
+    if claim is None and found.index is None:
+        return frozenset()
+    if claim is None:
+        if found.index != digest:
             raise _not_a_cache(source, found)
-        kept = frozenset() if adopt else frozenset(names_here(source.folder, index))
         logger.warning(
             f"{source.folder}: filled by another program with the shards of {remote}; "
             + ("it is a cache of ours from now on" if adopt else "what is in it stays, see mosaic.adopt_cache")
         )
-        return kept
-    if found.claim.remote == remote:
-        return frozenset() if adopt else found.claim.kept
-    same = found.claim.index == digest_of(content)
-    hashed = all(kind.stored_hashes for kind in index.kinds)
-    if same and hashed:
-        return frozenset() if adopt else found.claim.kept
-    why = "whose index differs" if not same else "whose shards may differ, as their index has no hashes"
-    raise DataError(
-        f"{source.folder}: a cache of {found.claim.remote}, but stream {source.name!r} names {remote}, {why};"
-        " give it another local folder, or remove this one"
-    )
+        return frozenset() if adopt else frozenset(names_here(source.folder, index))
+    same, hashed = claim.index == digest, all(kind.stored_hashes for kind in index.kinds)
+    if claim.remote != remote and not (same and hashed):
+        why = "whose index differs" if not same else "whose shards may differ, as their index has no hashes"
+        raise DataError(
+            f"{source.folder}: a cache of {claim.remote}, but stream {source.name!r} names {remote}, {why};"
+            " give it another local folder, or remove this one"
+        )
+    return frozenset() if adopt else claim.kept
 
 
 def _drop_changed(source: Source, found: _Found, claim: Claim, index: Index) -> None:

@@ -62,9 +62,10 @@ def canonical(remote: str) -> str:
     return remote.rstrip("/") if path is None else os.path.realpath(path)
 
 
-def digest_of(index: bytes) -> str:
-    """Of the content of an index.json."""
-    return hashlib.blake2s(index, digest_size=16).hexdigest()
+def digest_of(index: Path) -> str:
+    """Of an index.json."""
+    with index.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2s(digest_size=16)).hexdigest()
 
 
 def contents(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from mosaic_photon.files import OWN
 INDEX = "index.json"
 LOCKS = ".locks"
 RESERVED = {INDEX, LOCKS, "limit", "waits", "ahead"}
-"""Names that the cache gives to files of its own, or to their locks."""
+"""Names that the cache gives to files of its own, or to their locks; those of its other files begin with OWN."""
 MOST_BYTES = 2**32 - 1
 """Of a shard's raw file, which says where its samples lie in 32 bits."""
 PACKED_VERSION = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mosaic_photon.dataloader.shards.claim import lock_path, part_path
@@ -26,12 +27,12 @@ class Slot:
     row: int
     """The shard's in the ledger."""
 
-    @property
+    @cached_property
     def raw(self) -> Path:
         """Where its raw file is put."""
         return self.source.folder / self.shard.raw.basename
 
-    @property
+    @cached_property
     def part(self) -> Path:
         """The folder in which its files are made while it is fetched."""
         return part_path(self.source.folder, self.shard.raw.basename)

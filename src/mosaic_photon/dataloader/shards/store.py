@@ -7,16 +7,24 @@ error or the HTTP status at the bottom of the client's exception.
 
 from __future__ import annotations
 
+import _thread
 import errno
+import os
 import secrets
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mosaic_photon.dataloader.shards.index import INDEX
+from mosaic_photon.places import file_path
+
+if TYPE_CHECKING:
+    from mosaic_photon.dataloader.shards.fetch import Source
 
 T = TypeVar("T")
 SLOWEST = 1024
@@ -48,27 +56,29 @@ def within(timeout: float, request: Callable[[], T], received: Callable[[], int]
     Raises:
         Silence: it has not.
     """
-    answer: Future[T] = Future()
+    answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            answer.set_result(request())
+            answers.put((request(), None))
         except BaseException as error:  # raised in the thread that waits
-            answer.set_exception(error)
+            answers.put((None, error))
 
-    size, last, marked = received(), None, time.monotonic()
-    threading.Thread(target=run, name="mosaic-request", daemon=True).start()
+    _thread.start_new_thread(run, ())  # nobody joins it, nor waits until it has begun
+    size, last, marked = 0, None, time.monotonic()
     while True:
         try:
-            return answer.result(timeout=min(POLL_S, timeout))
-        except TimeoutError:
-            if answer.done():
-                return answer.result()  # the client's own time-out
-        now, grown = time.monotonic(), received()
-        if grown - size >= SLOWEST * timeout:
-            size, marked, last = grown, now, now
-        elif now - marked >= timeout:
-            raise Silence(timeout, last)
+            answer, error = answers.get(timeout=min(POLL_S, timeout))
+            break
+        except Empty:
+            now, grown = time.monotonic(), received()
+            if grown - size >= SLOWEST * timeout:
+                size, marked, last = grown, now, now
+            elif now - marked >= timeout:
+                raise Silence(timeout, last) from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def get(downloader: Any, remote: str, target: Path, timeout: float) -> None:
@@ -89,6 +99,67 @@ def get(downloader: Any, remote: str, target: Path, timeout: float) -> None:
         for left in folder.glob(f"{part.name}*"):
             left.unlink(missing_ok=True)
         raise
+
+
+def stamp_of(source: Source) -> str:
+    """What the store says of the remote's index.json as it is now, in one small request: its ETag, or size and time.
+
+    "" where Streaming's downloader is of a store that we know no such request for.
+
+    Raises:
+        Exception: it can't be asked, or does not answer within the stream's download_timeout.
+    """
+    url = f"{str(source.remote).rstrip('/')}/{INDEX}"
+    path = file_path(url)
+    if path is not None:
+        return within(source.timeout, lambda: _file_stamp(path))  # a network file system may be gone, too
+    parts = urlsplit(url)
+    bucket, key = parts.netloc, parts.path.lstrip("/")
+    if parts.scheme == "s3":
+        downloader = _s3_downloader(source)  # outside the time-out: its client's imports can take seconds
+        return within(source.timeout, lambda: _s3_stamp(downloader, source.timeout, bucket, key))
+    if parts.scheme == "gs":
+        return within(source.timeout, lambda: _gs_stamp(type(source.downloader)(), bucket, key))
+    return ""
+
+
+def _file_stamp(path: str) -> str:
+    found = os.stat(path)
+    return f"{found.st_size} bytes of {found.st_mtime_ns}"
+
+
+def _s3_downloader(source: Source) -> Any:
+    """One of its own, with a client: a request that never ends must not hold up a download."""
+    downloader = type(source.downloader)()
+    downloader._create_s3_client(timeout=source.timeout)
+    return downloader
+
+
+def _s3_stamp(downloader: Any, timeout: float, bucket: str, key: str) -> str:
+    """Asked as the downloader asks, payer and public buckets included."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    payer = {"RequestPayer": "requester"} if bucket in downloader._requester_pays_buckets else {}
+    try:
+        return str(downloader._s3_client.head_object(Bucket=bucket, Key=key, **payer)["ETag"])
+    except NoCredentialsError:
+        pass
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "400":
+            raise
+    downloader._create_s3_client(unsigned=True, timeout=timeout)
+    return str(downloader._s3_client.head_object(Bucket=bucket, Key=key, **payer)["ETag"])
+
+
+def _gs_stamp(downloader: Any, bucket: str, key: str) -> str:
+    downloader._create_gcs_client()
+    client = downloader._gcs_client
+    if hasattr(client, "head_object"):  # boto3's, where the keys are for it
+        return str(client.head_object(Bucket=bucket, Key=key)["ETag"])
+    blob = client.bucket(bucket).get_blob(key)
+    if blob is None:
+        raise FileNotFoundError(f"gs://{bucket}/{key}: not found")
+    return str(blob.etag)
 
 
 def is_final(error: BaseException) -> bool:

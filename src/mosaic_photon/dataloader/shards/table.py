@@ -19,11 +19,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic_photon.dataloader.node.files import map_made
+from mosaic_photon.dataloader.node.folder import folder_of
+from mosaic_photon.dataloader.node.once import once_a_run
+from mosaic_photon.dataloader.shards.files import names_in
 from mosaic_photon.dataloader.shards.index import (
     INDEX,
     PACKED_COLUMNS,
     PACKED_VERSION,
-    Column,
     DataError,
     Header,
     Shard,
@@ -32,10 +35,6 @@ from mosaic_photon.dataloader.shards.index import (
     new_digest,
     pack_index,
 )
-from mosaic_photon.dataloader.shards.node_files import map_made
-from mosaic_photon.dataloader.shards.node_folder import node_folder
-from mosaic_photon.dataloader.shards.once import once_a_run
-from mosaic_photon.dataloader.shards.settings import settings
 
 SMALL_BYTES = 1 << 20
 """An index.json below this size is parsed by each process: that takes less than 50 ms."""
@@ -126,7 +125,8 @@ class Index(Sequence[Shard]):
 
     def refuse_unsafe(self, where: str) -> None:
         """Raises DataError if a column is pickled."""
-        unsafe = {column.name for kind in self.kinds for column in kind.columns if _is_pickled(column)}
+        columns = [column for kind in self.kinds for column in kind.columns]
+        unsafe = {column.name for column in columns if column.encoding.split(":")[0] == "pkl"}
         if unsafe:
             raise DataError(
                 f"{where}: column {min(unsafe)!r} is pickled (pkl), and reading it can run any code hidden in the data;"
@@ -180,7 +180,9 @@ def read_index(folder: Path, allow_unsafe_types: bool = False) -> Index:
     try:
         return open_index(path, str(path), allow_unsafe_types, stays=True)
     except FileNotFoundError as error:
-        found = f"; the folder holds {_some_names(folder)}" if folder.is_dir() else "; there is no such folder"
+        names = sorted(names_in(folder))
+        holds = ", ".join(names[:5]) + ", ..." * (len(names) > 5) or "nothing"
+        found = f"; the folder holds {holds}" if folder.is_dir() else "; there is no such folder"
         raise DataError(f"{path}: not found, so {folder} is no MDS dataset{found}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
@@ -193,20 +195,17 @@ def open_index(path: Path, where: str, allow_unsafe_types: bool = False, stays: 
 
     Raises DataError for content that is damaged or not to be trusted, OSError for a file that can't be read.
     """
-    index = _open_small(path, where) if path.stat().st_size < SMALL_BYTES else _open_large(path, where, stays)
+    is_small = path.stat().st_size < SMALL_BYTES
+    index = Index(pack_index(path.read_bytes(), where)) if is_small else _open_large(path, where, stays)
     if not allow_unsafe_types:
         index.refuse_unsafe(where)
     return index
 
 
-def _open_small(path: Path, where: str) -> Index:
-    return Index(pack_index(path.read_bytes(), where))
-
-
 def _open_large(path: Path, where: str, stays: bool) -> Index:
     with path.open("rb") as file:
         digest = _hashed_once(file) if stays else _hashed(file)
-    made = node_folder(settings().node_folder) / "indexes" / f"{digest}.{PACKED_VERSION}"
+    made = folder_of("indexes") / f"{digest}.{PACKED_VERSION}"
     try:
         return Index(map_made(made, lambda target: _pack_into(target, path, digest, where)))
     except OSError as error:
@@ -249,14 +248,5 @@ def _digests(shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
         yield count, whole.hexdigest()
 
 
-def _is_pickled(column: Column) -> bool:
-    return column.encoding.split(":")[0] == "pkl"
-
-
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _some_names(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

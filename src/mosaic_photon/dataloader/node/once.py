@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -11,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mosaic_photon.dataloader.shards.node_folder import node_folder
-from mosaic_photon.dataloader.shards.settings import settings
+from mosaic_photon.dataloader.node.folder import folder_of, name_of
 from mosaic_photon.files import locked, write_whole
 
 APART_S = 30.0
@@ -29,11 +27,7 @@ def once_a_run(key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """
     _calls[key] += 1
     number, run = _calls[key], run_name()
-    path = (
-        node_folder(settings().node_folder)
-        / "once"
-        / f"{hashlib.blake2s(key.encode(), digest_size=8).hexdigest()}.json"
-    )
+    path = folder_of("once") / f"{name_of(key)}.json"
     with locked(path.with_suffix(".lock")):
         answers = _answers(path, run)
         if len(answers) < number:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic_photon.dataloader.shards.node_folder import node_folder
+from mosaic_photon.dataloader.node.folder import node_folder
 from mosaic_photon.errors import ConfigError
 
 
