@@ -79,6 +79,67 @@ def test_what_an_mpt_computes(before: dict, after: dict, says: list[str], tmp_pa
         assert any(line.startswith(text) for line in lines), lines
 
 
+TIGHT = {"d_model": 64, "n_heads": 4}
+MULTIQUERY = {**TIGHT, "attn_config": {"attn_type": "multiquery_attention"}}
+AT_BASE = {"enabled": True, "width": 1.0, "depth": 1.0, "depth_alpha": 0.5}
+
+
+def grouped(kv_n_heads: int) -> dict[str, Any]:
+    return {**TIGHT, "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": kv_n_heads}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"attn_config": {"rope_theta": 5e5, "rope_hf_config": {"type": "linear", "factor": 2.0}}}),
+        ({}, {"attn_config": {"alibi_bias_max": 16}}),
+        (ROPE, {"attn_config": {"rope": True, "rope_hf_config": {"factor": 1.0}}}),
+        (ROPE, {"attn_config": {"rope": True, "rope_hf_config": {}}}),
+        ({}, {"logit_scale": 1.0}),
+        (TIGHT, {**TIGHT, "logit_scale": 1}),
+        ({**TIGHT, "logit_scale": "inv_sqrt_d_model"}, {**TIGHT, "logit_scale": 0.125}),
+        (TIGHT, {**TIGHT, "attn_config": {"softmax_scale": 0.25}}),
+        ({}, {"ffn_config": {"ffn_act_fn": {"name": "gelu", "approximate": "none"}}}),
+        ({}, {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}),
+        (TIGHT, grouped(4)),
+        (MULTIQUERY, grouped(1)),
+        (MUP, {"mup": {**MUP["mup"], "scale_eps": False, "scale_hidden_lr": False}}),
+        (MUP, {"mup": {**MUP["mup"], "depth_alpha": 0.5}}),
+        ({}, {"mup": AT_BASE}),
+    ],
+)
+def test_the_same_function_said_otherwise(one: dict, other: dict, tmp_path: Path) -> None:
+    for before, after in ((one, other), (other, one)):
+        description.write(str(tmp_path), MPTMuPModelArgs(**before))
+        assert description.changes(str(tmp_path), MPTMuPModelArgs(**after)) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        (TIGHT, grouped(2), "attn_config.kv_n_heads is 4"),
+        (TIGHT, MULTIQUERY, "attn_config.kv_n_heads is 4"),
+        (TIGHT, {**TIGHT, "attn_config": {"softmax_scale": 0.5}}, "attn_config.softmax_scale is 0.25"),
+        ({}, {"ffn_config": {"ffn_act_fn": {"name": "gelu", "approximate": "tanh"}}}, "ffn_config.ffn_act_fn.approx"),
+        ({"mup": AT_BASE}, {"mup": {**AT_BASE, "input_multiplier": 2.0}}, "mup.input_multiplier"),
+        ({"mup": AT_BASE}, {"mup": {**AT_BASE, "attention_scale": True}}, "mup.attention_scale"),
+        ({"mup": AT_BASE}, {"mup": {**AT_BASE, "depth": 2.0}}, "mup.depth"),
+    ],
+)
+def test_another_function_said_likewise(one: dict, other: dict, name: str, tmp_path: Path) -> None:
+    description.write(str(tmp_path), MPTMuPModelArgs(**one))
+    lines = description.changes(str(tmp_path), MPTMuPModelArgs(**other))
+    assert lines and any(line.startswith(name) for line in lines), lines
+
+
+def test_mup_at_the_base_size_of_llama(tmp_path: Path) -> None:
+    """A job without `[mup]` builds TorchTitan's own model args."""
+    description.write(str(tmp_path), Llama3MuPModelArgs(mup=AT_BASE))
+    args = train_spec.build_train_spec("llama3_mosaic").model_args["debugmodel"]
+    plain = type(args)()
+    assert not isinstance(plain, Llama3MuPModelArgs) and description.changes(str(tmp_path), plain) == []
+
+
 def test_what_has_an_effect_only_beside_something_else(tmp_path: Path) -> None:
     def function(model: str, **more: Any) -> dict[str, Any]:
         args = train_spec.build_train_spec(model).model_args["debugmodel"]
@@ -116,3 +177,11 @@ def test_a_description_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / description.FILE).write_text(text)
     with pytest.raises(ConfigError, match="is no description of a model"):
         description.changes(str(tmp_path), Llama3MuPModelArgs())
+
+
+@pytest.mark.parametrize("args", [MPTMuPModelArgs(), Llama3MuPModelArgs()])
+def test_a_description_by_a_release_that_knows_more(args: Any, tmp_path: Path) -> None:
+    saved = dataclasses.asdict(args) | {"mup": {"enabled": True, "twist": 2.0}}
+    (tmp_path / description.FILE).write_text(json.dumps({"version": description.VERSION, "model": saved}))
+    with pytest.raises(ConfigError, match=r"json is no description of a model that this release knows: .*twist"):
+        description.changes(str(tmp_path), args)

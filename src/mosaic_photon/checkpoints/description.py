@@ -13,6 +13,7 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import write_whole
+from mosaic_photon.mup.table import on_the_function
 
 FILE = "mosaic_photon.json"
 VERSION = 1
@@ -64,7 +65,13 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
         raise ConfigError(f"{path} is no description of a model ({error!r}).") from None
     if version != VERSION:
         raise ConfigError(f"{path} has version {version!r}; this release reads version {VERSION}.")
-    theirs, ours, default = function_of(model), function_of(asdict(model_args)), function_of(asdict(type(model_args)()))
+    kind = type(model_args)
+    written_out = getattr(kind, "function_of", dict)  # a model whose args have several ways to say the same
+    ours, default = (function_of(written_out(asdict(args))) for args in (model_args, kind()))
+    try:
+        theirs = function_of(written_out(model))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{path} is no description of a model that this release knows: {error}") from None
     theirs = {name: value for name, value in default.items() if name in ours} | theirs
     return [
         f"{name} is {json.dumps(theirs.get(name))} in the checkpoint and {json.dumps(ours.get(name))} in the job"
@@ -76,8 +83,7 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
 def function_of(model_args: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's args shapes its function and is not seen in its tensors, by dotted names."""
     args = json.loads(json.dumps(model_args, default=str))
-    if not args.get("mup", {}).get("enabled"):
-        args.pop("mup", None)
+    args["mup"] = on_the_function(args.get("mup", {}))
     if "n_kv_heads" in args:
         args["n_kv_heads"] = args["n_kv_heads"] or args["n_heads"]
     if "norm_type" in args:
@@ -90,7 +96,7 @@ def function_of(model_args: Mapping[str, Any]) -> dict[str, Any]:
     if "mscale" in args:  # DeepSeek V3 stretches its positions, and scales its scores, beyond this length
         args["max_seq_len > original_seq_len"] = longest > args["original_seq_len"]
     flat = {name: value for name, value in _flat(args) if not LEFT_OUT & {name, name.partition(".")[0]}}
-    if flat.get("attn_config.rope") and flat["attn_config.rope_hf_config.type"] == "dynamic":
+    if flat.get("attn_config.rope") and flat.get("attn_config.rope_hf_config.type") == "dynamic":
         flat["max_seq_len"] = longest
     return flat
 

@@ -5,7 +5,8 @@ m_N = width / base width, m_L = depth / base depth, alpha = depth exponent (1 is
 the standard parametrization, so code multiplies without asking whether muP is on.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -129,6 +130,18 @@ def output_multiplier(p: Parametrization) -> float:
 def softmax_scale(d_head: int, p: Parametrization) -> float:
     """Factor on attention scores: 1/d_head where muP's attention scale is on, else 1/sqrt(d_head)."""
     return 1.0 / d_head if p.enabled and p.attention_scale else d_head**-0.5
+
+
+def on_the_function(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a Parametrization's fields those that shape what a model computes; none where all that do are 1."""
+    p = Parametrization(**fields)
+    multipliers = residual_multiplier(p), input_multiplier(p), output_multiplier(p)
+    if multipliers == (1.0, 1.0, 1.0) and not (p.enabled and p.attention_scale):
+        return {}
+    without_effect = {"scale_hidden_lr", "scale_eps"}
+    if residual_multiplier(p) == 1.0:
+        without_effect |= {"depth", "depth_alpha"}
+    return {name: value for name, value in asdict(p).items() if name not in without_effect}
 
 
 def parameter_scale(role: Role, p: Parametrization) -> ParameterScale:

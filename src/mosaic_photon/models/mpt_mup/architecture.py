@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, ask_upstream
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, kv_heads, logit_scale, softmax_scale
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, act_fn, kv_heads, logit_scale, softmax_scale
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.mup import table as rules
 
@@ -70,7 +70,7 @@ def forward_pass(config: MPTMuPConfig) -> dict[str, Any]:
         "norm_type": config.norm_type.lower().removeprefix("low_precision_"),  # the same norm, rounded otherwise
         "norm_eps": config.norm_eps,
         "ffn_type": config.ffn_config["ffn_type"],
-        "ffn_act_fn": config.ffn_config.get("ffn_act_fn") or {"name": "gelu", "approximate": "none"},
+        "ffn_act_fn": act_fn(config),
         "peri_norm": config.peri_norm,
         "embedding_norm": config.embedding_norm,
         "residual multiplier": rules.residual_multiplier(parametrization),

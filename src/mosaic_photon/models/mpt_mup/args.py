@@ -1,6 +1,7 @@
 """The model args of `mpt_mup_mosaic`: llm-foundry's MPT config as a self-checking dataclass; needs no llm-foundry."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ ATTN_KEYS = {
     "kv_n_heads": None,
 }
 """Keys of attn_config that are supported here, with defaults; llm-foundry's meaning."""
+DEFAULT_ACT_FN = {"name": "gelu", "approximate": "none"}
 FFN_KEYS = ("ffn_type", "ffn_hidden_size", "ffn_act_fn")
 INIT_KEYS = ("name", "fan_mode", "init_nonlinearity", "init_div_is_residual", "emb_init_std", "emb_init_uniform_lim",
              "init_std", "init_gain")  # fmt: skip
@@ -87,7 +89,8 @@ class MPTMuPModelArgs(BaseModelArgs):
         if self.mup and self.mup_raw:
             raise ConfigError("model args have both mup and mup_raw; they say the same thing, keep one.")
         _check_kinds(self.attn_config)
-        self.attn_config = {**ATTN_KEYS, **self.attn_config}
+        rope = ATTN_KEYS["rope_hf_config"] | self.attn_config.get("rope_hf_config", {})
+        self.attn_config = {**ATTN_KEYS, **self.attn_config, "rope_hf_config": rope}
         if self.mup_raw:
             self.mup, self.mup_raw = asdict(rules.read_raw_names(dict(self.mup_raw)) or Parametrization()), {}
         self._check_choices()
@@ -135,6 +138,25 @@ class MPTMuPModelArgs(BaseModelArgs):
         if attn["alibi"] and attn["rope"]:
             raise ConfigError("model args: alibi and rope are both on; choose one way to encode positions.")
         Parametrization(**self.mup)
+
+    @classmethod
+    def function_of(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Model args as a checkpoint has them, defaults written out, without what has no effect beside the rest.
+
+        Raises:
+            ConfigError: they are none of an MPT.
+        """
+        args = cls(**{f.name: saved[f.name] for f in fields(cls) if f.name in saved})
+        attn = args.attn_config | {"kv_n_heads": args.kv_n_heads, "softmax_scale": softmax_scale(args)}
+        del attn["attn_type"]  # kv_n_heads says it
+        if not attn["alibi"]:
+            del attn["alibi_bias_max"]
+        if not attn["rope"]:
+            del attn["rope_theta"], attn["rope_hf_config"]
+        elif attn["rope_hf_config"]["type"] == "no_scaling":
+            attn["rope_hf_config"] = {"type": "no_scaling"}
+        ffn = {"ffn_type": args.ffn_config.get("ffn_type", "mptmlp"), "ffn_act_fn": act_fn(args)}
+        return asdict(args) | {"attn_config": attn, "ffn_config": ffn, "logit_scale": own_logit_scale(args)}
 
     @property
     def kv_n_heads(self) -> int:
@@ -243,9 +265,19 @@ def kv_heads(model: Any) -> int:
 
 def logit_scale(model: Any) -> float:
     """llm-foundry's logit_scale times the parametrization's output multiplier; `model` is its args or its config."""
+    return own_logit_scale(model) * rules.output_multiplier(model.parametrization)
+
+
+def own_logit_scale(model: Any) -> float:
+    """llm-foundry's logit_scale alone; `model` is its args or its config."""
     given = model.logit_scale
-    base = model.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
-    return base * rules.output_multiplier(model.parametrization)
+    return model.d_model**-0.5 if given == "inv_sqrt_d_model" else 1.0 if given is None else float(given)
+
+
+def act_fn(model: Any) -> dict[str, Any]:
+    """The feed-forward's function, with its keyword arguments; `model` is its args or its config."""
+    given: dict[str, Any] = model.ffn_config.get("ffn_act_fn") or DEFAULT_ACT_FN
+    return DEFAULT_ACT_FN | given if given.get("name") == DEFAULT_ACT_FN["name"] else given
 
 
 def softmax_scale(model: Any) -> float:
