@@ -117,6 +117,8 @@ def test_the_numbers_of_one_process(column: str, runs: dict[str, Path]) -> None:
     print(f"{column}: {len(works) - len(found)} right, {len(WORKS) - len(works)} refused, wrong: {list(found)}")
     assert not found, "\n".join(f"{name}: {line}" for name, lines in found.items() for line in lines[:5])
     assert list(reference["loss_metrics/global_avg_loss"]) == list(range(1, END + 1))
+    assert set(reference["l2_norm/grad/global"]) == set(range(2, END + 1, 2))  # the interval in works.py
+    assert "l2_norm/param/output.weight" not in reference  # frozen
     assert re.findall(r"Stopped at step (\d+); its checkpoint is complete", log)[:: LAYOUT_OF[column].ranks] == [
         str(PAUSE),
         str(END),

@@ -81,6 +81,8 @@ TAKEN: dict[str, tuple[list[str], str, Any]] = {
     "a list under a free key": (["--optimizer.kwargs.betas=[0.9, 0.95]"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
     "commas under a free key": (["--optimizer.kwargs.betas=0.9,0.95"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
     "words under a free key": (["--optimizer.kwargs.betas", "0.9", "0.95"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
+    "a tuple under a free key": (["--optimizer.kwargs.betas=(0.9, 0.95)"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
+    "a date under a free key": (["--optimizer.kwargs.name=2026-01-02"], "optimizer.kwargs", {"name": "2026-01-02"}),
     "a comma in quotes": (['--optimizer.kwargs.x="a,b"'], "optimizer.kwargs", {"x": "a,b"}),
     "false under a free key": (["--optimizer.kwargs.amsgrad=false"], "optimizer.kwargs", {"amsgrad": False}),
     "False under a free key": (["--optimizer.kwargs.amsgrad", "False"], "optimizer.kwargs", {"amsgrad": False}),

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.titan.interface import PassedOverError
-from mosaic_photon.titan.tools import logger
+from mosaic_photon.titan.tools import device_type, logger
 
 MOST_IN_A_ROW = 10
 """Steps that `skip` passes over before it takes the weights, or the data from here on, for what is wrong."""
@@ -95,7 +95,11 @@ class FiniteSteps:
             return
         loss = torch.stack(self._losses).sum() if self._losses else norm.new_zeros(())
         world = dist.get_world_size()
-        numbers = torch.stack([loss.float() / self.replicas, norm.detach().float() / world])
+        shares = (
+            loss / self.replicas,
+            norm.detach() / world,
+        )  # with training.enable_cpu_offload the norm is on the CPU
+        numbers = torch.stack([share.to(device_type, torch.float32) for share in shares])
         if world > 1:
             dist.all_reduce(numbers)
         self._unread.append(Step(step, samples, numbers.to("cpu", non_blocking=True), event_on(numbers.device)))
