@@ -11,7 +11,7 @@ import jobs
 from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.titan.v02.hf_files import files_for
+from mosaic_photon.titan.hf_files import files_for
 from mosaic_photon.train_spec import facts_of, spec_of_job
 
 SAVE = ("--checkpoint.enable=true", "--checkpoint.last_save_model_only=true", "--checkpoint.last_save_in_hf=true")

@@ -38,9 +38,9 @@ from mosaic_photon.job.value_checks import fields_in
 from mosaic_photon.optimizers.catalog import choose
 from mosaic_photon.schedulers.builder import multiplier_of
 from mosaic_photon.schedulers.run_length import RunLength
-from mosaic_photon.titan.v02.checkpointer import Checkpointer
+from mosaic_photon.titan.checkpointer import Checkpointer
 from mosaic_photon.titan.v02.trainer import MosaicTrainer
-from mosaic_photon.titan.v02.validator import MosaicValidator
+from mosaic_photon.titan.validator import MosaicValidator
 from mosaic_photon.train_spec import check_job, facts_of, known_models, spec_of_job
 
 

@@ -14,9 +14,9 @@ from torchtitan.tools.logging import logger
 
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.gradient_norm import gradient_norm_told
+from mosaic_photon.titan.hf_files import fit_files
 from mosaic_photon.titan.interface import Batch, Parts, PassedOverError, TrainLoader
-from mosaic_photon.titan.v02.gradient_norm import gradient_norm_told
-from mosaic_photon.titan.v02.hf_files import fit_files
 
 Mixed: Any = object
 """Stands for the release's Trainer, which comes after `InLoop` among a trainer's bases."""

@@ -16,6 +16,6 @@ The way of a job and of its steps. All of it runs in the main thread of each ran
 6. For each micro-batch `begin_micro_batch`, then forward, loss and backward in `titan/v02/trainer.py`, with events in
    between. A step without labels ends here (`pass_over`).
 7. TorchTitan clips, steps optimizer and schedule, and reports; `end_step`.
-8. TorchTitan saves (its own threads where saving is asynchronous) and validates (`titan/v02/validator.py`); then 4.
+8. TorchTitan saves (its own threads where saving is asynchronous) and validates (`titan/validator.py`); then 4.
 9. `close`: callbacks, checkpointer, metrics; then the data, the process group, the signals.
 """

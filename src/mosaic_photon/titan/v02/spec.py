@@ -24,8 +24,8 @@ from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, EvalLoader, OwnModel, Parts, TrainLoader
 from mosaic_photon.titan.layouts import ParallelDims
-from mosaic_photon.titan.v02.metrics import build_metrics_processor
-from mosaic_photon.titan.v02.validator import build_validator
+from mosaic_photon.titan.metrics import build_metrics_processor
+from mosaic_photon.titan.validator import build_validator
 
 
 def known_models() -> list[str]:

@@ -11,9 +11,9 @@ from mosaic_photon.compat.ddp_gradients import reduce_in_this_backward
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.compat.tensor_parallel_gradients import place_as_parameters
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.titan.checkpointer import Checkpointer
 from mosaic_photon.titan.in_loop import InLoop
 from mosaic_photon.titan.interface import Parts
-from mosaic_photon.titan.v02.checkpointer import Checkpointer
 from mosaic_photon.titan.v02.spec import put_parts
 
 __all__ = ["MosaicTrainer", "Trainer", "build_trainer"]

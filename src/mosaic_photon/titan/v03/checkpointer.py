@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.titan import checkpointer
 from mosaic_photon.titan.interface import Loop
-from mosaic_photon.titan.v02 import checkpointer
 
 
 class Checkpointer(checkpointer.Checkpointer):

@@ -16,7 +16,7 @@ from torchtitan.tools.profiler import Profiler
 
 from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 from mosaic_photon.titan.interface import Parts
-from mosaic_photon.titan.v02.metrics import MosaicMetricsProcessor, checked
+from mosaic_photon.titan.metrics import MosaicMetricsProcessor, checked
 from mosaic_photon.titan.v03.names import titan_name
 
 LACKING = {

@@ -9,8 +9,8 @@ import torch
 import torch.nn as nn
 from torchtitan.components.loss import IGNORE_INDEX
 
+from mosaic_photon.titan import validator
 from mosaic_photon.titan.interface import EvalLoader
-from mosaic_photon.titan.v02 import validator
 
 
 class MosaicValidator(validator.MosaicValidator):
