@@ -114,6 +114,7 @@ def check_layouts(port: str) -> None:
     one_stage = list(SHAPES)[2:]  # a stage without gradients waits for nobody and reports with the others
     torch.testing.assert_close(run(layouts()["PP x FSDP"][0], frozen=one_stage), expected_frozen, rtol=1e-5, atol=1e-7)
     check_groups()
+    check_activations()
     dist.destroy_process_group()
 
 
@@ -141,6 +142,26 @@ def check_groups() -> None:
         "quasi_hyperbolic/AdamW/group1/beta1": [0.2, 0.2],
         "quasi_hyperbolic/AdamW/group2/beta1": [0.3, 0.3],
     }
+
+
+def check_activations() -> None:
+    """Two stages, the first of ignored modules alone: all ranks report, and from the first step that runs a model."""
+    rank = dist.get_rank()
+    model = Parts({})
+    model.add_module("seen" if rank // 2 else "ignored", linear := torch.nn.Linear(2, 2))
+    state = State(model, 0, "run", DeviceCPU(), max_duration="3ba")
+    memory = InMemoryLogger()
+    memory.init(state, logger := Logger(state, memory))
+    (monitor,) = build_callbacks({"activation_monitor": {"interval": 1, "ignore_module_types": ["ignored"]}}).values()
+    for step in range(3):
+        monitor.run_event(Event.BATCH_START, state, logger)
+        if step:  # the first is without labels
+            linear(torch.full((1, 2), float(step * rank)))
+        state.timestamp = state.timestamp.to_next_batch()
+        monitor.run_event(Event.BATCH_END, state, logger)
+    logged = {name: [(stamp.batch.value, value) for stamp, value in data] for name, data in memory.data.items()}
+    assert len(logged) == 8, sorted(logged)  # statistics of input and output
+    assert [value for _, value in logged["activations/average/seen_input.0"]] == [2.5, 5.0]
 
 
 def start(port: str) -> None:

@@ -30,6 +30,8 @@ class ActivationMonitor(ComposersActivationMonitor):
 
     _sums: dict[str, torch.Tensor]
     """Module and tensor -> [STATISTICS and ROWS], float64: sums over rows so far."""
+    _began: int | None = None
+    """The batch that is looked at, the same on all ranks; None where the interval is not over."""
     _reducer: Reducer | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -52,17 +54,22 @@ class ActivationMonitor(ComposersActivationMonitor):
         """Composer's place to end."""
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Reduce and log, at the batch that had not ended when the step began, as Composer does."""
-        del state
-        if not self.handles:
+        """Reduce and log, at the batch that had not ended when the step began, as Composer does.
+
+        All ranks reduce, also those that have seen nothing, as a pipeline stage all of whose modules are ignored.
+        """
+        if self._began is None:
             return
+        batch, self._began = self._began, None
         self.remove_forward_hooks()
-        if not self._sums:  # a step without labels runs no model
-            return
+        nothing = state.device.tensor_to_device(torch.zeros(len(STATISTICS) + 1, dtype=torch.float64))
         if self._reducer is None:
             self._names = list(self._sums)
-            self._reducer = Reducer(dict.fromkeys(self._names, 1), LocalNumbers({}, self._by_statistic(), {}))
-        means = self._reducer.reduce(LocalNumbers({}, self._by_statistic(), {}))
+            reducer = Reducer(dict.fromkeys(self._names, 1), self._numbers(nothing))
+            if not reducer.names:  # nobody has seen anything: a step without labels runs no model
+                return
+            self._reducer = reducer
+        means = self._reducer.reduce(self._numbers(nothing))
         rows = means.pop(ROWS)
         metrics = {
             f"activations/{statistic}/{name}": value / count
@@ -72,7 +79,7 @@ class ActivationMonitor(ComposersActivationMonitor):
         }
         wandb = [one for one in logger.destinations if isinstance(one, WandBLogger)] if self.only_log_wandb else []
         for destination in wandb or [logger]:
-            destination.log_metrics(metrics, self._began)
+            destination.log_metrics(metrics, batch)
 
     def _look(self, name: str, module: torch.nn.Module, inputs: Sequence[Any], output: Any) -> None:
         del module
@@ -92,11 +99,13 @@ class ActivationMonitor(ComposersActivationMonitor):
             key, sums = name + suffix, row_sums(value)
             self._sums[key] = self._sums[key] + sums if key in self._sums else sums
 
-    def _by_statistic(self) -> dict[str, torch.Tensor]:
-        """STATISTICS and ROWS -> [modules and tensors], of those that the first report knew."""
-        nothing = torch.zeros_like(next(iter(self._sums.values())))
-        table = torch.stack([self._sums.get(name, nothing) for name in self._names])
-        return dict(zip((*STATISTICS, ROWS), table.unbind(dim=1), strict=True))
+    def _numbers(self, nothing: torch.Tensor) -> LocalNumbers:
+        """STATISTICS and ROWS -> [modules and tensors], of those that the first report knew, which may be none.
+
+        `nothing` [STATISTICS and ROWS], float64, on the device, stands for what this step has not seen.
+        """
+        table = torch.stack([nothing, *(self._sums.get(name, nothing) for name in self._names)])[1:]
+        return LocalNumbers({}, dict(zip((*STATISTICS, ROWS), table.unbind(dim=1), strict=True)), {})
 
 
 def row_sums(value: torch.Tensor) -> torch.Tensor:
