@@ -104,6 +104,21 @@ def test_a_loss_spike_is_found_whenever_it_comes_and_after_a_resume():
         assert state.timestamp.batch == 10
 
 
+def test_arguments_of_a_resumed_job_hold_over_those_of_its_checkpoint():
+    saved = made("kill_loss_spike", window_size=5, loss_cap=10.5)
+    saved.loss_window.extend([1.0, 2.0, 3.0, 4.0, 5.0])
+    saved.outlier_counter = 2
+    for given, window, cap in (
+        ({"window_size": 50, "loss_cap": 20}, 50, 20),
+        ({"window_size": 3}, 3, 10.5),
+        ({}, 5, 10.5),
+    ):
+        again = made("kill_loss_spike", saved.state_dict(), **given)
+        assert (again.window_size, again.loss_window.maxlen, again.loss_cap) == (window, window, cap)
+        assert list(again.loss_window) == [1.0, 2.0, 3.0, 4.0, 5.0][-window:]
+        assert again.outlier_counter == 2
+
+
 def test_patience_in_epochs_goes_on_after_a_resume():
     settings = {"monitor": "LanguageCrossEntropy", "dataloader_label": "eval", "patience": 3}
     callback = made("early_stopper", **settings)

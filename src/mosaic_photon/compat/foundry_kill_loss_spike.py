@@ -9,7 +9,8 @@ from typing import Any
 
 from llmfoundry.callbacks import KillLossSpike as FoundrysKillLossSpike
 
-SETTLED = ("outlier_counter", "window_size", "window_size_set", "loss_cap", "loss_cap_set")
+SETTLED = ("window_size", "loss_cap")
+"""Arguments that a job may leave to be settled in its first steps; whether each is, its `..._set` says."""
 
 
 class KillLossSpike(FoundrysKillLossSpike):
@@ -21,10 +22,14 @@ class KillLossSpike(FoundrysKillLossSpike):
             self.loss_window: deque[float] = deque(maxlen=self.window_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The window and what has been settled since the start."""
-        return {"loss_window": list(self.loss_window)} | {name: getattr(self, name) for name in SETTLED}
+        """The window, its outliers, and what has been settled since the start."""
+        names = ["outlier_counter", *SETTLED, *(f"{name}_set" for name in SETTLED)]
+        return {"loss_window": list(self.loss_window)} | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        self.__dict__.update(state)
+        """Take them back; what this job's arguments set stays as they say."""
+        self.outlier_counter = state["outlier_counter"]
+        for name in SETTLED:
+            if not getattr(self, f"{name}_set"):
+                self.__dict__.update({key: state[key] for key in (name, f"{name}_set")})
         self.loss_window = deque(state["loss_window"], maxlen=self.window_size if self.window_size_set else None)
