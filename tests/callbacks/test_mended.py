@@ -141,3 +141,15 @@ def test_the_rate_that_is_logged_is_the_one_that_the_step_was_made_with():
         callback.run_event(Event.BATCH_END, state, logger)
     rates = logged(memory)
     assert rates == {"lr-AdamW/group0": [(1, 0.1), (2, 0.05)], "lr-AdamW/group1": [(1, 0.4), (2, 0.2)]}
+
+
+def test_a_group_that_lies_in_several_model_parts_is_one():
+    state, logger, memory = job()
+    halves = [torch.optim.AdamW(part.parameters(), lr=0.1) for part in (state.model.first, state.model.second)]
+    state.optimizers = halves  # as pipeline schedules with several stages a rank have
+    callbacks = [made("lr_monitor"), made("quasi_hyperbolic_parameter_monitor")]
+    for event in (Event.AFTER_TRAIN_BATCH, Event.BATCH_END):
+        for callback in callbacks:
+            callback.run_event(event, state, logger)
+    groups = {name: values for name, values in logged(memory).items() if not name.endswith("beta2")}
+    assert groups == {"lr-AdamW/group0": [(0, 0.1)], "quasi_hyperbolic/AdamW/group0/beta1": [(0, 0.9)]}

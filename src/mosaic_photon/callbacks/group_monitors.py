@@ -71,7 +71,7 @@ def groups_of_model(optimizers: Sequence[torch.optim.Optimizer]) -> list[Group]:
     mine = [(type(one).__name__, group) for one in optimizers for group in one.param_groups]
     stages = [[(type(one).__name__, _options(group)) for group in one.param_groups] for one in optimizers]
     ranks = gathered(stages)
-    if all(other == stages for other in ranks):
+    if len(optimizers) == 1 and all(other == stages for other in ranks):
         return mine
     found: list[Group] = []
     for stage in (stage for stages in zip_longest(*ranks, fillvalue=[]) for stage in stages):  # in the model's order
