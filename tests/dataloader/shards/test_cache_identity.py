@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from dataloader.test_own_data import SAMPLES, listing, open_dataset, read_all, t
 from mds_data import write_mds
 from mosaic_photon.dataloader.node.once import once_a_run
 from mosaic_photon.dataloader.node.settings import Settings, in_force
+from mosaic_photon.dataloader.shards import cache_folder
 from mosaic_photon.dataloader.shards.index import DataError
 from s3_proxy import Proxy
 
@@ -79,6 +81,32 @@ def test_a_remote_that_was_written_anew_is_noticed(tmp_path: Path, hashes: Any) 
     remote, cache = write(tmp_path / "A", 0, hashes=hashes), tmp_path / "cache"
     read(tmp_path, remote, cache)
     write(remote, 500, hashes=hashes)
+    assert read(tmp_path, remote, cache) == tokens(500)
+
+
+@pytest.mark.parametrize(
+    ("fault", "end", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DataError, "free some space"),
+        (AttributeError("a fault of ours"), AttributeError, "a fault of ours"),
+    ],
+    ids=["no room", "a fault of ours"],
+)
+def test_what_is_no_fault_of_the_remotes_ends_the_refresh_of_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, end: type[Exception], message: str
+) -> None:
+    """The remote has changed and is there: going on would be training on the data of before."""
+    remote, cache = write(tmp_path / "A", 0), tmp_path / "cache"
+    read(tmp_path, remote, cache)
+    write(remote, 500)
+
+    def fail(*arguments: Any) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_folder, "download", fail)
+        with pytest.raises(end, match=message):
+            read(tmp_path, remote, cache)
     assert read(tmp_path, remote, cache) == tokens(500)
 
 

@@ -105,10 +105,10 @@ def _settle(source: Source, allow_unsafe_types: bool, adopt: bool) -> None:
         fetched = Path(scratch, INDEX)
         try:
             stamp = _fetch_unless_current(source, fetched, found)
-        except Exception as error:  # each store's client has exceptions of its own
+        except DataError as error:  # a full disk is none, nor is a fault of ours: they end the job
             if found.index is None:
                 raise
-            _go_on_without(source, found, error)
+            _go_on_without(source, found, str(error))
             return
         if fetched.exists():
             index = open_index(fetched, f"{source.remote}/{INDEX}", allow_unsafe_types)
@@ -120,12 +120,17 @@ def _settle(source: Source, allow_unsafe_types: bool, adopt: bool) -> None:
 
 
 def _fetch_unless_current(source: Source, target: Path, found: _Found) -> str:
-    """Fetch the remote's index, after one time-out at most where there is one here. Returns its stamp."""
+    """Fetch the remote's index, after one time-out at most where there is one here. Returns its stamp.
+
+    Raises:
+        DataError: it can't be asked, or can't be had.
+        OSError: there is no room.
+    """
     try:
         stamp = stamp_of(source)
-    except Exception:
+    except Exception as error:  # each store's client has exceptions of its own
         if found.index is not None:
-            raise
+            raise DataError(f"{type(error).__name__}: {error}") from error
         stamp = ""  # the download will say what is wrong
     if found.index is None:
         patiently(source, lambda source: download(source, INDEX, target))
@@ -159,9 +164,8 @@ def _say_read_only(source: Source) -> None:
     logger.warning(f"{source.folder}: can't be written to; stream {source.name!r} reads the shards that are there")
 
 
-def _go_on_without(source: Source, found: _Found, error: Exception) -> None:
+def _go_on_without(source: Source, found: _Found, reason: str) -> None:
     """The remote can't be asked: the cache is used as it is, if it is known to be of this remote or of none."""
-    reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
     remote, claim = canonical(str(source.remote)), found.claim
     if claim and claim.remote != remote:
         raise DataError(
