@@ -115,7 +115,17 @@ def test_seeds_follow_while_they_cannot_tell(tmp_path, monkeypatch):
 def test_the_default_rate_is_lower_where_the_base_is_wider():
     hidden = {width: coord_check.default_lr("width", MuP(True, width)) * width for width in (128, 256, 4096)}
     assert set(hidden.values()) == {2e-3 * 128}  # which a hidden layer of width w gets, divided by w
-    assert coord_check.default_lr("width", MuP(False, 4096)) == 2e-3
+    assert coord_check.default_lr("width", MuP(False, 4096)) == coord_check.default_lr("width", MuP(True, 4096))
+    assert coord_check.default_lr("width", MuP()) == 2e-3
+
+
+def test_a_job_of_many_ranks_is_checked_in_one_process(tmp_path):
+    path = job(tmp_path, "mpt_mup_mosaic", MPT + "\nattn_config = { fused_qkv = false }")
+    with Path(path).open("a") as file:
+        file.write("[parallelism]\ntensor_parallel_degree = 8\npipeline_parallel_degree = 2\n")
+    words = ["coord-check", path, "--widths", "64", "128", "--seeds=1", "--steps=1", "--out", str(tmp_path)]
+    main(words)
+    assert json.loads((tmp_path / "coord_check_width.json").read_text())["sizes"] == [64, 128]
 
 
 @pytest.mark.parametrize(

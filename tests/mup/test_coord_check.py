@@ -12,7 +12,7 @@ from mosaic_photon.cli.coord_check import adamw
 from mosaic_photon.compat import layout_independent_init
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.models.resized import build, resized
+from mosaic_photon.models.resized import build, resized, width_step
 from mosaic_photon.mup import coord_check, coord_report
 from mosaic_photon.mup.coord_check import Activations
 from mosaic_photon.mup.proxy import KINDS, AdamWSettings
@@ -157,6 +157,24 @@ def test_another_width_of_llama_keeps_its_proportions():
             model = Transformer(resized(args, width=width))
         sizes[width] = model.layers["0"].feed_forward.w1.out_features / width
     assert set(sizes.values()) == {3.0}
+
+
+@pytest.mark.parametrize(
+    ("args", "step", "widths"),
+    [
+        (TransformerModelArgs(dim=4096, n_heads=32, n_kv_heads=8), 512, [512, 1024, 2048]),
+        (TransformerModelArgs(dim=256, n_heads=16), 16, [128, 256, 512, 1024]),
+        (MPTMuPModelArgs(), 64, [128, 256, 512, 1024]),
+        (MPTMuPModelArgs(attn_config={"attn_type": "grouped_query_attention", "kv_n_heads": 4}), 192, [192, 384, 768]),
+        (MPTMuPModelArgs(attn_config={"attn_type": "multiquery_attention"}), 64, [128, 256, 512, 1024]),
+    ],
+)
+def test_default_widths_are_ones_that_the_model_can_have(args, step, widths):
+    assert width_step(args) == step and coord_check.default_widths(step) == widths
+    for width in widths:
+        resized(args, width=width)
+    with pytest.raises(ConfigError, match=rf"choose multiples of {step}\."):
+        resized(args, width=step + step // 4)
 
 
 def test_report_files_stand_alone(tmp_path):

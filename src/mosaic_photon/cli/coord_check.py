@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("job", metavar="JOB.toml", help="job config; its model, [model.overrides] and [mup] are checked")
     axis = parser.add_mutually_exclusive_group()
-    axis.add_argument("--widths", nargs="*", type=int, metavar="D", help="d_model of each run (128 256 512 1024)")
+    axis.add_argument(
+        "--widths",
+        nargs="*",
+        type=int,
+        metavar="D",
+        help="d_model of each run (128 256 512 1024, or from the first that the model's heads can have)",
+    )
     axis.add_argument("--depths", nargs="*", type=int, metavar="L",
                       help="n_layers of each run, at [mup] base_width (2 4 8 16)")  # fmt: skip
     add("--seeds", type=int, default=3,
@@ -47,18 +53,21 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from mosaic_photon.models.resized import width_step
     from mosaic_photon.mup import coord_check, coord_report
     from mosaic_photon.mup.proxy import AdamWSettings
     from mosaic_photon.prepare.tokenization import stdlib_tokens
     from mosaic_photon.train_spec import load_job_model
 
     axis = "width" if args.depths is None else "depth"
-    sizes = sorted(set(args.depths or args.widths or coord_check.DEFAULT_SIZES[axis]))
+    job, model_args = load_job_model(args.job)
+    default = coord_check.DEFAULT_DEPTHS if axis == "depth" else coord_check.default_widths(width_step(model_args))
+    sizes = sorted(set(args.depths or args.widths or default))
     if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
         raise ConfigError("give at least two positive sizes, one seed and one step.")
-    job, model_args = load_job_model(args.job)
     job.mup.enabled = job.mup.enabled and not args.no_mup
     job.training.seq_len = coord_check.SEQ_LEN
+    job.parallelism = type(job.parallelism)()  # each run is one process
     job.debug.seed = None  # each run has its own
     models = {size: model_of_size(job, model_args, axis, size) for size in sizes}
     tokens = torch.tensor(stdlib_tokens(job.model.hf_assets_path, 400_000))

@@ -26,29 +26,39 @@ def resized(args: Any, width: int | None = None, depth: int | None = None) -> An
     own_width = args.d_model if is_mpt else args.dim
     d_head = own_width // args.n_heads
     if width % d_head:
-        raise ConfigError(f"width {width} is no multiple of the model's head size {d_head}.")
+        raise ConfigError(
+            f"width {width} is no multiple of the model's head size {d_head}; choose multiples of {width_step(args)}."
+        )
     heads = width // d_head
+    if width % width_step(args):
+        raise ConfigError(
+            f"width {width}: {heads} query heads do not divide into the model's groups of {group_size(args)}; choose "
+            f"multiples of {width_step(args)}."
+        )
     changes |= {"d_model" if is_mpt else "dim": width, "n_heads": heads}
     if is_mpt:
-        changes["attn_config"]["kv_n_heads"] = resized_kv_heads(args.attn_config["kv_n_heads"], args.n_heads, heads)
+        if args.attn_config["kv_n_heads"] is not None:
+            changes["attn_config"]["kv_n_heads"] = heads // group_size(args)
         ffn_size = args.ffn_config.get("ffn_hidden_size")
         if ffn_size:
             changes["ffn_config"] = args.ffn_config | {"ffn_hidden_size": ffn_size * width // own_width}
     else:
-        changes["n_kv_heads"] = resized_kv_heads(args.n_kv_heads, args.n_heads, heads)
+        changes["n_kv_heads"] = None if args.n_kv_heads is None else heads // group_size(args)
         # Feed-forward sizes are rounded up to a multiple of it: rounded alike, they keep their proportion.
         changes["multiple_of"] = max(1, args.multiple_of * width // own_width)
     return dataclasses.replace(args, **changes)
 
 
-def resized_kv_heads(own: int | None, own_heads: int, heads: int) -> int | None:
-    """Key and value heads of a model with `heads` query heads in groups of the same size."""
-    if own is None:
-        return None
-    group = own_heads // own
-    if heads % group:
-        raise ConfigError(f"{heads} query heads do not divide into the model's groups of {group}; choose other widths.")
-    return heads // group
+def group_size(args: Any) -> int:
+    """Query heads that share a key and value head, where the model has their number; 1 where it follows from heads."""
+    kv_heads: int | None = args.attn_config["kv_n_heads"] if hasattr(args, "d_model") else args.n_kv_heads
+    return args.n_heads // kv_heads if kv_heads else 1
+
+
+def width_step(args: Any) -> int:
+    """Width of one group of heads: the widths that a model has are its multiples."""
+    own_width: int = args.d_model if hasattr(args, "d_model") else args.dim
+    return own_width // args.n_heads * group_size(args)
 
 
 def build(model_cls: Callable[[Any], nn.Module], args: Any, seed: int, device: str = "cpu") -> nn.Module:

@@ -38,7 +38,7 @@ class Bounds:
 BOUNDS = {"width": Bounds(growth=0.25, shrink=0.25), "depth": Bounds(growth=0.25, shrink=0.5)}
 DEFAULT_LR = {"width": 2e-3, "depth": 1e-3}
 """At width 128."""
-DEFAULT_SIZES = {"width": [128, 256, 512, 1024], "depth": [2, 4, 8, 16]}
+DEFAULT_DEPTHS = [2, 4, 8, 16]
 MOST_SEEDS, MOST_RUN = 99, 12
 """How many are counted when it is asked how many would tell, and how many are run before it is left untold."""
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
@@ -171,9 +171,18 @@ def default_lr(axis: str, mup: Any) -> float:
     """A learning rate that the base size of the job's `[mup]` can train with: a wider model needs a lower one.
 
     Hidden layers of width w get it times base_width / w, so that at every base size those of one width get the same.
+    Where `[mup]` is not enabled it is the same rate, so that the two can be compared.
     """
-    width = mup.base_width if mup.enabled else 128
-    return DEFAULT_LR[axis] * min(1.0, 128 / width)
+    return DEFAULT_LR[axis] * min(1.0, 128 / (mup.base_width or 128))
+
+
+def default_widths(step: int) -> list[int]:
+    """128 256 512 1024 where they are multiples of `step`; else doublings of its first multiple above 128.
+
+    They go up to 1024, and span a factor of 4 at least.
+    """
+    first = math.ceil(128 / step) * step
+    return [first * 2**n for n in range(4) if n < 3 or first * 2**n <= 1024]
 
 
 Trace = tuple[int, int, list[dict[str, float]]]
