@@ -53,8 +53,7 @@ class ShardCache:
 
     def _start(self) -> None:
         """What a spawned process makes anew."""
-        with accessing(next((source for source in self.sources if source.cache), self.sources[0])):
-            self._room = Room(self.sources, self.shards, self.limit)
+        self._room = Room(self.sources, self.shards, self.limit)
         self._holds = [held for source in self.sources if source.cache and (held := in_use(source.cache))]
 
     def slot(self, shard_id: int) -> Slot:

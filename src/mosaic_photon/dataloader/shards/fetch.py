@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mosaic_photon.dataloader.node.folder import folder_of
 from mosaic_photon.dataloader.shards.files import fault_of
 from mosaic_photon.dataloader.shards.index import DataError, Shard, ShardFile
 from mosaic_photon.dataloader.shards.patience import Outage
@@ -128,11 +129,21 @@ def reported(source: Source, work: Callable[[], T]) -> dict[str, Any]:
 
 
 def _refusal(source: Source, error: OSError) -> str:
+    elsewhere = "set mosaic.node_folder to a folder on" if _is_placed_by_us(source) else "move local to"
     if error.errno in NO_ROOM:
         free = shutil.disk_usage(source.folder).free if source.folder.exists() else 0
-        elsewhere = "set mosaic.node_folder to a folder on" if source.data else "move local to"
         return (
             f"{source.folder}: cannot write stream {source.name!r}: {error.strerror} ({free / 1e9:.1f} GB free);"
             f" free some space, set cache_limit, or {elsewhere} another disk"
         )
+    if error.errno == errno.ENODEV:
+        return (
+            f"{source.folder}: cannot use as cache of stream {source.name!r}: its file system maps no file into memory"
+            f" that several processes write to; {elsewhere} a disk of the node's own"
+        )
     return f"{error.filename or source.folder}: cannot use as cache of stream {source.name!r}: {error.strerror}"
+
+
+def _is_placed_by_us(source: Source) -> bool:
+    """Whether its folder lies in the node folder, as no `local` names it."""
+    return source.data is not None or source.folder.absolute().is_relative_to(folder_of(""))

@@ -57,15 +57,17 @@ class Ledger:
         self.folder, self.claim, self.index = folder, claim, index.whole
         self._path, shape = folder / f"{LEDGER}{claim.index}", (3, len(self.index))
         with locked(lock_path(folder, "limit")):
-            new = not self._path.exists()
-            if new:  # its room is taken now, not when a column is entered
-                write_whole(self._path, np.zeros(shape, np.int64).tobytes())
+            if not self._path.exists():  # written, not only made as long: its room on the disk is taken now
+                table = np.zeros(shape, np.int64)
+                self._enter(table, [])
+                write_whole(self._path, table.tobytes())
             if self._path.stat().st_size != 24 * len(self.index):  # columns would be taken for others
-                raise DataError(f"{folder}: another job has fetched a newer index meanwhile; start this one again")
+                raise DataError(
+                    f"{folder}: another job has fetched a newer index meanwhile; start this one again. If that does"
+                    f" not help, {self._path.name} there is damaged: remove it"
+                )
             self.table: NDArray[np.int64] = np.memmap(self._path, np.int64, "r+", shape=shape).view(np.ndarray)
             """As it is now, int64 of shape (3, shards)."""
-            if new:
-                self._enter([])
 
     def read(self) -> NDArray[np.int64]:
         """The table at this moment."""
@@ -77,18 +79,25 @@ class Ledger:
             if path != self._path:
                 path.unlink(missing_ok=True)
         with locked(lock_path(self.folder, "limit")):  # shards in PARTS are being fetched, or were by a killed process
-            return self._enter(self._rows_of({unquote(name) for name in names_in(self.folder / PARTS)}))
+            return self._enter(self.table, self._rows_of({unquote(name) for name in names_in(self.folder / PARTS)}))
 
     def _rows_of(self, names: Set[str]) -> list[int]:
         """Of the shards that have one of the files."""
         return [row for row, files in enumerate(self.index.names()) if not names.isdisjoint(files)] if names else []
 
-    def _enter(self, reserved: list[int]) -> NDArray[np.int64]:
-        """List the folder and write all of the table. What was reserved before that may be a whole file by now."""
-        listing, table = list_folder(self.folder, self.index), self.table
-        table[BYTES] = listing[[RAW, ZIP]].clip(0).sum(0)
-        table[BYTES, reserved] = self.index.max_bytes[reserved]
-        table[OPENED] = np.where(table[OPENED] == 0, listing[TIME], table[OPENED])
-        table[KEPT] = 0
-        table[KEPT, self._rows_of(self.claim.kept)] = 1
+    def _enter(self, table: NDArray[np.int64], reserved: list[int]) -> NDArray[np.int64]:
+        """List the folder and write all of the table. What was reserved before that may be a whole file by now.
+
+        Other jobs evict by the table as this process leaves it if it is killed at any line of this. So all is computed
+        first; each element of `KEPT` goes from its old value to its new one at once; and `BYTES`, without which nothing
+        is evicted, comes after it.
+        """
+        kept = np.zeros_like(table[KEPT])
+        kept[self._rows_of(self.claim.kept)] = 1
+        listing = list_folder(self.folder, self.index)
+        size = listing[[RAW, ZIP]].clip(0).sum(0)
+        size[reserved] = self.index.max_bytes[reserved]
+        table[KEPT] = kept
+        np.copyto(table[OPENED], listing[TIME], where=table[OPENED] == 0)
+        table[BYTES] = size
         return listing

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.shards.claim import lock_path, part_path, read_claim
-from mosaic_photon.dataloader.shards.fetch import Source
+from mosaic_photon.dataloader.shards.fetch import Source, accessing
 from mosaic_photon.dataloader.shards.files import size_of
 from mosaic_photon.dataloader.shards.index import DataError, Shard
 from mosaic_photon.dataloader.shards.ledger import BYTES, KEPT, OPENED, Ledger
@@ -27,17 +27,19 @@ class Room:
     """The caches among a dataset's sources. Safe to use from any thread and process, and after a fork."""
 
     def __init__(self, sources: Sequence[Source], shards: Shards, limit: int | None) -> None:
-        """`limit` bounds the bytes of all caches together; None: no bound. Raises DataError, OSError."""
+        """`limit` bounds the bytes of all caches together; None: no bound. Raises DataError."""
         self.limit = limit
         self.ledger_of: list[Ledger | None] = []
         """Of each source, None where it is no cache."""
         ledgers: dict[tuple[int, int], Ledger] = {}  # by inode: streams may share a folder by several names
         for source, index in zip(sources, shards.indexes, strict=True):
-            claim, ledger = read_claim(source.folder) if source.cache else None, None
-            if claim is not None:
-                found = source.folder.stat()
-                key = found.st_dev, found.st_ino
-                ledger = ledgers[key] = ledgers.get(key) or Ledger(source.folder, claim, index)
+            ledger = None
+            with accessing(source):
+                claim = read_claim(source.folder) if source.cache else None
+                if claim is not None:
+                    found = source.folder.stat()
+                    key = found.st_dev, found.st_ino
+                    ledger = ledgers[key] = ledgers.get(key) or Ledger(source.folder, claim, index)
             self.ledger_of.append(ledger)
         self._ledgers = [ledgers[key] for key in sorted(ledgers)]  # in an order that is every job's
 
@@ -117,8 +119,13 @@ def _oldest_first(ledgers: Sequence[Ledger], tables: Sequence[NDArray[np.int64]]
 
 
 def _evict(ledger: Ledger, row: int) -> int | None:
-    """Remove the shard's files. Returns the bytes freed, None if it is being fetched, 0 if they can't be."""
+    """Remove the shard's files. Returns the bytes freed, None if it is being fetched, 0 if they can't be.
+
+    Whatever the table says, which other processes write too: a file that is not ours stays.
+    """
     shard = ledger.index[row]
+    if not all(ledger.claim.may_remove(file.basename) for file in shard.files):
+        return 0
     with locked(lock_path(ledger.folder, shard.raw.basename), wait=False) as free:
         if not free:
             return None
