@@ -26,6 +26,7 @@ from mosaic_photon.compat import layout_independent_init as init
 from mosaic_photon.compat.counter_random import Stream, log, normal_quantile
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
+from mosaic_photon.models.resized import build as initialised
 
 Fill = Callable[[Tensor], Any]
 
@@ -284,3 +285,11 @@ def test_every_init_of_llm_foundry_goes_by_parts() -> None:
     for name in param_init_fns.get_all():
         if name != "baseline_":
             mpt(init_config={"name": name}).init_weights()
+
+
+def test_a_slice_that_is_the_whole():
+    """As llm-foundry fills the projection of a single key and value head that is not fused with the queries'."""
+    attn = {"attn_type": "multiquery_attention", "fused_qkv": False}
+    args = MPTMuPModelArgs(d_model=64, n_heads=2, n_layers=1, vocab_size=256, max_seq_len=32, attn_config=attn)
+    weights = initialised(TitanComposerMPTMuP, args, 3).get_parameter("layers.0.attn.Wk.weight")
+    assert weights.shape == (32, 64) and weights.std() > 0

@@ -183,7 +183,7 @@ def _truncated_normal(mean: float, std: float, low: float, high: float) -> Calla
 
 
 VIEWS: dict[str, Callable[..., ParameterPart]] = {
-    "alias": lambda part: part,
+    "alias": lambda part: ParameterPart.of(part, part.streams),  # torch takes no tensor for a view of itself
     "detach": lambda part: part,
     "select": _select,
     "slice": _slice,
