@@ -1,6 +1,7 @@
 """mosaic-photon prepare on corpora as people have them: links, other compressions, bad lines, other tokenizers."""
 
 import bz2
+import glob
 import gzip
 import itertools
 import json
@@ -55,6 +56,43 @@ def test_linked_folders_are_read_and_what_is_left_out_is_named(tmp_path, monkeyp
     if source == "corpus":
         assert "left out (hidden): corpus/.git" in said
         assert "left out (links to a folder that is read already): corpus/more/loop" in said
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hidden"),
+    [
+        ("**", [".h", ".hid.txt"]),
+        ("**/*.txt", [".h", ".hid.txt"]),
+        ("**/train/*.txt", [".h", ".hid.txt"]),
+        ("**/latest/*.txt", [".h", ".hid.txt"]),
+        ("**/latest/**/*.txt", [".h", ".hid.txt"]),
+        ("we?/**/train/**", [".h", ".hid.txt"]),
+        ("**/[t]rain/**/deep/*", [".h", ".hid.txt"]),
+        ("**/**/a.txt", [".h", ".hid.txt"]),
+        ("**/circle/*/train/*", [".h", ".hid.txt"]),
+        ("**/.h/*.txt", [".hid.txt"]),
+        ("**/.h/**/*.txt", [".hid.txt"]),
+        ("**/*/.h/*.txt", [".hid.txt"]),
+        ("**/.hid.txt", [".h"]),
+        ("**/.*/*.txt", []),
+    ],
+)
+def test_a_pattern_finds_what_glob_finds(tmp_path, monkeypatch, pattern, hidden):
+    """Each file, under one name of those that links give its folder; what it passes over is named, and only that."""
+    monkeypatch.chdir(tmp_path)
+    folders = ("", "web", "web/train", "web/train/deep", "web/train/.h", "web/train/.h/in", "web/other")
+    for folder in folders:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("a.txt", "b.json", ".hid.txt"):
+            (tmp_path / folder / name).write_text(folder + name)
+    (tmp_path / "web/latest").symlink_to("train")
+    (tmp_path / "web/other/circle").symlink_to(tmp_path)
+    left_out = sources.LeftOut(list)
+    found = sources.find_sources([pattern], str(tmp_path / "out"), left_out)
+    expected = {os.path.realpath(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    assert {os.path.realpath(source.path) for source in found} == expected
+    assert sorted({os.path.basename(path) for path in left_out["hidden"]}) == hidden
+    assert not {os.path.realpath(path) for path in left_out["hidden"]} & expected
 
 
 @pytest.mark.parametrize(("source", "out"), [("link", "corpus/out"), ("corpus", "link/out"), ("link", "link/out")])

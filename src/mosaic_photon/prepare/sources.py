@@ -154,24 +154,70 @@ def _walk(root: str, names: set[str], left_out: LeftOut) -> Iterator[str]:
 
 
 def _matches(pattern: str, left_out: LeftOut) -> Iterator[str]:
-    """Paths that match, as `glob.glob` finds them, also where links make a circle."""
+    """Paths that match, as `glob.glob` finds them, but what links lead to twice under one name only."""
     parts = pattern.split("/")
     if "**" not in parts:
         yield from glob.iglob(pattern)
         return
-    first = parts.index("**")
+    first, matching = parts.index("**"), _Matching(left_out)
     for folder in glob.iglob("/".join([*parts[:first], ""])):
-        for path in _walk(folder, set(), left_out):
-            if _fits(path[len(folder) :].split("/"), parts[first:]):
+        yield from matching.below(folder, parts[first:])
+
+
+class _Matching:
+    """What matches a pattern with `**`. A folder is looked at once for each rest of the pattern, so circles end."""
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self._left_out, self._passed = left_out, set[str]()
+        self._seen: dict[tuple[int, int, int], str] = {}
+        """What has begun: folder and parts of the pattern left -> the folder's path."""
+
+    def below(self, folder: str, pattern: list[str]) -> Iterator[str]:
+        """Paths in the folder and below that match a pattern that begins with `**`."""
+        at = (*_identity(folder), len(pattern))
+        if at in self._seen:
+            if self._seen[at] != folder:
+                self._pass("links to a folder that is read already", folder)
+            return
+        self._seen[at] = folder
+        yield from self._inside(folder, pattern[1:] or ["*"])
+        for name in self._names(folder):
+            path = os.path.join(folder, name)
+            if not name.startswith("."):
+                if os.path.isdir(path):
+                    yield from self.below(path, pattern)
+            elif not any(_fits(name, part) for part in pattern):  # spelled out, it is looked for where it belongs
+                self._pass("hidden", path)
+
+    def _inside(self, folder: str, pattern: list[str]) -> Iterator[str]:
+        """Paths that match a pattern of names in the folder."""
+        part, *rest = pattern
+        if part == "**":
+            yield from self.below(folder, pattern)
+            return
+        names = [name for name in self._names(folder) if _fits(name, part)] if glob.has_magic(part) else [part]
+        for path in (os.path.join(folder, name) for name in names):
+            if rest and os.path.isdir(path):
+                yield from self._inside(path, rest)
+            elif not rest and os.path.exists(path):
                 yield path
 
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(folder))
+        except OSError:
+            self._pass("folders that cannot be read", folder)
+            return []
 
-def _fits(names: list[str], pattern: list[str]) -> bool:
-    if not pattern or not names:
-        return not names and all(part == "**" for part in pattern)
-    if pattern[0] == "**":
-        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
-    return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+    def _pass(self, reason: str, path: str) -> None:
+        if path not in self._passed:
+            self._passed.add(path)
+            self._left_out[reason].append(path)
+
+
+def _fits(name: str, part: str) -> bool:
+    """Whether a part of a pattern fits a name; hidden ones have to be spelled out."""
+    return fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
 
 
 def _identity(folder: str) -> tuple[int, int]:
