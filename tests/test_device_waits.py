@@ -76,6 +76,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
             yield waits
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+        torch._dynamo.reset()  # which keeps how flex attention was traced here, for other tests of this process too
 
 
 def model_on(device: str, attn: dict[str, Any]) -> TitanComposerMPTMuP:
