@@ -306,6 +306,38 @@ def test_entries_that_are_no_shards() -> None:
             pack_index(json.dumps({"shards": entries, "version": 2}).encode(), "x")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"raw_data": {"basename": "a.0.mds", "bytes": 9, "hashes": None}},
+        {"raw_data": {"basename": "a.0.mds", "bytes": 9.0}},
+        {"zip_data": {}, "compression": ""},
+        {"samples": 1.0, "column_sizes": [68.0]},
+        {"newline": None, "separator": None, "columns": None},
+    ],
+)
+def test_entries_of_other_writers(changes: dict[str, Any]) -> None:
+    """Null and {} are as good as absent, and 1.0 is a whole number."""
+    plain = entry(1)
+    if "raw_data" in changes:
+        plain["raw_data"] = {"basename": "a.0.mds", "bytes": 9}
+    other, ours = index_of([entry(1) | changes]), index_of([plain])
+    assert list(other) == list(ours) and other.kinds == ours.kinds and other.digest == ours.digest
+
+
+def test_files_of_other_writers() -> None:
+    """A byte order mark is no damage, the version is judged before the rest, and depth is damage."""
+    text = json.dumps({"shards": [entry(1)], "version": 2.0})
+    assert list(Index(pack_index(text.encode("utf-8-sig"), "x"))) == list(index_of([entry(1)]))
+    for newer in ({"version": 3, "shards": {"a": 1}}, {"version": 3}, {"version": "3", "shards": []}):
+        with pytest.raises(DataError, match=r"MDS version '?3'? is not supported, only version 2"):
+            pack_index(json.dumps(newer).encode(), "x")
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for damaged in (b'{"version": 2, "shards": ' + deep + b"}", b'{"version": 2, "shards": [], "more": ' + deep + b"}"):
+        with pytest.raises(DataError, match="damaged or no MDS index"):
+            pack_index(damaged, "x")
+
+
 @pytest.mark.parametrize("compression", ["br:4", "bz2", "gz:9", "snappy", "zstd", "zstd:19"])
 def test_every_compression_of_streaming(tmp_path: Path, build: Any, compression: str) -> None:
     remote = write_mds(tmp_path / "remote", 40, compression=compression)

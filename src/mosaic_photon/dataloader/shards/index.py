@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import msgspec
 
@@ -133,9 +135,9 @@ class _Entry(msgspec.Struct, gc=False):
 
 
 class _File(msgspec.Struct):
-    version: int
-    shards: list[msgspec.Raw]
-    """Not parsed yet, so that no more than some are held at a time."""
+    version: Any
+    shards: msgspec.Raw = msgspec.Raw(b"null")
+    """Not parsed before the version is known to be ours."""
 
 
 _NO_FILE = ShardFile("", 0)
@@ -152,16 +154,17 @@ def pack_index(data: bytes, where: str) -> bytes:
     """
     columns, digest, rows = [array("q") for _ in range(PACKED_COLUMNS)], new_digest(), _Rows(where)
     try:
-        index = msgspec.json.decode(data, type=_File)
+        index = msgspec.json.decode(data.removeprefix(BOM_UTF8), type=_File)
         if index.version != 2:
-            raise DataError(f"{where}: MDS version {index.version} is not supported, only version 2")
-        for begin in range(0, len(index.shards), _AT_ONCE):
-            entries = [_entry.decode(raw) for raw in index.shards[begin : begin + _AT_ONCE]]
+            raise DataError(f"{where}: MDS version {index.version!r} is not supported, only version 2")
+        shards = msgspec.json.decode(index.shards, type=list[msgspec.Raw])
+        for begin in range(0, len(shards), _AT_ONCE):
+            entries = [_entry_of(raw) for raw in shards[begin : begin + _AT_ONCE]]
             taken = [rows.row(number, entry) for number, entry in enumerate(entries, begin)]
             for column, values in zip(columns, zip(*taken, strict=True), strict=True):
                 column.extend(values)
             digest.update(digest_part(begin, ((entry.samples, entry.raw_data) for entry in entries)))
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: damaged or no MDS index ({type(error).__name__}: {error})") from error
@@ -170,6 +173,24 @@ def pack_index(data: bytes, where: str) -> bytes:
     digest.update(b"]")
     header = msgspec.json.encode(Header(len(columns[0]), digest.hexdigest(), tuple(rows.kinds)))
     return b"".join((header, b" " * (-(len(header) + 1) % 8), b"\n", *columns, rows.text))
+
+
+def _entry_of(raw: msgspec.Raw) -> _Entry:
+    """A shard's entry, also as programs other than Streaming write it."""
+    try:
+        return _entry.decode(raw)
+    except msgspec.ValidationError:
+        return msgspec.convert(_plain(msgspec.json.decode(raw)), _Entry)
+
+
+def _plain(value: Any) -> Any:
+    """JSON without members that are null or {}, which are as good as absent, and with 10 for 10.0."""
+    if isinstance(value, dict):
+        members = {name: _plain(member) for name, member in value.items()}
+        return {name: member for name, member in members.items() if member is not None and member != {}}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def new_digest() -> hashlib.blake2s:
