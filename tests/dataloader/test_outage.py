@@ -101,6 +101,43 @@ def test_a_silent_server_is_asked_once_for_each_attempt(
     assert proxy.shard_gets == 1 and [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
+def test_what_a_client_leaves_is_removed(tmp_path: Path) -> None:
+    """Folders, too; what the client raised stays what is raised."""
+
+    class Client:
+        def download(self, remote: str, local: str, timeout: float) -> None:
+            Path(f"{local}.parts").mkdir()
+            raise ConnectionResetError("by the store")
+
+    with pytest.raises(ConnectionResetError, match="by the store"):
+        store.get(Client(), "s3://a/shard", tmp_path / "shard", timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_request_left_behind_does_not_reach_the_next(tmp_path: Path) -> None:
+    """It writes neither beside the result nor where the next one's bytes are counted."""
+    awake, done, folders = threading.Event(), threading.Event(), set[Path]()
+
+    class Client:
+        def download(self, remote: str, local: str, timeout: float) -> None:
+            folders.add(Path(local).parent)
+            if remote == "stuck":
+                awake.wait(60)
+            try:
+                Path(local).write_text(remote)
+            finally:
+                done.set()
+
+    with pytest.raises(store.Silence):
+        store.get(Client(), "stuck", tmp_path / "shard", timeout=0.1)
+    store.get(Client(), "next", tmp_path / "shard", timeout=60)
+    done.clear()
+    awake.set()
+    assert done.wait(60)
+    assert list(tmp_path.iterdir()) == [tmp_path / "shard"] and (tmp_path / "shard").read_text() == "next"
+    assert len(folders - {tmp_path}) == 2
+
+
 def test_what_is_fetched_ahead_is_no_reason_to_end(bucket: str, proxy: Proxy, tmp_path: Path, build: Any) -> None:
     """While the shards that are needed are here, an outage may last longer than the patience."""
     out = always(status(503))

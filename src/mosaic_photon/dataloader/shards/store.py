@@ -10,9 +10,9 @@ from __future__ import annotations
 import _thread
 import errno
 import os
-import secrets
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,19 +86,16 @@ def get(downloader: Any, remote: str, target: Path, timeout: float) -> None:
 
     Args:
         downloader: Streaming's CloudDownloader.
-        target: in a folder that nobody else writes to; clients make files of their own there, too.
         timeout: as for `within`.
     """
-    folder = target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{target.name}.try-{secrets.token_hex(4)}"  # a thread left behind may still write to its own
-    try:
-        within(timeout, lambda: downloader.download(remote, str(part), timeout), lambda: _bytes_in(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # One for each attempt: clients make files and locks of their own, and a thread left behind may still use its own.
+    with tempfile.TemporaryDirectory(
+        prefix=f"{target.name}.try-", dir=target.parent, ignore_cleanup_errors=True
+    ) as folder:
+        part = Path(folder, "file")
+        within(timeout, lambda: downloader.download(remote, str(part), timeout), lambda: _bytes_in(part.parent))
         part.replace(target)
-    except BaseException:
-        for left in folder.glob(f"{part.name}*"):
-            left.unlink(missing_ok=True)
-        raise
 
 
 def stamp_of(source: Source) -> str:
