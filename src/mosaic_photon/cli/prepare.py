@@ -107,8 +107,9 @@ def _check(args: argparse.Namespace) -> Work:
     bos, eos = _around_documents(args.bos_text, args.eos_text, special)
     tokenizer = load_tokenizer(file)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
-    options = Options(**given | {"tokenizer": digest, "bos": bos, "eos": eos, "hashes": hashes})
+    made: dict[str, Any] = {"tokenizer": digest, "bos": bos, "eos": eos, "hashes": hashes}
+    given = {field.name: getattr(args, field.name) for field in fields(Options) if field.name not in made}
+    options = Options(**made, **given)
     around = token_id(tokenizer, bos, "--bos-text"), token_id(tokenizer, eos, "--eos-text")
     how = Tokenization(options, file, *around, _pad_id(tokenizer, special) if args.separate else None)
     for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):

@@ -127,7 +127,7 @@ class ShardedDataset:
         shard_id, index = map(int, self.locate(sample_id))
         return decode(self.shards.kinds[self.shards.kind[shard_id]], self.reader.sample(shard_id, index))
 
-    def get_item(self, sample_id: int, retry: int = 0) -> dict[str, Any]:
+    def get_item(self, sample_id: int) -> dict[str, Any]:
         """The decoded sample: column name to value. Raises DataError for one that cannot be decoded."""
         sample = {}
         for column, value in self.values(sample_id):

@@ -108,7 +108,7 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     dataset = open_dataset(loader)
     seconds = time.perf_counter() - start
     source, cache = dataset.cache.sources[0], dataset.cache
-    missing = [shard for number, shard in enumerate(dataset.shards) if not cache.is_here(number)]
+    missing = [slot.shard for slot in map(cache.slot, range(len(dataset.shards))) if not slot.is_here()]
     stored = sum(int(index.stored_bytes.sum()) for index in dataset.shards.indexes)
     text = f"{len(dataset.shards):,} shards, {dataset.num_samples:,} samples, {human_size(stored)}"
     if source.data or source.remote is None:

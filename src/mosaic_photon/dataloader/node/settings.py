@@ -35,7 +35,7 @@ class Settings:
     """In force while a dataset is opened. The defaults are those of a tool that looks at data, not of a job."""
 
     node_folder: str = ""
-    """`[mosaic] node_folder`, for `node_folder.node_folder`."""
+    """`[mosaic] node_folder`, for `folder.node_folder`."""
     adopt_cache: bool = False
     """`[mosaic] adopt_cache`: caches that another program filled become ours."""
     patience: float = 0.0

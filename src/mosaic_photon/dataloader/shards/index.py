@@ -145,7 +145,7 @@ _entry = msgspec.json.Decoder(_Entry)
 
 
 def pack_index(data: bytes, where: str) -> bytes:
-    """The content of an index.json, checked, as `shards.Index` reads it. `where` names it in messages.
+    """The content of an index.json, checked, as `table.Index` reads it. `where` names it in messages.
 
     A line of JSON, the Header, padded to a multiple of 8 bytes; the columns samples, raw bytes, zip bytes, kind and end
     of the shard's text, int64 of shape (5, shards); the texts, each the shard's two names and its hashes.
