@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
-from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from mosaic_photon.names import clean_name
+from mosaic_photon.titan.layouts import whole
 from mosaic_photon.titan.parts import BaseLogger
 from mosaic_photon.titan.tools import logger as console
 
@@ -85,7 +85,7 @@ class TitanDestination(LoggerDestination):
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log numbers at a step; tensors are fetched from their device where they are written. Print the rest once."""
-        values = {name: _whole(value) for name, value in metrics.items()}
+        values = {name: whole(value) for name, value in metrics.items()}
         numbers = {name: value for name, value in values.items() if _is_number(value)}
         if numbers and self._writes:
             self._logger.log({name: _number(value) for name, value in numbers.items()}, step)
@@ -105,11 +105,6 @@ class TitanDestination(LoggerDestination):
         if self._is_first_rank:
             table = {"name": name, "step": step, "columns": columns, "rows": rows}
             console.info(f"Callbacks: {json.dumps(table, default=str)}")
-
-
-def _whole(value: Any) -> Any:
-    """The value, put together from its shards: a collective, so every rank makes it, whether it writes or not."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _is_number(value: Any) -> bool:

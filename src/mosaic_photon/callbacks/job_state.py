@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 from composer.core import Callback, State, Timestamp
 from composer.devices import Device, DeviceCPU, DeviceGPU
-from torch.distributed.tensor import DTensor
 
 from mosaic_photon.callbacks.composer_view import ModelView, language_metrics, set_loss
 from mosaic_photon.titan.interface import RunningTrainer
-from mosaic_photon.titan.layouts import compute_dtype, sum_of_losses
+from mosaic_photon.titan.layouts import compute_dtype, sum_of_losses, whole
 
 
 class JobState:
@@ -153,8 +152,7 @@ class JobState:
         self._batch_began = time.monotonic()
 
     def _add_loss(self, share: torch.Tensor) -> None:
-        share = share.detach()
-        share = share.full_tensor() if isinstance(share, DTensor) else share
+        share = whole(share.detach())
         self.state.loss = share * self._shares
         self._loss = share if self._loss is None else self._loss + share
 

@@ -1,4 +1,4 @@
-"""The gradient norm of TorchTitan 0.2.2's step, which keeps it to itself."""
+"""The gradient norm of TorchTitan's step, which keeps it to itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

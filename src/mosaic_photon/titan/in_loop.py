@@ -87,6 +87,11 @@ class InLoop(Mixed):
             norm = torch.nn.utils.get_total_norm([local(p) for part in self.model_parts for p in part.parameters()])
         self.loop.look_at_step(norm)
 
+    def fire_of_schedule(self, loss: torch.Tensor) -> None:
+        """A micro-batch's events where a pipeline's schedule has interleaved them: all after it, with its loss."""
+        for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
+            self.loop.fire(event, loss=loss)
+
     def train(self) -> None:
         """TorchTitan's loop. Torch keeps errors for its launcher, which shows their tracebacks; a stop is none."""
         if stopped := record(self._train)():

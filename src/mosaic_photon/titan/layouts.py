@@ -1,9 +1,10 @@
 """How TorchTitan lays a model out on devices."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 
@@ -58,6 +59,7 @@ __all__ = [
     "pipeline_llm",
     "precision_line",
     "sum_of_losses",
+    "whole",
 ]
 
 
@@ -96,6 +98,11 @@ def precision_line(job: MosaicJobConfig, dims: ParallelDims) -> str:
     if dtype == mixed:
         return dtype
     return f"{dtype}, not training.mixed_precision_param = {mixed}: in this layout TorchTitan has no mixed precision"
+
+
+def whole(value: Any) -> Any:
+    """The value; a DTensor, as a loss under loss parallelism, put together from its shards, which is a collective."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def sum_of_losses(shares: torch.Tensor, dims: ParallelDims) -> torch.Tensor:

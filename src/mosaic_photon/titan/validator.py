@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.validate import BaseValidator
 from torchtitan.distributed import ParallelDims
@@ -19,7 +18,7 @@ from torchtitan.tools.logging import logger
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import EvalLoader
-from mosaic_photon.titan.layouts import sum_of_losses
+from mosaic_photon.titan.layouts import sum_of_losses, whole
 
 
 class MosaicValidator(BaseValidator):
@@ -105,7 +104,7 @@ class MosaicValidator(BaseValidator):
         if not self.parallel_dims.pp_enabled:
             with self.validation_context(), self.maybe_enable_amp:
                 loss_sum = self.loss_fn(model_parts[0](inputs, **extra_inputs, **extra_kwargs), labels)
-            return torch.stack([_plain(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
+            return torch.stack([whole(loss_sum).double(), (labels != IGNORE_INDEX).sum().double()])
         assert isinstance(self.loss_fn, DividedLoss)
         losses: list[torch.Tensor] = []
         first_stage = ((inputs,), extra_inputs) if self.pp_has_first_stage else ((), {})
@@ -114,17 +113,13 @@ class MosaicValidator(BaseValidator):
             self.pp_schedule.eval(*first_stage[0], **first_stage[1], **extra_kwargs, **last_stage)
         if not self.pp_has_last_stage:
             return torch.zeros(2, dtype=torch.float64, device=labels.device)
-        loss_sum = torch.stack([_plain(loss) for loss in losses]).sum().to(labels.device)
+        loss_sum = torch.stack([whole(loss) for loss in losses]).sum().to(labels.device)
         return torch.stack([loss_sum.double(), (labels != IGNORE_INDEX).sum().double()])
 
     def _mean_over_ranks(self, totals: torch.Tensor) -> tuple[float, int]:
         """The mean loss of a label, nan without labels, and the number of labels."""
         totals = sum_of_losses(totals, self.parallel_dims)
         return (totals[0] / totals[1]).item(), int(totals[1])
-
-
-def _plain(loss: torch.Tensor) -> torch.Tensor:
-    return loss.full_tensor() if isinstance(loss, DTensor) else loss  # a DTensor under loss parallelism
 
 
 def split_inputs(

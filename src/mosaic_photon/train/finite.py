@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.titan.interface import PassedOverError
+from mosaic_photon.titan.layouts import whole
 from mosaic_photon.titan.tools import device_type, logger
 
 MOST_IN_A_ROW = 10
@@ -75,8 +75,7 @@ class FiniteSteps:
 
     def add(self, loss: Tensor) -> None:
         """This rank's share of the mean loss, of one micro-batch. Ranks without the loss add nothing."""
-        loss = loss.detach()
-        self._losses.append(loss.full_tensor() if isinstance(loss, DTensor) else loss)
+        self._losses.append(whole(loss.detach()))
 
     def look(self, step: int, samples: Callable[[], str], norm: Tensor) -> None:
         """Note a step's numbers, when its gradients are clipped and before the optimizer's step. Collective.

@@ -60,17 +60,16 @@ class MosaicTrainer(InLoop, Trainer):
         Raises:
             NoLabelsError: at the first micro-batch of a step without labels.
         """
-        fire = self.loop.fire
         is_last = self.loop.begin_micro_batch(input_dict | {"labels": labels}, global_valid_tokens)
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(input_dict, labels)
         if self.parallel_dims.pp_enabled:
             loss = self._pipeline_step(inputs, labels, extra_inputs, extra_kwargs, global_valid_tokens)
             self._finish_gradients(is_last)
-            for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
-                fire(event, loss=loss.detach())  # the schedule has interleaved them
+            self.fire_of_schedule(loss.detach())
             if self.pp_has_last_stage:
                 self.loop.add_loss(loss)
             return loss if self.pp_has_last_stage else torch.full((), -1.0, device=self.device)
+        fire = self.loop.fire
         reduce_in_this_backward(self.model_parts[0], is_last)
         with self.train_context():
             with self.maybe_enable_amp:

@@ -14,11 +14,12 @@ MOVED = (
     (re.compile(r"\battention\.(w[qkv])\b"), r"attention.qkv_linear.\1"),
     (re.compile(r"^output\b"), "lm_head"),
 )
-"""0.2.2's name, and 0.3's. Read from right to left, `\\1` is what stands in the first group."""
+"""0.2.2's name -> 0.3's."""
 BACK = (
     (re.compile(r"\battention\.qkv_linear\.(w[qkv])\b"), r"attention.\1"),
     (re.compile(r"^lm_head\b"), "output"),
 )
+"""0.3's name -> 0.2.2's."""
 
 
 def titan_name(name: str) -> str:

@@ -89,9 +89,7 @@ class MosaicTrainer(InLoop, Trainer):
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
         if self.parallel_dims.pp_enabled:
-            shown = loss.detach() if self.pp_has_last_stage else torch.zeros((), device=self.device)
-            for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
-                self.loop.fire(event, loss=shown)  # the schedule has interleaved them
+            self.fire_of_schedule(loss.detach() if self.pp_has_last_stage else torch.zeros((), device=self.device))
         if not self.parallel_dims.pp_enabled or self.pp_has_last_stage:
             self.loop.add_loss(loss)
         return loss
