@@ -82,6 +82,7 @@ TAKEN: dict[str, tuple[list[str], str, Any]] = {
     "commas under a free key": (["--optimizer.kwargs.betas=0.9,0.95"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
     "words under a free key": (["--optimizer.kwargs.betas", "0.9", "0.95"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
     "a tuple under a free key": (["--optimizer.kwargs.betas=(0.9, 0.95)"], "optimizer.kwargs", {"betas": [0.9, 0.95]}),
+    "a pattern under a free key": (["--callbacks.x.y=(a|b)"], "callbacks", {"x": {"y": "(a|b)"}}),
     "a date under a free key": (["--optimizer.kwargs.name=2026-01-02"], "optimizer.kwargs", {"name": "2026-01-02"}),
     "a comma in quotes": (['--optimizer.kwargs.x="a,b"'], "optimizer.kwargs", {"x": "a,b"}),
     "false under a free key": (["--optimizer.kwargs.amsgrad=false"], "optimizer.kwargs", {"amsgrad": False}),

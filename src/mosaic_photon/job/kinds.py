@@ -158,9 +158,10 @@ def _of_any_type(words: list[str]) -> Any:
     """What stands under a free key: as TOML has it, true, false and none in any case, with commas a list, else text."""
     if len(words) > 1:
         return [_of_any_type([word]) for word in words]
-    text = re.sub(r"^\((.*)\)$", r"[\1]", words[0])  # as Python and torch write betas
-    value = as_toml(text)
-    if value != text and not isinstance(value, datetime.date | datetime.time):  # a date is part of a name
+    (text,) = words
+    bare = re.sub(r"^\((.*)\)$", r"[\1]", text)  # as Python and torch write betas
+    value = as_toml(bare)
+    if value != bare and not isinstance(value, datetime.date | datetime.time):  # a date is part of a name
         return value
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -134,9 +134,9 @@ def check_tables(values: dict[str, Any], config_cls: type, path: str, prefix: st
     fields = types_of(config_cls)
     for name, value in values.items():
         where = f"{prefix}{name}"
-        if where == "algorithms" and name not in fields:
-            raise ConfigError(f"{path}: {instead_of(value)}")
         if name not in fields:
+            if where == "algorithms":
+                raise ConfigError(f"{path}: {instead_of(value)}")
             kind = "table" if not prefix else "field"
             raise ConfigError(f"{path}: unknown {kind} {where!r}.{nearest(name, fields)}")
         expected = fields[name]

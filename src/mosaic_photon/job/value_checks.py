@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator
-from functools import reduce
+from operator import attrgetter
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
@@ -47,7 +47,7 @@ COMPONENTS = ("model", "loss")
 
 def field_of(job: MosaicJobConfig, name: str) -> Any:
     """The value of a field, or the table, of this name: "table.field"."""
-    return reduce(getattr, name.split("."), job)
+    return attrgetter(name)(job)
 
 
 def fields_in(job: MosaicJobConfig, name: str) -> Iterator[str]:
