@@ -140,6 +140,11 @@ def test_mistakes_end_before_the_first_run(tmp_path, capsys, words, says):
     assert says in capsys.readouterr().err
 
 
+def test_another_model_is_refused(tmp_path, capsys):
+    assert main(["coord-check", job(tmp_path, "deepseek_v3_mosaic", ""), "--out", str(tmp_path)]) == 1
+    assert "coord-check knows mpt_mup_mosaic and llama3_mosaic, not deepseek_v3_mosaic" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", range(8))

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     axis = "width" if args.depths is None else "depth"
     job, model_args = load_job_model(args.job)
+    check_known(job)
     default = coord_check.DEFAULT_DEPTHS if axis == "depth" else coord_check.default_widths(width_step(model_args))
     sizes = sorted(set(args.depths or args.widths or default))
     if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
@@ -108,11 +109,9 @@ def adamw(hyper: AdamWSettings, no_decay: Sequence[str], model: nn.Module) -> to
     return build_optimizers([model], config, one_process()).optimizers[0]
 
 
-def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:
-    """seed -> the initialised model of one size, `[mup]` applied."""
-    from mosaic_photon.models.resized import build, resized
+def check_known(job: Any) -> None:
+    """The job's model must be one that can be resized and run by itself."""
     from mosaic_photon.titan.releases import installed
-    from mosaic_photon.train_spec import apply_mup, build_train_spec
 
     if job.model.name not in ("mpt_mup_mosaic", "llama3_mosaic"):
         raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
@@ -121,6 +120,13 @@ def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[
             "coord-check of llama3_mosaic runs on TorchTitan 0.2.2, whose attention takes tokens alone: pip install "
             "torchtitan==0.2.2"
         )
+
+
+def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:
+    """seed -> the initialised model of one size, `[mup]` applied."""
+    from mosaic_photon.models.resized import build, resized
+    from mosaic_photon.train_spec import apply_mup, build_train_spec
+
     base_width = job.mup.base_width if axis == "depth" else None
     args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
     spec = build_train_spec(job.model.name)
