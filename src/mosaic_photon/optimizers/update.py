@@ -232,6 +232,8 @@ def compiled(tensors: list[list[Tensor]], scalars: Tensor, maximize: bool) -> No
 
 def _contiguous(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """Those whose elements lie in the same order in all four places, and the others."""
+    if all(tensor.is_contiguous() for column in tensors.columns for tensor in column):
+        return tensors, Tensors()  # as in most steps, where the host need not sort them
     dense, others = Tensors(), Tensors()
     for row in tensors:
         (dense if all(tensor.is_contiguous() for tensor in row) else others).append(row)
