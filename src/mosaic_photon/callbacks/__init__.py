@@ -28,5 +28,11 @@ if TYPE_CHECKING:
     from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
 
 __all__ = ["ActivationMonitor", "OptimizerMonitor", "QuasiHyperbolicParameterMonitor"]
-_HOMES = dict(zip(__all__, ("activation_monitor", "optimizer_monitor", "group_monitors"), strict=True))
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ActivationMonitor": "activation_monitor",
+        "OptimizerMonitor": "optimizer_monitor",
+        "QuasiHyperbolicParameterMonitor": "group_monitors",
+    },
+)

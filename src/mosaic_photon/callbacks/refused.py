@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import nearest
+from mosaic_photon.job.layout_checks import compiles_model
 from mosaic_photon.names import clean_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def refusal_in(job: MosaicJobConfig, facts: Facts, cls: type, arguments: Mapping
     if "composer.ActivationMonitor" in names:
         if job.parallelism.tensor_parallel_degree > 1:
             return "under parallelism.tensor_parallel_degree > 1 a token's activations lie in parts on several ranks"
-        if job.compile.enable and "model" in job.compile.components:
+        if compiles_model(job):
             return 'it looks into modules, which compile.enable = true compiles; set compile.components = ["loss"]'
     if "mosaic_photon.OptimizerMonitor" in names and job.optimizer.early_step_in_backward:
         return (

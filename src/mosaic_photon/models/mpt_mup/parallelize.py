@@ -20,7 +20,12 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from mosaic_photon.job.layout_checks import check_context_parallel, check_sequences, data_parallel_degree
+from mosaic_photon.job.layout_checks import (
+    check_context_parallel,
+    check_sequences,
+    compiles_model,
+    data_parallel_degree,
+)
 from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.titan.config import TORCH_DTYPE_MAP
@@ -57,7 +62,7 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
     if parallel_dims.cp_enabled:
         check_context_parallel(job_config, parallel_dims.get_mesh("cp").device_type == "cpu")
         apply_cp(model, parallel_dims.get_mesh("cp"))
-    compiled = job_config.compile.enable and "model" in job_config.compile.components
+    compiled = compiles_model(job_config)
     if job_config.activation_checkpoint.mode != "none":
         apply_ac(
             model, job_config.activation_checkpoint, model_compile_enabled=compiled,
