@@ -90,10 +90,8 @@ def wrong(one: Works, ours: Numbers, reference: Numbers, log: str) -> list[str]:
 
 
 def differences(one: Works, tag: str, ours: dict[int, float], reference: dict[int, float]) -> Iterator[str]:
-    missing, more = (
-        steps_of(one, reference) - ours.keys(),
-        ours.keys() - reference.keys() - {PAUSE},
-    )  # fit_end comes twice
+    missing = steps_of(one, reference) - ours.keys()
+    more = ours.keys() - reference.keys() - {PAUSE}  # fit_end comes twice
     if missing or more:
         yield f"{tag}: not at {missing}, but at {more}"
     for step in ours.keys() & reference.keys():

@@ -78,14 +78,16 @@ def test_activations_are_composers_and_those_of_the_whole_batch():
 
 def test_decay_is_a_share_of_the_peak_and_exempt_groups_stay_exempt():
     state, logger, _ = job(weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(state.optimizers[0], lambda step: step / 10)  # begins at 0
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        state.optimizers[0], lambda step: (step + 1) / 10
+    )  # not at its peak yet
     state.schedulers = [schedule]
     made("global_lr_scaling", lr_scale=0.5, wd_pct=0.2).run_event(Event.FIT_START, state, logger)
     groups = state.optimizers[0].param_groups
     assert [group["weight_decay"] for group in groups] == [pytest.approx(0.2 * 0.05), 0.0]
-    assert [group["lr"] for group in groups] == schedule.get_last_lr() == [0.0, 0.0]
+    assert [group["lr"] for group in groups] == schedule.get_last_lr() == pytest.approx([0.005, 0.005])
     schedule.step()
-    assert schedule.get_last_lr() == pytest.approx([0.005, 0.005])
+    assert schedule.get_last_lr() == pytest.approx([0.01, 0.01])
 
 
 def test_a_loss_spike_is_found_whenever_it_comes_and_after_a_resume():
