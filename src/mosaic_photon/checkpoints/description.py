@@ -55,6 +55,28 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
     Raises:
         ConfigError: the description cannot be read.
     """
+    model = read(folder)
+    if model is None:
+        return None
+    kind = type(model_args)
+    written_out = getattr(kind, "function_of", dict)  # a model whose args have several ways to say the same
+    ours, default = (function_of(written_out(asdict(args))) for args in (model_args, kind()))
+    try:
+        theirs = function_of(written_out(model))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(
+            f"{Path(folder) / FILE} is no description of a model that this release knows: {error}"
+        ) from None
+    theirs = {name: value for name, value in default.items() if name in ours} | theirs
+    return [
+        f"{name} is {json.dumps(theirs.get(name))} in the checkpoint and {json.dumps(ours.get(name))} in the job"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def read(folder: str) -> dict[str, Any] | None:
+    """The model args in a checkpoint's description; None where it has none. Raises ConfigError: it cannot be read."""
     path = Path(folder) / FILE
     if not path.is_file():
         return None
@@ -65,18 +87,16 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
         raise ConfigError(f"{path} is no description of a model ({error!r}).") from None
     if version != VERSION:
         raise ConfigError(f"{path} has version {version!r}; this release reads version {VERSION}.")
-    kind = type(model_args)
-    written_out = getattr(kind, "function_of", dict)  # a model whose args have several ways to say the same
-    ours, default = (function_of(written_out(asdict(args))) for args in (model_args, kind()))
-    try:
-        theirs = function_of(written_out(model))
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{path} is no description of a model that this release knows: {error}") from None
-    theirs = {name: value for name, value in default.items() if name in ours} | theirs
+    return model
+
+
+def differences(one: str, other: str) -> list[str]:
+    """A line for each way in which the models of two checkpoints compute differently, of what both say."""
+    ours, theirs = (function_of(read(folder) or {}) for folder in (one, other))
     return [
-        f"{name} is {json.dumps(theirs.get(name))} in the checkpoint and {json.dumps(ours.get(name))} in the job"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
+        f"{name} is {json.dumps(ours[name])} in the first and {json.dumps(theirs[name])} in the second"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
     ]
 
 

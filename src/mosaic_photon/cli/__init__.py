@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare": "turn text into MDS shards of token arrays",
     "schedule": "draw a job's learning rate, momentum and weight decay",
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
+    "average": "the mean of checkpoints' weights, as a checkpoint of the model alone",
 }
 
 
