@@ -1,0 +1,147 @@
+"""A checkpoint's weights as a model of its job, whatever the layout that it was saved in.
+
+Names of tensors are a job's on each release of TorchTitan (`output.weight`, `layers.0.attention.wq.weight`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from mosaic_photon.checkpoints import description
+from mosaic_photon.checkpoints.checks import as_lines
+from mosaic_photon.checkpoints.contents import missing_files, read_metadata
+from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps
+from mosaic_photon.checkpoints.identity import mismatches
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.models.model_args import build_on_meta
+from mosaic_photon.models.resized import build
+from mosaic_photon.train_spec import load_job_model, spec_of_job
+
+
+@dataclass(frozen=True)
+class JobModel:
+    """The model that a job trains, for one process."""
+
+    path: str
+    """Of the job config."""
+    job: MosaicJobConfig
+    """Its layout is one process's."""
+    spec: Any
+    args: Any
+    """Model args, as the job's trainer has them: with `[model.overrides]`, `[mup]` and the sequence length."""
+    meta: nn.Module
+    """On the meta device: names and shapes, on each release those of the job's checkpoints."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what a checkpoint has of the model, parameters and buffers."""
+        return {name: tuple(tensor.shape) for name, tensor in self.meta.state_dict().items()}
+
+
+def job_model(path: str) -> JobModel:
+    """The model of the job config at `path`.
+
+    Raises:
+        ConfigError: a job config that does not load, or a model that cannot be built.
+    """
+    job, _ = load_job_model(path)
+    job.parallelism = type(job.parallelism)()
+    job.checkpoint.enable = False  # what the job begins from, and how it ends, does not matter here
+    spec = spec_of_job(job)
+    args = copy.deepcopy(spec.model_args[job.model.flavor])
+    meta = build_on_meta(job, spec)
+    args.update_from_config(job)
+    return JobModel(path, job, spec, args, meta)
+
+
+def find_checkpoint(model: JobModel, path: str | None = None) -> str:
+    """The folder of one whole checkpoint.
+
+    Args:
+        path: a checkpoint, or a folder of them, of which the newest whole one counts; None: the job's own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = path or checkpoint_folder(model.job)
+    if os.path.isfile(os.path.join(folder, METADATA)):
+        return folder
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{folder}: there is no such folder of checkpoints.")
+    steps = [there for there in complete_steps(folder).values() if os.path.isfile(os.path.join(there, METADATA))]
+    if steps:
+        return steps[-1]
+    if any(name.endswith(".safetensors") for name in os.listdir(folder)):
+        raise ConfigError(
+            f"{folder} holds safetensors, not a checkpoint of a run: mosaic-photon import makes one of it."
+            if os.path.isfile(os.path.join(folder, "config.json"))
+            else f"{folder} holds safetensors (checkpoint.last_save_in_hf): name the run's checkpoint before it."
+        )
+    raise ConfigError(f"{folder}: there is no whole checkpoint in it (a folder step-N with {METADATA}).")
+
+
+def check_weights(model: JobModel, folder: str) -> None:
+    """The checkpoint must be whole, have the weights of the job's model, and compute what that computes.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    faults = missing_files(folder)
+    if faults:
+        raise ConfigError(f"{folder} is damaged: {'; '.join(faults[:3])}.")
+    differs = mismatches(Start(folder, model_only=True), model.job, model.spec, model.meta)
+    changed = description.changes(folder, model.args) or []
+    hint = "the job's [model], [model.overrides] and [mup] say which model it is"
+    if changed and not model.job.mosaic.allow_model_change:
+        differs += changed
+        hint += "; its weights are taken as another function with [mosaic] allow_model_change = true"
+    if differs:
+        raise ConfigError(f"{folder} is of another model than the job {model.path}:\n{as_lines(differs)}\n{hint}.")
+
+
+def read_tensors(folder: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint, on the CPU, in the dtype that they were saved in."""
+    stored: dict[str, Any] = read_metadata(folder).state_dict_metadata
+    state = {name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype) for name in names}
+    _load(state, folder)
+    return state
+
+
+def open_model(model: JobModel, folder: str, device: str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+    """The job's model with the checkpoint's weights, for inference.
+
+    Args:
+        folder: a checkpoint, as `find_checkpoint` gives it; it is compared with the job.
+        dtype: of its parameters; None: `training.dtype`.
+
+    Raises:
+        ConfigError: as `check_weights`.
+    """
+    check_weights(model, folder)
+
+    def in_dtype(args: Any) -> nn.Module:
+        built: nn.Module = model.spec.model_cls(args)
+        for parameter in built.parameters():  # not buffers: positions are complex numbers
+            parameter.data = parameter.data.to(dtype or getattr(torch, model.job.training.dtype))
+        return built
+
+    opened = build(in_dtype, copy.deepcopy(model.args), seed=0, device=device)
+    _load(opened.state_dict(), folder)
+    return opened.eval().requires_grad_(False)
+
+
+def _load(state: dict[str, Tensor], folder: str) -> None:
+    """Fill the tensors in place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+        load(state, checkpoint_id=folder, no_dist=True)
