@@ -80,7 +80,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
 
 
 def model_on(device: str, attn: dict[str, Any]) -> TitanComposerMPTMuP:
-    args = MPTMuPModelArgs(d_model=32, n_heads=4, n_layers=2, vocab_size=64, max_seq_len=32, attn_config=attn)
+    args = MPTMuPModelArgs(d_model=64, n_heads=4, n_layers=2, vocab_size=64, max_seq_len=32, attn_config=attn)
     with torch.device("meta"):
         return TitanComposerMPTMuP(args).to_empty(device=device)
 

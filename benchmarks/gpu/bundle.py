@@ -32,7 +32,7 @@ CARRIED = [
     "tyro", "docstring-parser", "rich", "markdown-it-py", "mdurl", "pygments", "psutil", "packaging", "pyyaml",
     "regex", "requests", "urllib3", "idna", "certifi", "charset-normalizer", "tqdm", "xxhash", "torchdata",
     "einops", "catalogue", "coolname", "py-cpuinfo", "importlib-metadata", "zipp", "tabulate", "setuptools",
-    "tenacity", "typeguard",
+    "tenacity", "typeguard", "msgspec",
 ]  # fmt: skip
 """What the suite imports beside torch, whether the machine has it or not: its numpy and transformers are others."""
 

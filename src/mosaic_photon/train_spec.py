@@ -28,7 +28,7 @@ from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import read_job
 from mosaic_photon.job.remarks import remarks_on
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_sizes
+from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_flex_heads, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
@@ -113,7 +113,7 @@ def import_custom(job_config: MosaicJobConfig) -> None:
 
 PART_CHECKS: dict[str, tuple[Check, ...]] = {
     "dataloader": dataloader_checks,
-    "models": (check_sizes,),
+    "models": (check_sizes, check_flex_heads),
     "titan": (check_fields, check_stages, check_converters),
     "optimizers": (check_optimizer,),
     "schedulers": (check_schedule,),

@@ -37,6 +37,10 @@ def apply_model_overrides(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     spec.model_args[flavor] = without_grouped_mm(args)
 
 
+SMALLEST_FLEX_HEAD = 16
+"""torch.nn.attention.flex_attention's on CUDA: its kernels multiply tiles, which Triton has from 16 on."""
+
+
 def build_on_meta(job_config: MosaicJobConfig, spec: TrainSpec) -> nn.Module:
     """The job's model without memory; what its own code says of its sizes and of the job is said before the start.
 
@@ -76,6 +80,33 @@ def check_sizes(job: MosaicJobConfig, facts: Facts) -> None:
         raise ConfigError(f"the model's {name} = {rotated or model_args.dim // heads} must be even, to be rotated.")
     if getattr(model_args, "moe_enabled", True) and hasattr(model_args, "moe_args"):
         check_experts(model_args.moe_args)
+
+
+def check_flex_heads(job: MosaicJobConfig, facts: Facts) -> None:
+    """On a GPU, flex attention has no kernel for small heads; torch says so when it compiles, in the first step.
+
+    Raises:
+        ConfigError: the model attends by it, with heads of fewer than SMALLEST_FLEX_HEAD dimensions.
+    """
+    model_args = facts.model_args
+    if facts.on_cpu or not _attends_by_flex(model_args):
+        return
+    width = getattr(model_args, "dim", None) or model_args.d_model
+    size = getattr(model_args, "head_dim", None) or width // model_args.n_heads
+    if size < SMALLEST_FLEX_HEAD:
+        raise ConfigError(
+            f"{job.model.name} {job.model.flavor} has heads of {size} dimensions, and on a GPU the flex attention that "
+            f"its documents, ALiBi or window need has kernels for {SMALLEST_FLEX_HEAD} and more. Set fewer heads "
+            "(n_heads) or a wider model in [model.overrides]."
+        )
+
+
+def _attends_by_flex(model_args: Any) -> bool:
+    attn = getattr(model_args, "attn_config", None)
+    if attn is None:
+        return getattr(model_args, "attn_type", "sdpa") == "flex"
+    biased = attn["alibi"] or attn["attn_uses_sequence_id"] or attn["sliding_window_size"] != -1
+    return bool(biased and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"])
 
 
 def check_experts(moe_args: Any) -> None:
