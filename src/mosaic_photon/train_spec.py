@@ -28,6 +28,7 @@ from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import read_job
 from mosaic_photon.job.remarks import remarks_on
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.models.documents import separate_documents
 from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_flex_heads, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
@@ -74,6 +75,7 @@ def spec_of_job(job_config: MosaicJobConfig) -> TrainSpec:
     import_custom(job_config)
     spec = build_train_spec(job_config.model.name)
     apply_model_overrides(spec, job_config)
+    separate_documents(spec, job_config)
     if job_config.mup.enabled:
         apply_mup(spec, job_config)
     if job_config.mup.enabled or job_config.model.name == "mpt_mup_mosaic":

@@ -393,6 +393,7 @@ ROWS: dict[str, Any] = {
     "mosaic.allow_partial_load": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.nonfinite": Elsewhere("tests/train/test_finite.py"),
+    "mosaic.separate_documents": Elsewhere("tests/titan/test_documents.py"),
     "mosaic.adopt_cache": Elsewhere("tests/dataloader/test_faults.py"),
     "mosaic.node_folder": Elsewhere("tests/dataloader/order/test_orders.py"),
     "mosaic.download_patience_seconds": Elsewhere("tests/dataloader/test_outage_job.py"),

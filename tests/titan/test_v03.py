@@ -124,4 +124,5 @@ def test_positions_begin_again_after_the_end_of_a_document() -> None:
 
     tokens = torch.tensor([[5, 9, 6, 7, 9, 9, 4], [9, 5, 5, 5, 5, 5, 9]])
     assert positions_of(tokens, 9).tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
-    assert positions_of(tokens, None).tolist() == [list(range(7))] * 2
+    assert positions_of(tokens, bos_token_id=9).tolist() == [[0, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 0]]
+    assert positions_of(tokens).tolist() == [list(range(7))] * 2

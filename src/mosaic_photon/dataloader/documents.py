@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.documents import uses_sequence_id
 
 
 def document_counter(model_args: Any, dataset: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -18,7 +19,7 @@ def document_counter(model_args: Any, dataset: Mapping[str, Any]) -> Callable[[t
     Raises:
         ConfigError: the model asks and the data config has no answer.
     """
-    if not (getattr(model_args, "attn_config", None) or {}).get("attn_uses_sequence_id"):
+    if not uses_sequence_id(model_args):
         return None
     from llmfoundry.data.text_data import ConcatenatedSequenceCollatorWrapper
 

@@ -1,7 +1,6 @@
 """What this machine, and the files and folders that a job names, must have; found before a process group exists."""
 
 import os
-from typing import Any
 
 import psutil
 import torch
@@ -9,6 +8,7 @@ from tokenizers import Tokenizer
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import check_path, check_writable
+from mosaic_photon.job.documents import masks_by_end_token, separators
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import check_context_parallel
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -104,14 +104,10 @@ def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
 
 
 def _has_end_token(job: MosaicJobConfig, tokenizer: Tokenizer) -> bool:
-    between = job.mosaic.dataloader.get("dataset", {}).get("eos_token_id")
-    return between is not None or special_id(job.model.hf_assets_path, "eos", tokenizer) is not None
-
-
-def masks_by_end_token(model_args: Any) -> bool:
-    """Whether TorchTitan's model keeps attention within documents, which it tells apart by the tokenizer's eos id."""
-    by_document = getattr(model_args, "attn_mask_type", None) == "block_causal"
-    return by_document and getattr(model_args, "attn_type", "sdpa") in ("flex", "varlen")
+    """The data's separator will do, where it is what ends a document, or where the job asks for it by name."""
+    given = separators(job)
+    named = "eos_token_id" in given or (job.mosaic.separate_documents and given)
+    return bool(named) or special_id(job.model.hf_assets_path, "eos", tokenizer) is not None
 
 
 def check_outputs(job: MosaicJobConfig, facts: Facts) -> None:

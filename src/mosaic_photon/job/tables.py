@@ -663,6 +663,10 @@ class Mosaic:
     """What to do at a step whose loss or gradient norm is not finite: stop, and save nothing of it; skip its optimizer
     step, up to ten in a row; or go on as TorchTitan does."""
 
+    separate_documents: bool = False
+    """Keep attention within the documents of concatenated text, which the data config's `eos_token_id` or
+    `bos_token_id` tells apart. False: as the model's own settings say, by default across their ends."""
+
     adopt_cache: bool = False
     """Caches that Streaming or another program filled become this project's: what is in them may be removed."""
 

@@ -191,6 +191,7 @@ class RunningTrainer(Protocol):
 
     job_config: MosaicJobConfig
     parts: Parts
+    model_args: Any
     step: int
     """The number of the current step, from 1; 0 before the first."""
     device: torch.device

@@ -11,6 +11,7 @@ from mosaic_photon.checkpoints.find import checkpoint_folder
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import estimate
+from mosaic_photon.job.documents import in_words
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.layouts import precision_line
 from mosaic_photon.titan.tools import logger
@@ -60,6 +61,8 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple
     ]
     if estimated.in_words:
         rows.append(("padding", estimated.in_words))
+    if documents := in_words(trainer.job_config, trainer.model_args):
+        rows.append(("documents", documents))
     if estimated.warning:
         logger.warning(estimated.warning)
     epochs = training.steps / steps

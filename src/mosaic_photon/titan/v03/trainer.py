@@ -12,7 +12,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
 from mosaic_photon.compat import titan_finite_loss
-from mosaic_photon.job.machine_checks import masks_by_end_token
+from mosaic_photon.job.documents import masks_by_end_token, separators
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.in_loop import InLoop
 from mosaic_photon.titan.interface import Batch, Parts, TrainLoader
@@ -61,13 +61,20 @@ class MosaicTrainer(InLoop, Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """TorchTitan's, with the positions that its attention asks for."""
         if self.parts.spec.is_titans:
-            end = self.tokenizer.eos_id if masks_by_end_token(self.model_args) else None
-            input_dict = {"positions": positions_of(input_dict["input"], end)} | input_dict
+            positions = positions_of(input_dict["input"], **self.separators())
+            input_dict = {"positions": positions} | input_dict
         seen = self.ntokens_seen
         inputs, labels, extra = super().post_dataloading_process(input_dict, labels)
         if not torch.is_grad_enabled():  # validation, whose tokens are not trained on
             self.ntokens_seen = seen
         return inputs, labels, extra | self.loop.model_inputs(inputs)
+
+    def separators(self) -> dict[str, int]:
+        """What parts the documents that attention stays within; empty where it crosses their ends."""
+        if not masks_by_end_token(self.model_args):
+            return {}
+        asked = separators(self.job_config) if self.job_config.mosaic.separate_documents else {}
+        return asked or {"eos_token_id": self.tokenizer.eos_id}
 
     def forward_backward_step(self, *, input_dict: Any, labels: Any, global_valid_tokens: torch.Tensor) -> torch.Tensor:
         """One micro-batch: forward, loss divided by the global batch's labels, backward.
@@ -117,17 +124,23 @@ class MosaicTrainer(InLoop, Trainer):
         return loss
 
 
-def positions_of(tokens: torch.Tensor, end: int | None) -> torch.Tensor:
+def positions_of(
+    tokens: torch.Tensor, eos_token_id: int | None = None, bos_token_id: int | None = None
+) -> torch.Tensor:
     """Each token's position in its document, [B, S]; attention stays among those that count up from one 0.
 
     Args:
         tokens: int64 [B, S].
-        end: the token that ends a document and belongs to it; None: a row is one document.
+        eos_token_id: what ends a document and belongs to it.
+        bos_token_id: what begins one, where there is no `eos_token_id`. Without both a row is one document.
     """
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    if end is None:
+    separator = bos_token_id if eos_token_id is None else eos_token_id
+    if separator is None:
         return places.contiguous()
-    begins = torch.nn.functional.pad(tokens[:, :-1] == end, (1, 0))
+    begins = torch.eq(tokens, separator)
+    if eos_token_id is not None:  # the token after it begins the next one
+        begins = torch.nn.functional.pad(begins[:, :-1], (1, 0))
     return places - torch.where(begins, places, 0).cummax(1).values
 
 
