@@ -5,6 +5,8 @@ LOCK := requirements.lock
 BIN := $(VENV)/bin
 # The second environment: the same package on today's TorchTitan.
 CURRENT := VENV=.venv-current LOCK=requirements-current.lock
+TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/titan tests/test_train.py tests/test_layouts.py \
+	tests/test_layout_checks.py -k "not test_other_models_train"
 
 .PHONY: train test test-all test-launch slurm lint format install lock clean gpu-bundle train-current test-current
 
@@ -18,13 +20,14 @@ test: lint
 
 test-all: lint test-launch test-current
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not launch"
+	$(TEST_CURRENT) -m slow
 
 train-current:
 	$(MAKE) train $(CURRENT)
 
 test-current:
 	$(MAKE) install $(CURRENT)
-	.venv-current/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/titan tests/test_train.py -k "not test_other_models_train"
+	$(TEST_CURRENT) -m "not slow"
 
 # The launch recipes of docs/launch.md on a real Slurm cluster and under torchrun's restarts; as root, on Debian.
 test-launch: install slurm build/manifests/installed

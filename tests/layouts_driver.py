@@ -18,8 +18,7 @@ from typing import Any
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import stock_trainer
-from mosaic_photon.titan.v02.trainer import Trainer
+from mosaic_photon import titan
 from mosaic_photon.train_with_mosaic import main
 
 PRELOADED = [
@@ -27,7 +26,7 @@ PRELOADED = [
     "mosaic_photon.callbacks.optimizer_monitor", "mosaic_photon.callbacks.composer_view",
     "mosaic_photon.models.mpt_mup.hf",
     "mosaic_photon.models.mpt_mup.model", "mosaic_photon.models.mpt_mup.parallelize",
-    "mosaic_photon.titan.v02.trainer", "mosaic_photon.train.loop", "mosaic_photon.train.summary",
+    titan.release().build_trainer.__module__, "mosaic_photon.train.loop", "mosaic_photon.train.summary",
 ]  # fmt: skip
 """What a job imports."""
 
@@ -38,8 +37,13 @@ def rank(arguments: list[str], log: str, public_name: str) -> int:
     os.dup2(file, 1)
     os.dup2(file, 2)
     # TorchTitan sleeps two seconds after the last step.
-    sys.modules[Trainer.__module__].time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
-    return stock_trainer.train(arguments, public_name) if public_name else main(arguments)
+    titans = sys.modules[titan.release().build_trainer.__module__].Trainer.__module__
+    sys.modules[titans].time = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
+    if not public_name:
+        return main(arguments)
+    import stock_trainer  # on 0.2.2, where TorchTitan finds models by name
+
+    return stock_trainer.train(arguments, public_name)
 
 
 def launch(job: dict[str, Any]) -> int | str:

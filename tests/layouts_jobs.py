@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
+import mds_data
+from mosaic_photon.titan.releases import installed
 
 LOSS, NORM = jobs.LOSS, "grad_norm"
 TOLERANCE = {LOSS: 1e-4, NORM: 1e-3}
@@ -28,7 +30,7 @@ class Layout:
 def layout(ranks: int, micro_batch: int, *flags: str, **degrees: int) -> Layout:
     """A layout with parallel degrees by their short names."""
     names = {"replicate": "data_parallel_replicate", "shard": "data_parallel_shard", "tp": "tensor_parallel"}
-    names["pp"] = "pipeline_parallel"
+    names |= {"pp": "pipeline_parallel", "cp": "context_parallel"}
     given = [f"--parallelism.{names[name]}_degree={degree}" for name, degree in degrees.items()]
     return Layout(ranks, (f"--training.local_batch_size={micro_batch}", *given, *flags))
 
@@ -46,6 +48,7 @@ LAYOUTS = {
     "HSDP 2×2": layout(4, 2, replicate=2, shard=2),
     "TP ×2": layout(2, 8, tp=2),
     "PP ×2": layout(2, 8, pp=2),
+    "PP ×2, interleaved": layout(2, 8, "--parallelism.pipeline_parallel_schedule=Interleaved1F1B", pp=2),
     "PP ×2, 2 accumulated": layout(2, 4, pp=2),
     "FSDP2 ×2, TP ×2": layout(4, 4, shard=2, tp=2),
     "FSDP2 ×2, PP ×2": layout(4, 4, shard=2, pp=2),
@@ -62,6 +65,18 @@ LAYOUTS = {
     "TP ×2, compile": layout(2, 8, "--compile.enable", tp=2),
     "PP ×2, compile": layout(2, 8, "--compile.enable", pp=2),
 }
+CP = {
+    "CP ×2": layout(2, 8, cp=2),
+    "FSDP2 ×2, CP ×2": layout(4, 4, shard=2, cp=2),
+    "TP ×2, CP ×2": layout(4, 8, tp=2, cp=2),
+    "PP ×2, CP ×2": layout(4, 8, pp=2, cp=2),
+}
+if ON_03 := installed().folder == "v03":  # the others do not have them on a CPU
+    LAYOUTS |= {
+        "DDP ×2, TP ×2": layout(4, 4, replicate=2, shard=1, tp=2),
+        "DDP ×2, PP ×2": layout(4, 4, replicate=2, shard=1, pp=2),
+        **CP,
+    }
 CHAIN = (
     ONE,
     "FSDP2 ×2",
@@ -112,11 +127,28 @@ JOBS = {
     "MPT muP, AdamW": MPT + MUP,
     "MPT muP, QHADOPT": with_qhadopt(MPT) + MUP,
 }
+LONG = "llama3, 256 tokens"
+if ON_03:  # which shares sequences out in blocks of 128
+    JOBS[LONG] = JOB.replace("seq_len = 64\nmax_norm", "seq_len = 256\nmax_norm")
+
+
+def layouts_of(job: str) -> list[str]:
+    """What a job is tried in beside one process."""
+    return [name for name in LAYOUTS if name != ONE and (name in CP) == (job == LONG)]
+
+
 CALLBACKS = """
 [callbacks.optimizer_monitor]
 interval = "1ba"
 [callbacks."layouts_callbacks:Counter"]
 """
+
+
+def write_long(folder: Path) -> Path:
+    """Samples for `LONG`."""
+    for split, first in (("train", 0), ("val", 500)):
+        mds_data.write_mds(folder / split, 96, start=first, encoding="ndarray:int32:257")
+    return folder
 
 
 def entry(folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str) -> dict[str, object]:

@@ -63,9 +63,10 @@ def write_mds(
     shard_samples: int = 16,
     **writer: Any,
 ) -> Path:
-    """`samples` token samples from number `start` on, `shard_samples` a shard."""
+    """`samples` token samples from number `start` on, `shard_samples` a shard; as long as an encoding's shape says."""
     dtype = np.dtype(encoding.split(":")[1]) if encoding.startswith("ndarray:") else np.dtype(np.int64)
-    tokens = [sample_tokens(start + i).astype(dtype) for i in range(samples)]
+    length = int(encoding.split(":")[2]) if encoding.count(":") == 2 else SEQ_LEN + 1
+    tokens = [sample_tokens(start + i, length).astype(dtype) for i in range(samples)]
     encoded = [t.tobytes() if encoding == "bytes" else t for t in tokens]
     size_limit = 4 + 4 + (4 + tokens[0].nbytes) * shard_samples + 400
     writer = {"hashes": ["sha1", "xxh64"], "size_limit": size_limit, **writer}

@@ -1,14 +1,16 @@
 """What cannot work in a layout says so before the first step."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from torchtitan.distributed import ParallelDims
 
 import jobs
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import load_job
+from mosaic_photon.titan.layouts import parallel_dims
+from mosaic_photon.titan.releases import installed
 from mosaic_photon.train_spec import check_job, spec_of_job
 
 P = "--parallelism."
@@ -16,13 +18,11 @@ PP, TP, EP = f"{P}pipeline_parallel_degree=", f"{P}tensor_parallel_degree=", f"{
 REPLICATE, SHARD = f"{P}data_parallel_replicate_degree=", f"{P}data_parallel_shard_degree="
 VALIDATE = "--validation.enable"
 
-REFUSED: dict[str, tuple[int, list[str], str]] = {
-    # name: (processes, flags, what the message must say)
+Refused = dict[str, tuple[int, list[str], str]]
+"""By name: processes, flags, what the message must say."""
+REFUSED: Refused = {
     "too few processes": (2, [f"{TP}4"], "the job has 2 processes"),
-    "DDP and TP": (4, [f"{REPLICATE}2", f"{TP}2"], "is DDP, which TorchTitan cannot combine"),
-    "DDP and PP": (4, [f"{REPLICATE}2", f"{PP}2"], "is DDP, which TorchTitan cannot combine"),
     "batch of two ranks": (2, ["--training.global_batch_size=6"], "local_batch_size 2 * data-parallel degree 2, 4"),
-    "CP on a CPU": (2, [f"{P}context_parallel_degree=2"], "context_parallel_degree = 2 needs an accelerator"),
     "pinned checkpoints": (1, ["--checkpoint.async_mode=async_with_pinned_mem"], 'it must be "async"'),
     "CPU offload": (1, ["--training.enable_cpu_offload"], "enable_cpu_offload = True needs an accelerator"),
     "memory snapshot": (1, ["--profiling.enable_memory_snapshot"], "needs an accelerator"),
@@ -51,12 +51,28 @@ REFUSED: dict[str, tuple[int, list[str], str]] = {
         "callbacks.activation_monitor is refused: under parallelism.tensor_parallel_degree > 1",
     ),
     "memory budget": (1, ["--activation_checkpoint.mode=memory_budget"], "needs compile.enable"),
-    "selective option": (
-        1,
-        ["--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=some"],
-        "must be 'op' or a positive number",
-    ),
 }
+CP = f"{P}context_parallel_degree=2"
+SELECTIVE = ["--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=some"]
+ON: dict[str, Refused] = {
+    "v02": {
+        "DDP and TP": (4, [f"{REPLICATE}2", f"{TP}2"], "is DDP, which TorchTitan 0.2.2 cannot combine"),
+        "DDP and PP": (4, [f"{REPLICATE}2", f"{PP}2"], "is DDP, which TorchTitan 0.2.2 cannot combine"),
+        "CP on a CPU": (2, [CP], "context_parallel_degree = 2 needs an accelerator"),
+        "selective option": (1, SELECTIVE, "must be 'op' or a positive number"),
+    },
+    "v03": {
+        "CP in blocks": (2, [CP], "training.seq_len = 64 must be a multiple of 256: TorchTitan 0.3 shares it out in"),
+        "CP in blocks of validation": (
+            2,
+            [CP, "--training.seq_len=256", VALIDATE],
+            "validation.seq_len = 64 must be a multiple of 256",
+        ),
+        "selective option": (1, SELECTIVE, "TorchTitan 0.3.0 has no such setting"),
+    },
+}
+"""What one release cannot do."""
+REFUSED |= ON[installed().folder]
 VALUES: dict[str, tuple[list[str], str]] = {
     "--training.steps=0": ([], "training.steps = 0: must be at least 1"),
     "--training.global_batch_size=0": ([], "at least 1, or -1"),
@@ -102,9 +118,10 @@ OVERRIDES: dict[str, str] = {
     "dim = 66": "dim = 66 must be a multiple of its n_heads = 4",
     "dim = 68": "dim / n_heads = 17 must be even",
     "norm_eps = nan": "model.overrides.norm_eps = nan: must be a finite number",
-    "attn_type = 'bogus'": "cannot be built as the job has it: Unknown attention type: bogus.",
     "n_kv_heads = 3": "n_heads = 4 must be a multiple of its n_kv_heads = 3",
 }
+if installed().folder == "v02":
+    OVERRIDES["attn_type = 'bogus'"] = "cannot be built as the job has it: Unknown attention type: bogus."
 ACCEPTED: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "FSDP2": (2, []),
@@ -153,16 +170,24 @@ def test_overrides_that_no_model_can_have(override: str, tmp_path: Path, monkeyp
     assert OVERRIDES[override] in str(error.value)
 
 
+@pytest.mark.skipif(installed().folder == "v02", reason="0.2.2 has none on a CPU")
+def test_another_model_s_attention_is_not_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = jobs.JOB.replace("llama3_mosaic", "mpt_mup_mosaic").replace("dim = 64", "d_model = 64")
+    with pytest.raises(ConfigError, match=r"TorchTitan 0\.3 cannot split the attention of mpt_mup_mosaic; set it to 1"):
+        check(tmp_path, 2, [CP, "--training.seq_len=256"], monkeypatch, job)
+
+
 def test_replication_with_context_parallelism_is_hsdp(tmp_path: Path) -> None:
-    """TorchTitan shards the weights over the context-parallel ranks, so it is no DDP; a GPU is needed to run it."""
+    """TorchTitan shards the weights over the context-parallel ranks, so it is no DDP."""
     _, config, _, data = jobs.write_job(tmp_path, tmp_path)
-    flags = [f"{REPLICATE}2", f"{P}context_parallel_degree=2"]
-    job = load_job(config, data, flags)
+    job = load_job(config, data, [f"{REPLICATE}2", f"{SHARD}1", CP])
     assert data_parallel_degree(job, 4) == 2
-    degrees = {"dp_replicate": 2, "dp_shard": 1, "cp": 2, "tp": 1, "pp": 1, "ep": 1, "etp": 1}
-    assert ParallelDims(**degrees, world_size=4).fsdp_enabled
-    with pytest.raises(ConfigError, match="is DDP"):
-        data_parallel_degree(load_job(config, data, [f"{REPLICATE}2", f"{TP}2"]), 4)
+    assert parallel_dims(job, 4).fsdp_enabled
+    if installed().folder == "v02":
+        check_degrees = import_module("mosaic_photon.titan.v02.layouts").check_degrees
+        check_degrees(job, 4, on_cpu=False)
+        with pytest.raises(ConfigError, match="is DDP"):
+            check_degrees(load_job(config, data, [f"{REPLICATE}2", f"{TP}2"]), 4, on_cpu=False)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -17,8 +17,10 @@ from layouts_jobs import (
     CHAIN,
     JOBS,
     LAYOUTS,
+    LONG,
     LOSS,
     NORM,
+    ON_03,
     ONE,
     STEPS,
     STEPS_PER_LINK,
@@ -26,10 +28,13 @@ from layouts_jobs import (
     chain,
     difference,
     entry,
+    layouts_of,
     run_plan,
+    write_long,
 )
+from mosaic_photon.titan.releases import installed
 
-BEGIN, END = "<!-- table begins -->", "<!-- table ends -->"
+BEGIN, END = (f"<!-- table of {installed().newest} {word} -->" for word in ("begins", "ends"))
 DAILY = ("llama3, AdamW", "MPT muP, QHADOPT")
 """Jobs whose layouts are tried with every change; the others at night."""
 SLOW_LAYOUTS = (
@@ -43,6 +48,8 @@ SLOW_LAYOUTS = (
     "TP ×2, compile",
     "PP ×2, compile",
 )
+DAILY_ON_03 = ("DDP ×2, TP ×2", "DDP ×2, PP ×2", "PP ×2, interleaved", "CP ×2")
+"""Of the first of the jobs: the others of its layouts are in titan/test_same_on_each.py, and in the run that moves."""
 
 
 class Case(NamedTuple):
@@ -55,6 +62,8 @@ class Case(NamedTuple):
 def is_slow(case: Case) -> bool:
     if case.layout is None:
         return case.job != "MPT muP, QHADOPT"
+    if ON_03:
+        return case.job not in (DAILY[0], LONG) or case.layout not in DAILY_ON_03
     compiled_too = "compile" in case.layout and case.job != "llama3, AdamW"
     return case.job not in DAILY or case.layout in SLOW_LAYOUTS or compiled_too
 
@@ -68,8 +77,8 @@ def params(cases: list[Case]) -> list:
     ]
 
 
-MATRIX = [Case(job, layout) for job in JOBS for layout in LAYOUTS if layout != ONE]
-MOVING = [Case(job, None) for job in JOBS]
+MATRIX = [Case(job, layout) for job in JOBS for layout in layouts_of(job)]
+MOVING = [Case(job, None) for job in JOBS if job != LONG]
 
 
 class Results:
@@ -97,7 +106,8 @@ def results(
     results = Results(tmp_path_factory.mktemp("layouts"))
     here = [item for item in request.session.items if getattr(item, "module", None) is request.module]
     cases = [item.callspec.params["case"] for item in here if hasattr(item, "callspec")]  # type: ignore[attr-defined]
-    run_plan(plan_of(cases, results, prepared_data), results.root)
+    long = write_long(results.root / "long") if any(case.job == LONG for case in cases) else None
+    run_plan(plan_of(cases, results, prepared_data, long), results.root)
     yield results
     table = render(results.table)
     print(table)
@@ -105,9 +115,10 @@ def results(
         write_table(Path(os.environ["LAYOUTS_TABLE"]), table)
 
 
-def plan_of(cases: list[Case], results: Results, data: Path) -> list[dict[str, object]]:
+def plan_of(cases: list[Case], results: Results, usual: Path, long: Path | None) -> list[dict[str, object]]:
     plan = []
     for job in dict.fromkeys(case.job for case in cases):
+        data = long if job == LONG else usual
         layouts = [case.layout for case in cases if case.job == job]
         for layout in [ONE, *filter(None, layouts)] if any(layouts) else []:
             folder = results.folder(Case(job, layout))

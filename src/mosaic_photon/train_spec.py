@@ -116,7 +116,7 @@ def import_custom(job_config: MosaicJobConfig) -> None:
 PART_CHECKS: dict[str, tuple[Check, ...]] = {
     "dataloader": dataloader_checks,
     "models": (check_sizes, check_flex_heads),
-    "titan": (check_fields, check_stages, check_converters),
+    "titan": (check_fields, titan.release().check_layout, check_stages, check_converters),
     "optimizers": (check_optimizer,),
     "schedulers": (check_schedule,),
     "callbacks": (check_callbacks,),

@@ -21,7 +21,7 @@ from mosaic_photon.titan.interface import Release
 
 def test_the_installed_release_has_what_every_release_has() -> None:
     asked = {name: call for name, call in vars(Release).items() if inspect.isfunction(call) and name[0] != "_"}
-    assert set(asked) == {"known_models", "model_spec", "register", "build_trainer"}
+    assert set(asked) == {"check_layout", "known_models", "model_spec", "register", "build_trainer"}
     found = titan.release()
     for name, call in asked.items():
         _, *parameters = inspect.signature(call).parameters

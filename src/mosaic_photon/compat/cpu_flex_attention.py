@@ -57,8 +57,10 @@ def dense_attention_and_aux(
 def apply() -> None:
     """Let TorchTitan's flex attention train on a CPU."""
     if importlib.util.find_spec("torchtitan.models.attention") is None:  # since 0.3
+        from torch.distributed.tensor.experimental._context_parallel import _attention as shared_out
         from torchtitan.models.common import attention
 
+        shared_out._compiled_create_block_mask = create_block_mask  # compiling it takes a minute
         attention._compiled_create_block_mask = create_block_mask
         attention.FlexAttention._compiled_flex_attn = dense_attention_and_aux
         return

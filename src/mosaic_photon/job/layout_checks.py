@@ -30,7 +30,7 @@ def data_parallel_degree(job: MosaicJobConfig, world_size: int) -> int:
     """Into how many parts a global batch is shared out: the degrees of replication and of sharding, multiplied.
 
     Raises:
-        ConfigError: the degrees don't multiply to the number of processes, or DDP is combined with another parallelism.
+        ConfigError: the degrees don't multiply to the number of processes.
     """
     layout = job.parallelism
     degrees = {
@@ -52,14 +52,7 @@ def data_parallel_degree(job: MosaicJobConfig, world_size: int) -> int:
             f"parallelism: data_parallel_shard_degree {shard} * {product} = {shard * others}, but the job has "
             f"{world_size} process{'es' if world_size > 1 else ''} (WORLD_SIZE; torchrun's nnodes * nproc_per_node)."
         )
-    replicate = layout.data_parallel_replicate_degree
-    is_ddp = replicate > 1 and shard == 1 and layout.context_parallel_degree == 1  # with CP weights are sharded: HSDP
-    if is_ddp and replicate != world_size:
-        raise ConfigError(
-            f"parallelism: data_parallel_replicate_degree = {replicate} without data_parallel_shard_degree is DDP, "
-            "which TorchTitan cannot combine with tensor or pipeline parallelism; shard the data too."
-        )
-    return replicate * shard
+    return layout.data_parallel_replicate_degree * shard
 
 
 def sequence_divisor(job: MosaicJobConfig) -> int:
@@ -85,15 +78,6 @@ def check_sequences(job: MosaicJobConfig, facts: Facts | None = None) -> None:
         raise ConfigError(
             f"validation.seq_len = {job.validation.seq_len} must be a multiple of {divisor}, the layout's shards of a "
             f"sequence, e.g. {max(1, job.validation.seq_len // divisor) * divisor}."
-        )
-
-
-def check_context_parallel(job: MosaicJobConfig, on_cpu: bool) -> None:
-    """Ring attention has no kernel for a CPU."""
-    degree = job.parallelism.context_parallel_degree
-    if degree > 1 and on_cpu:
-        raise ConfigError(
-            f"parallelism.context_parallel_degree = {degree} needs an accelerator; on this machine it must be 1."
         )
 
 

@@ -10,7 +10,6 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import check_path, check_writable
 from mosaic_photon.job.documents import masks_by_end_token, separators
 from mosaic_photon.job.facts import Facts
-from mosaic_photon.job.layout_checks import check_context_parallel
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.job.value_checks import field_of
 from mosaic_photon.names import human_size
@@ -32,7 +31,6 @@ def check_devices(job: MosaicJobConfig, facts: Facts) -> None:
 
 def check_cpu(job: MosaicJobConfig, facts: Facts) -> None:
     """What TorchTitan or torch cannot do on a machine without an accelerator."""
-    check_context_parallel(job, facts.on_cpu)
     refused = [
         ("checkpoint.async_mode", job.checkpoint.async_mode == "async_with_pinned_mem", '"async"'),
         ("parallelism.enable_async_tensor_parallel", job.parallelism.enable_async_tensor_parallel, "false"),

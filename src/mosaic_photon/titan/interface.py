@@ -12,6 +12,7 @@ import torch.nn as nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 
 if TYPE_CHECKING:
@@ -220,6 +221,10 @@ class Release(Protocol):
     """What of `compat` it needs on a machine without an accelerator; each is applied."""
     LACKING: dict[str, str]
     """Fields of a job that it does not have, by their dotted names, and what to do instead. They keep their default."""
+
+    def check_layout(self, job: MosaicJobConfig, facts: Facts) -> None:
+        """Raises ConfigError: parallel degrees that it cannot have together, or not of this model on this machine."""
+        ...
 
     def known_models(self) -> list[str]: ...
 

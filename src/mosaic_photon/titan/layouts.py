@@ -36,11 +36,10 @@ else:
     from mosaic_photon.titan.v03.layouts import (
         apply_ac,
         apply_compile,
-        apply_cp_to_attention_module,
         maybe_enable_async_tp,
     )
 
-    op_sac_save_list = apply_ddp = None
+    op_sac_save_list = apply_ddp = apply_cp_to_attention_module = None
 
 __all__ = [
     "ALWAYS_FSDP",

@@ -21,10 +21,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 from mosaic_photon.job.layout_checks import (
-    check_context_parallel,
     check_sequences,
     compiles_model,
-    data_parallel_degree,
 )
 from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
@@ -51,16 +49,14 @@ def parallelize_mpt(model: TitanComposerMPTMuP, parallel_dims: ParallelDims, job
     """TorchTitan's order: tensor parallel, context parallel, checkpointing, compile, data parallel.
 
     Raises:
-        ConfigError: the sequence does not divide, or DDP is combined with another dimension.
+        ConfigError: the sequence does not divide.
     """
-    data_parallel_degree(job_config, parallel_dims.world_size)
     check_sequences(job_config)
     if parallel_dims.tp_enabled:
         tp_mesh = parallel_dims.get_mesh("tp")
         apply_tp(model, tp_mesh, loss_parallel=not job_config.parallelism.disable_loss_parallel)
         maybe_enable_async_tp(job_config, tp_mesh)
     if parallel_dims.cp_enabled:
-        check_context_parallel(job_config, parallel_dims.get_mesh("cp").device_type == "cpu")
         apply_cp(model, parallel_dims.get_mesh("cp"))
     compiled = compiles_model(job_config)
     if job_config.activation_checkpoint.mode != "none":

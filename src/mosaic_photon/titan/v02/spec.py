@@ -17,6 +17,7 @@ from torchtitan.protocols import train_spec as registry
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
 from mosaic_photon.compat import layout_independent_init, tokenizer_end_token
+from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.compat.ddp_gradients import for_averaged_gradients
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
@@ -25,6 +26,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, EvalLoader, OwnModel, Parts, TrainLoader
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.metrics import build_metrics_processor
+from mosaic_photon.titan.v02.layouts import check_degrees
 from mosaic_photon.titan.validator import build_validator
 
 
@@ -101,6 +103,7 @@ def _with_our_initialisation(parallelize: Callable[..., nn.Module]) -> Callable[
     """`parallelize` with initial weights that no layout changes, and FSDP's reductions where gloo does them."""
 
     def parallelize_fn(model: nn.Module, parallel_dims: ParallelDims, job_config: MosaicJobConfig) -> nn.Module:
+        check_degrees(job_config, parallel_dims.world_size, ON_CPU)
         model = parallelize(model, parallel_dims, job_config)
         if parallel_dims.fsdp_enabled and torch.distributed.get_backend() == "gloo":
             force_sum_reduction(model)

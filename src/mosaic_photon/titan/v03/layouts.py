@@ -1,4 +1,5 @@
-"""0.3's checkpointing and compilation of a model as 0.2.2 is asked for them, for a model that is not TorchTitan's."""
+"""0.3's checkpointing and compilation of a model as 0.2.2 is asked for them, for a model that is not TorchTitan's;
+and what 0.3 cannot lay out."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from typing import Any
 
 import torch.nn as nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.attention.flex_attention import _DEFAULT_SPARSE_BLOCK_SIZE
 from torchtitan.distributed.compile import _maybe_enable_async_tp
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import ActivationCheckpoint, Compile, MosaicJobConfig
 from mosaic_photon.titan.v03.config import activation_checkpoint, compilation
 
@@ -30,9 +33,26 @@ def maybe_enable_async_tp(job: MosaicJobConfig, mesh: DeviceMesh) -> None:
     _maybe_enable_async_tp(compilation(job), mesh)
 
 
-def apply_cp_to_attention_module(*_: Any) -> None:
-    """Raises ConfigError: 0.3 splits its own attention only."""
-    raise ConfigError(
-        "parallelism.context_parallel_degree: TorchTitan 0.3 cannot split this model's attention; set it to 1, or "
-        "train on 0.2.2."
-    )
+def check_layout(job: MosaicJobConfig, facts: Facts) -> None:
+    """Raises ConfigError: 0.3 shares a sequence out to its own flex attention only, in whole blocks of its masks."""
+    degree = job.parallelism.context_parallel_degree
+    if degree == 1:
+        return
+    if not facts.spec.is_titans:
+        raise ConfigError(
+            f"parallelism.context_parallel_degree = {degree}: TorchTitan 0.3 cannot split the attention of "
+            f"{job.model.name}; set it to 1, or train on 0.2.2."
+        )
+    if getattr(facts.model_args, "attn_type", None) == "varlen":
+        raise ConfigError(
+            f"parallelism.context_parallel_degree = {degree}: TorchTitan 0.3 cannot split attn_type = 'varlen' of "
+            f"{job.model.name} {job.model.flavor}; choose another flavor, or set [model.overrides] attn_type = 'flex'."
+        )
+    whole = degree * _DEFAULT_SPARSE_BLOCK_SIZE
+    for table in ("training", "validation"):
+        length = getattr(job, table).seq_len
+        if length % whole and (table == "training" or job.validation.enable):
+            raise ConfigError(
+                f"{table}.seq_len = {length} must be a multiple of {whole}: TorchTitan 0.3 shares it out in blocks of "
+                f"{_DEFAULT_SPARSE_BLOCK_SIZE} positions to context_parallel_degree = {degree}."
+            )

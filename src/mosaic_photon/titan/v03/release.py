@@ -4,9 +4,10 @@ from types import ModuleType
 
 from mosaic_photon.compat import cpu_flex_attention, cpu_metrics, cpu_pg_timeouts
 from mosaic_photon.titan.v03.config import LACKING
+from mosaic_photon.titan.v03.layouts import check_layout
 from mosaic_photon.titan.v03.spec import known_models, model_spec, register
 from mosaic_photon.titan.v03.trainer import build_trainer
 
-__all__ = ["CPU_WORKAROUNDS", "LACKING", "build_trainer", "known_models", "model_spec", "register"]
+__all__ = ["CPU_WORKAROUNDS", "LACKING", "build_trainer", "check_layout", "known_models", "model_spec", "register"]
 
 CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_metrics, cpu_pg_timeouts)
