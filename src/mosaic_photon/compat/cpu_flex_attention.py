@@ -60,7 +60,7 @@ def apply() -> None:
         from torch.distributed.tensor.experimental._context_parallel import _attention as shared_out
         from torchtitan.models.common import attention
 
-        shared_out._compiled_create_block_mask = create_block_mask  # compiling it takes a minute
+        shared_out._compiled_create_block_mask = create_block_mask  # type: ignore[assignment]  # compiling takes a minute
         attention._compiled_create_block_mask = create_block_mask
         attention.FlexAttention._compiled_flex_attn = dense_attention_and_aux
         return
