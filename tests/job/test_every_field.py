@@ -382,6 +382,7 @@ ROWS: dict[str, Any] = {
     "mup.enabled": Read("true", lambda job, spec: mup(job, spec).enabled, MUP),
     "mup.base_width": Read("16", lambda job, spec: mup(job, spec).m_n == 4, MUP),
     "mup.base_depth": Read("2", lambda job, spec: mup(job, spec).m_l == 1, MUP),
+    "training.disable_cuda_graphs": Refused("true", "TorchTitan 0.2.2 has no such setting"),
     "mup.depth_alpha": Read("0.5", lambda job, spec: mup(job, spec).depth_alpha == 0.5, MUP),
     "mup.attention_scale": Read("true", lambda job, spec: mup(job, spec).attention_scale, MUP),
     "mup.input_multiplier": Read("2.0", lambda job, spec: mup(job, spec).input_multiplier == 2, MUP),

@@ -108,6 +108,87 @@ def test_what_the_release_lacks_is_said(
     assert f"error: {said}" in capsys.readouterr().err
 
 
+GRAPH_TABLES = {
+    "plain": ("", None),
+    "a callback of batches": ("[callbacks.optimizer_monitor]\n", None),
+    "a callback of passes": ("[callbacks.activation_monitor]\n", "activation_monitor would miss events between"),
+    "one that sees all": ('[callbacks."recording:Recorder"]\n', "recording:Recorder would miss events between"),
+    "two": ("[callbacks.lr_monitor]\n[callbacks.nan_monitor]\n", "nan_monitor would miss events between"),
+    "pipeline": ("[parallelism]\npipeline_parallel_degree = 2\n", "under pipeline parallelism"),
+}
+
+
+@pytest.mark.parametrize("case", GRAPH_TABLES)
+def test_cuda_graphs_are_recorded_where_nothing_would_be_missed(
+    case: str, tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mosaic_photon.callbacks.host import CallbackHost
+    from mosaic_photon.callbacks.registry import build_callbacks
+    from mosaic_photon.job.load import load_job
+    from mosaic_photon.titan.v03 import cuda_graphs
+
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "callbacks")
+    tables, says = GRAPH_TABLES[case]
+    arguments = jobs.write_job(tmp_path, prepared_data, jobs.JOB + tables)
+    job = load_job(arguments[1], arguments[3], [])
+    wanted = CallbackHost(build_callbacks(job.callbacks)).wants_inside()
+    why = cuda_graphs.why_not(job, None, True, wanted)
+    assert why is None if says is None else says in str(why)
+
+
+def test_other_reasons_against_cuda_graphs() -> None:
+    from types import SimpleNamespace
+
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.titan.v03 import cuda_graphs
+
+    job = MosaicJobConfig()
+    assert "lengths of documents" in str(cuda_graphs.why_not(job, SimpleNamespace(attn_type="varlen"), True, []))
+    assert "each expert" in str(cuda_graphs.why_not(job, SimpleNamespace(moe_args=object()), True, []))
+    assert "not TorchTitan's" in str(cuda_graphs.why_not(job, None, False, []))
+    job.training.enable_cpu_offload = True
+    assert "from the host" in str(cuda_graphs.why_not(job, None, True, []))
+
+
+def test_a_recorded_job_trains_as_another_and_its_callbacks_see_each_batch(
+    tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a graph's place stands what hands out one tensor, written anew at each replay."""
+    from torchtitan import trainer
+
+    from mosaic_photon.titan.v03 import cuda_graphs
+
+    kept = torch.zeros(())
+
+    def replayed(passes):
+        return lambda *given: kept.copy_(passes(*given).detach())
+
+    job = jobs.JOB + '[callbacks."test_v03_losses:Losses"]\n'
+    (tmp_path / "test_v03_losses.py").write_text(LOSSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert jobs.run_here(jobs.write_job(tmp_path / "eager", prepared_data, job)) == 0
+    monkeypatch.setattr(cuda_graphs, "ON_CPU", False)
+    monkeypatch.setattr(trainer, "wrap_with_cuda_graph", replayed)
+    assert jobs.run_here(jobs.write_job(tmp_path / "recorded", prepared_data, job)) == 0
+    assert kept != 0
+    for tag in (jobs.LOSS, "grad_norm", "seen"):
+        assert jobs.scalars(tmp_path / "recorded", tag) == jobs.scalars(tmp_path / "eager", tag), tag
+    assert jobs.scalars(tmp_path / "recorded", "seen") == pytest.approx(jobs.scalars(tmp_path / "recorded"), rel=1e-6)
+    kept.zero_()
+    assert jobs.run_here(jobs.write_job(tmp_path / "off", prepared_data, job), "--training.disable_cuda_graphs") == 0
+    assert kept == 0
+
+
+LOSSES = """
+from composer.core import Callback
+
+
+class Losses(Callback):
+    def batch_end(self, state, logger):
+        logger.log_metrics({"seen": state.loss})
+"""
+
+
 def test_the_doctor_takes_the_versions_of_this_release() -> None:
     assert [finding.level for finding in check_versions()] == ["ok"]
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mosaic_photon.callbacks.state_text import decode_state, encode_state
+from mosaic_photon.titan.interface import INSIDE_MICRO_BATCH
 from mosaic_photon.titan.tools import logger as console
 
 if TYPE_CHECKING:
@@ -110,6 +111,19 @@ class CallbackHost:
         trainer.optimizers.register_step_pre_hook(lambda *_: self.fire("after_train_batch"))
         self._run("init", "before_load")
         self._agree(on_stop=False)
+
+    def wants_inside(self) -> list[str]:
+        """Names of the callbacks that do something between a micro-batch's passes."""
+        if not self.callbacks:
+            return []
+        from composer.core import Callback
+
+        events = ("run_event", *INSIDE_MICRO_BATCH)
+        return [
+            name
+            for name, callback in self.callbacks.items()
+            if any(getattr(type(callback), event) is not getattr(Callback, event) for event in events)
+        ]
 
     def fire(self, event: str, **facts: Any) -> None:
         """Run one event of the training loop.

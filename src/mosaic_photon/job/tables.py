@@ -240,6 +240,9 @@ class Training:
     gc_debug: bool = False
     """Collect garbage at every step and warn of reference cycles that hold GPU tensors."""
 
+    disable_cuda_graphs: bool = False
+    """TorchTitan 0.3 records each micro-batch's passes as a CUDA graph where it can; true: never."""
+
     dataloader: DataLoader = field(default_factory=DataLoader)
 
 

@@ -16,7 +16,7 @@ from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.gradient_norm import gradient_norm_told
 from mosaic_photon.titan.hf_files import fit_files
-from mosaic_photon.titan.interface import Batch, Parts, PassedOverError, TrainLoader
+from mosaic_photon.titan.interface import INSIDE_MICRO_BATCH, Batch, Parts, PassedOverError, TrainLoader
 
 Mixed: Any = object
 """Stands for the release's Trainer, which comes after `InLoop` among a trainer's bases."""
@@ -88,8 +88,8 @@ class InLoop(Mixed):
         self.loop.look_at_step(norm)
 
     def fire_of_schedule(self, loss: torch.Tensor) -> None:
-        """A micro-batch's events where a pipeline's schedule has interleaved them: all after it, with its loss."""
-        for event in ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward"):
+        """A micro-batch's events where a pipeline or a CUDA graph runs its passes: all after it, with its loss."""
+        for event in INSIDE_MICRO_BATCH:
             self.loop.fire(event, loss=loss)
 
     def train(self) -> None:

@@ -23,6 +23,10 @@ Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """({"input": int64 [B, S], ...}, labels int64 [B, S], -100 where ignored)."""
 
 
+INSIDE_MICRO_BATCH = ("after_forward", "before_loss", "after_loss", "before_backward", "after_backward")
+"""Composer's events between a micro-batch's passes. Where these cannot be interrupted, all come after the last one."""
+
+
 class PassedOverError(Exception):
     """This step is to make no optimizer step. Raised on all ranks alike."""
 
@@ -120,6 +124,10 @@ class Loop(Protocol):
 
     def model_inputs(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the model asks for beside its inputs [B, S], on every pipeline stage."""
+        ...
+
+    def wants_inside(self) -> list[str]:
+        """Names of the callbacks that do something at one of INSIDE_MICRO_BATCH."""
         ...
 
     def fire(self, event: str, **facts: Any) -> None:

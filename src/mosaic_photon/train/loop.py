@@ -69,7 +69,7 @@ class MosaicLoop:
         self.count_documents = document_counter(model_args, job.mosaic.dataloader["dataset"])
         self.loader, self.stop = loader, stop
         self.callbacks = CallbackHost(callbacks)
-        self.fire = self.callbacks.fire
+        self.fire, self.wants_inside = self.callbacks.fire, self.callbacks.wants_inside
 
     def attach(self, trainer: RunningTrainer) -> None:
         """Show the finished trainer to callbacks, and give all that ranks agree in one group on CPUs. Collective.

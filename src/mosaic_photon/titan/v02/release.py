@@ -10,4 +10,4 @@ from mosaic_photon.titan.v02.trainer import build_trainer
 __all__ = ["CPU_WORKAROUNDS", "LACKING", "build_trainer", "check_layout", "known_models", "model_spec", "register"]
 
 CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts)
-LACKING: dict[str, str] = {}
+LACKING = {"training.disable_cuda_graphs": "leave it out, as it records no CUDA graphs"}

@@ -17,6 +17,7 @@ from torchtitan.tools.profiler import Profiler
 from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 from mosaic_photon.titan.interface import Parts
 from mosaic_photon.titan.metrics import MosaicMetricsProcessor, checked
+from mosaic_photon.titan.v03 import cuda_graphs
 from mosaic_photon.titan.v03.names import titan_name
 
 LACKING = {
@@ -48,6 +49,7 @@ class Made:
 def job_tables(job: MosaicJobConfig, parts: Parts) -> dict[str, Any]:
     """The fields of `Trainer.Config` that a job's tables say, and those parts that it builds from nothing else."""
     args, spec = parts.spec.model_args[job.model.flavor], parts.spec
+    recorded = cuda_graphs.records(job, args, spec.is_titans, parts.loop.wants_inside())
     metrics = taken(MetricsProcessor.Config, job.metrics)
     return {
         "hf_assets_path": job.model.hf_assets_path,
@@ -55,8 +57,7 @@ def job_tables(job: MosaicJobConfig, parts: Parts) -> dict[str, Any]:
         "profiler": taken(Profiler.Config, job.profiling),
         "metrics": Made(lambda **kwargs: checked(MosaicMetricsProcessor(metrics, **kwargs), job)),
         "tokenizer": Made(lambda **_: spec.build_tokenizer_fn(job)),
-        # CUDA graphs replay a step without this package's events between its forward and backward passes.
-        "training": taken(TrainingConfig, job.training, disable_cuda_graphs=True),
+        "training": taken(TrainingConfig, job.training, disable_cuda_graphs=not recorded),
         "parallelism": parallelism(job, spec.is_titans),
         "checkpoint": taken(CheckpointManager.Config, job.checkpoint),
         "activation_checkpoint": activation_checkpoint(job.activation_checkpoint),

@@ -69,6 +69,11 @@ class MosaicTrainer(InLoop, Trainer):
             self.ntokens_seen = seen
         return inputs, labels, extra | self.loop.model_inputs(inputs)
 
+    @property
+    def recorded(self) -> bool:
+        """A micro-batch's passes are a CUDA graph."""
+        return not self.config.training.disable_cuda_graphs
+
     def separators(self) -> dict[str, int]:
         """What parts the documents that attention stays within; empty where it crosses their ends."""
         if not masks_by_end_token(self.model_args):
@@ -95,9 +100,12 @@ class MosaicTrainer(InLoop, Trainer):
         loss: torch.Tensor = super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
-        if self.parallel_dims.pp_enabled:
-            self.fire_of_schedule(loss.detach() if self.pp_has_last_stage else torch.zeros((), device=self.device))
-        if not self.parallel_dims.pp_enabled or self.pp_has_last_stage:
+        if self.recorded:
+            loss = loss.detach().clone()  # the next replay writes over the graph's own
+        has_loss = not self.parallel_dims.pp_enabled or self.pp_has_last_stage
+        if self.recorded or self.parallel_dims.pp_enabled:
+            self.fire_of_schedule(loss.detach() if has_loss else torch.zeros((), device=self.device))
+        if has_loss:
             self.loop.add_loss(loss)
         return loss
 
@@ -108,7 +116,10 @@ class MosaicTrainer(InLoop, Trainer):
         global_valid_tokens: torch.Tensor,
         extra_kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """TorchTitan's, with Composer's events in between."""
+        """TorchTitan's, with Composer's events in between; a CUDA graph takes none."""
+        if self.recorded:
+            recorded: torch.Tensor = super()._forward_backward_body(inputs, labels, global_valid_tokens, extra_kwargs)
+            return recorded
         fire = self.loop.fire
         with self.train_context():
             prediction = self.model_parts[0](inputs, **extra_kwargs)
