@@ -10,6 +10,8 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import read_json
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+BYTE_LEVEL = Path(__file__).parent / "assets" / "byte_tokenizer"
+"""A tokenizer folder that comes with the package: a token for each byte, and bos, eos and pad."""
 
 
 def special_tokens(folder: str | Path) -> dict[str, str]:

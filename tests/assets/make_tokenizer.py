@@ -3,7 +3,8 @@
     python tests/assets/make_tokenizer.py [FOLDER]
 
 The same Python gives the same files. The committed ones were made with Python 3.11; another version's library
-gives slightly other merges, and nothing depends on which.
+gives slightly other merges, and nothing depends on which. The tokenizer that the package ships, a token a byte, is
+trained on nothing: `make_tokenizer.py FOLDER --bytes`.
 """
 
 from __future__ import annotations
@@ -35,14 +36,23 @@ def train() -> Tokenizer:
     files = stdlib_files()
     chosen = files[:: max(1, len(files) // FILES_USED)]
     tokenizer.train_from_iterator((Path(file).read_text("utf-8") for file in chosen), trainer)
+    assert tokenizer.get_vocab_size() == SIZE, "too little text for the vocabulary"
     return tokenizer
 
 
-def main(folder: Path) -> None:
+def of_bytes() -> Tokenizer:
+    """A token for each byte, after bos, eos and pad."""
+    symbols = [BOS, EOS, PAD, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([BOS, EOS, PAD])
+    return tokenizer
+
+
+def main(folder: Path, tokenizer: Tokenizer) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train()
-    assert tokenizer.get_vocab_size() == SIZE, "too little text for the vocabulary"
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -57,4 +67,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "tokenizer")
+    folders = [Path(word) for word in sys.argv[1:] if word != "--bytes"] or [Path(__file__).parent / "tokenizer"]
+    main(folders[0], of_bytes() if "--bytes" in sys.argv else train())

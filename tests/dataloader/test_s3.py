@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mds_data import job, numbers, wait_until
+from mds_data import ASSETS, job, numbers, wait_until
 from mosaic_photon.dataloader.shards.index import DataError
 from s3_proxy import Proxy, always, broken_off, first, status
 
@@ -68,3 +69,20 @@ def test_each_shard_is_fetched_once_for_all_ranks_of_a_node(
     for thread in threads:
         thread.join()
     assert proxy.shard_gets == len(list(tmp_path.glob("shard.*.mds"))) > 10
+
+
+def test_init_reads_shards_where_they_are(
+    s3: Any, prepared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both splits are found, and what there is not is said at once."""
+    from mosaic_photon.cli import main
+
+    remote = s3.upload(prepared_data, "first-job")
+    assert main(["init", str(tmp_path / "run"), "--mds", remote, "--tokenizer", str(ASSETS)]) == 0
+    data = tomllib.loads((tmp_path / "run" / "data.toml").read_text())
+    for loader, split in (("mosaic_dataloader", "train"), ("mosaic_eval_dataloader", "val")):
+        dataset = data[loader]["dataset"]
+        assert dataset["remote"] == remote and dataset["split"] == split and "local" not in dataset
+    assert "seq_len = 64\n" in (tmp_path / "run" / "job.toml").read_text()
+    assert main(["init", str(tmp_path / "other"), "--mds", f"{remote}/none"]) == 1
+    assert "no shards there" in capfd.readouterr().err and not (tmp_path / "other").exists()

@@ -7,6 +7,8 @@ import sys
 from mosaic_photon.errors import ConfigError
 
 COMMANDS = {
+    "init": "write a first job, of a size that this machine can train",
+    "train": "train a job in one process",
     "doctor": "check this machine for a job",
     "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",

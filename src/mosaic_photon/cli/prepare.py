@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     try:
         with stop_signals():
-            work = _check(args)
+            work = check(args)
             record = prepare(work)
     except Stopped as stopped:
         print("\nstopped. What is finished is kept; the same command goes on from there.")
@@ -65,13 +65,13 @@ def run(args: argparse.Namespace) -> int:
     if record is None:
         print(f"{display(work.out)} is already prepared")
         return 0
-    for line in _summary(record, work.out):
+    for line in summary(record, work.out):
         print(line)
     print(f"done in {time.monotonic() - start:.1f} s")
     return 0
 
 
-def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
+def summary(record: dict[str, Any], out: Path) -> Iterator[str]:
     """What was made of each split, and what was not taken as it is."""
     from mosaic_photon.prepare.record import BAD_LINES
 
@@ -92,7 +92,7 @@ def _summary(record: dict[str, Any], out: Path) -> Iterator[str]:
         yield f"note: {count:,} times the text of a special token in a document became {became} (--special-text)"
 
 
-def _check(args: argparse.Namespace) -> Work:
+def check(args: argparse.Namespace) -> Work:
     """The call as checked work. Raises ConfigError for what cannot be done."""
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,17 @@ from mosaic_photon.prepare.tokenization import SPLITS, Count, Tokenization, read
 UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or lost at once
 
 
+class TooLittleError(ConfigError):
+    """A split has less than one sample of text."""
+
+    def __init__(self, split: str, tokens: int, sample: int) -> None:
+        super().__init__(
+            f"the {split} split has {tokens} tokens, less than one sample of {sample}: "
+            "give more text, another --val share or a smaller --seq-len"
+        )
+        self.split, self.tokens, self.sample = split, tokens, sample
+
+
 @dataclass(frozen=True)
 class Work:
     """One call, checked."""
@@ -41,6 +52,11 @@ class Work:
     overwrite: bool
     cuttable: bool = True
     """Whether a large text file may be tokenized in parts."""
+
+    def without_val(self) -> Work:
+        """The same with all documents in train."""
+        how = replace(self.how, options=replace(self.how.options, val=0.0))
+        return replace(self, how=how, record=self.record | {"val": 0.0})
 
     @property
     def partial(self) -> Path:
@@ -89,6 +105,7 @@ def _build(work: Work, partial: Path) -> dict[str, Any]:
                 (partial / records.BAD_LINES).write_text(listed, "utf-8", "backslashreplace")
             return {
                 "splits": _write_splits(work, counts, progress),
+                "tokenizer_folder": os.path.dirname(work.how.tokenizer_file),
                 "empty_documents": sum(count.empty for count in counts),
                 "special_texts": sum(count.special for count in counts),
                 "bad_lines_left_out": len(bad_lines),
@@ -191,10 +208,7 @@ def _write_splits(work: Work, counts: list[Count], progress: Progress) -> dict[s
         if sequence.size < n:
             _set_aside(partial, work)
             _remove(work.replaced)
-            raise ConfigError(
-                f"the {split} split has {sequence.size} tokens, less than one sample of {n}: "
-                "give more text, another --val share or a smaller --seq-len"
-            )
+            raise TooLittleError(split, sequence.size, n)
         (partial / split).mkdir(exist_ok=True)
         end, notes = sequence.size // n * n, str(partial / "tokens" / split)
         for number, start in enumerate(range(0, end, step)):

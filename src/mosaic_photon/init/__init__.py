@@ -1,0 +1,1 @@
+"""A first job: what this machine can train (`sizes`), on what the user has (`shards`), as two files (`files`)."""
