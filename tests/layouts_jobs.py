@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 import jobs
 import mds_data
 from mosaic_photon.titan.releases import installed
@@ -171,10 +173,14 @@ def chain(folder: Path, job: str, layouts: tuple[str, ...], data: Path) -> list[
     ]
 
 
-def run_plan(plan: list[dict[str, object]], folder: Path) -> None:
-    """Run the jobs one after the other; prints each job's seconds, and the log of one that fails."""
+def run_plan(plan: list[dict[str, object]], folder: Path, python: str = sys.executable) -> None:
+    """Run the jobs one after the other; prints each job's seconds, and the log of one that fails.
+
+    Args:
+        python: that of the environment to run them in.
+    """
     (folder / "plan.json").write_text(json.dumps(plan))
-    driver = [sys.executable, str(Path(__file__).parent / "layouts_driver.py"), str(folder / "plan.json")]
+    driver = [python, str(Path(__file__).parent / "layouts_driver.py"), str(folder / "plan.json")]
     settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with (folder / "driver.log").open("w") as errors:
         process = subprocess.Popen(driver, env=os.environ | settings, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -195,3 +201,22 @@ def difference(folder: Path, reference: Path, tag: str, steps: int) -> float:
     ours, theirs = jobs.scalars(folder, tag), jobs.scalars(reference, tag)
     assert list(ours) == list(theirs) == list(range(1, steps + 1)), f"{tag}: {list(ours)} and {list(theirs)}"
     return max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in theirs)
+
+
+def went_on(folder: Path, reference: Path, job: str, steps: int) -> dict[str, float]:
+    """Hold a run in several parts to one that was not stopped; returns the differences of losses and norms.
+
+    Raises:
+        AssertionError: other tokens, another schedule, or another state of optimizer or callbacks.
+    """
+    found = {tag: difference(folder, reference, tag, steps) for tag in (LOSS, NORM)}
+    assert all(found[tag] <= TOLERANCE[tag] for tag in found), found
+    exact = ["n_tokens_seen", "n_loss_tokens_seen", "counted/batches", "counted/tokens"]
+    if "muP" not in job:  # TorchTitan reports the first parameter group's, which is another one in later stages
+        exact.append("lr")
+    for tag in exact:
+        assert jobs.scalars(folder, tag) == jobs.scalars(reference, tag), tag
+    for moment in ("moment", "moment2"):
+        tag = f"l2_norm/{moment}/global"
+        assert jobs.scalars(folder, tag) == pytest.approx(jobs.scalars(reference, tag), rel=1e-3), tag
+    return found
