@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The second environment: the same package on today's TorchTitan.
 CURRENT := VENV=.venv-current LOCK=requirements-current.lock
 TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/titan tests/test_train.py tests/test_layouts.py \
-	tests/test_layout_checks.py -k "not test_other_models_train"
+	tests/test_layout_checks.py
 
 .PHONY: train test test-all test-launch slurm lint format install lock clean gpu-bundle train-current test-current
 

@@ -23,6 +23,7 @@ from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup import attention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.optimizers import QHADOPT
+from mosaic_photon.train.loop import MosaicLoop
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -147,6 +148,25 @@ def test_the_monitor_does_not_wait_before_its_report(monkeypatch: pytest.MonkeyP
         numbers = monitor._measure()
     assert waits.found == []
     assert all(value.device.type == "cuda" for value in numbers.sums.values())
+
+
+def test_a_step_s_labels_are_not_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device's own count stays there; the hosts of data-parallel ranks have counted."""
+    dims = SimpleNamespace(dp_enabled=True, dp_replicate=2, dp_shard=2)
+    loader, host = SimpleNamespace(counts=[]), SimpleNamespace(fire=lambda *_, **__: None)
+    loop = object.__new__(MosaicLoop)
+    loop.trainer = SimpleNamespace(parallel_dims=dims, gradient_accumulation_steps=1)  # type: ignore[assignment]
+    loop.loader, loop.fire, loop.group = SimpleNamespace(add_loss_tokens=loader.counts.append), host.fire, None  # type: ignore[assignment]
+    loop.micro_batches_left, loop.labels_of_step = 1, 0
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)  # two tensor-parallel ranks have each batch
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count, group: count.mul_(8))
+    labels = torch.tensor([[5, -100, 7]])
+    assert list(loop.counted(iter([({}, labels)])))
+    with fake_cuda(monkeypatch) as waits:
+        batch = {"labels": labels.to(CUDA, non_blocking=True)}
+        assert loop.begin_micro_batch(batch, torch.tensor(8).to(CUDA, non_blocking=True))
+    assert waits.found == []
+    assert loader.counts == [8]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's sync debug mode needs a GPU")

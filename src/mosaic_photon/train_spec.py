@@ -37,7 +37,6 @@ from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.converters import check_converters
 from mosaic_photon.titan.fields import check_fields
 from mosaic_photon.titan.interface import Builders, OwnModel
-from mosaic_photon.titan.releases import installed
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.titan.stages import check_stages
 from mosaic_photon.titan.tools import logger
@@ -206,7 +205,10 @@ def build_train_spec(name: str) -> TrainSpec:
     if name.removesuffix(SUFFIX) in NOT_TEXT:
         raise ConfigError(f"model.name: {name!r} is no language model, and Mosaic streams are text here.")
     if name not in known_models():
-        raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known_models())}")
+        known = known_models()
+        if instead := titan.release().NOT_HERE.get(name.removesuffix(SUFFIX)):
+            raise ConfigError(f"model.name = {name!r}: {instead}. Here there are {', '.join(known)}.")
+        raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known)}")
     builders = Builders(build_dataloader, build_mosaic_eval_dataloader, build_optimizers, build_lr_schedulers)
     own = _mpt() if name == "mpt_mup_mosaic" else None
     return titan.release().model_spec(name.removesuffix(SUFFIX), builders, own)
@@ -220,18 +222,7 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
     """
     name, flavor = job_config.model.name, job_config.model.flavor
     if name == "llama3_mosaic":
-        from mosaic_photon.models.llama3_mup_args import Llama3MuPModelArgs
-
-        spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
-        if installed().folder == "v03":
-            from mosaic_photon.models import llama3_mup_v03 as with_mup
-
-            spec.model_cls = lambda args: with_mup.config_of(args).build()
-            spec.model_config = lambda args, job: with_mup.config_of(args, job.debug.seed)
-        else:
-            from mosaic_photon.models.llama3_mup import Llama3MuPTransformer
-
-            spec.model_cls = Llama3MuPTransformer
+        titan.release().add_llama3_mup(spec, flavor)
     elif name != "mpt_mup_mosaic":
         raise ConfigError(f"[mup] enabled = true: {name} has no muP; llama3_mosaic and mpt_mup_mosaic have.")
 

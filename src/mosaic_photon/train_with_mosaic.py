@@ -155,7 +155,7 @@ def prepare_process(job_config: "MosaicJobConfig") -> None:
     """Logging, the workarounds for this machine, and the rendezvous of a job that is one process."""
     from mosaic_photon import titan
 
-    release = titan.release()
+    titan.apply_workarounds()
     from mosaic_photon.titan.tools import init_logger
 
     init_logger()
@@ -163,8 +163,6 @@ def prepare_process(job_config: "MosaicJobConfig") -> None:
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     if titan.cpu_device_type.ON_CPU:
         warnings.filterwarnings("ignore", "In CPU autocast")  # float32 needs no autocast
-        for workaround in release.CPU_WORKAROUNDS:
-            workaround.apply()
     if int(os.environ["WORLD_SIZE"]) == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))

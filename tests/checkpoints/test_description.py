@@ -10,8 +10,8 @@ import pytest
 from mosaic_photon import train_spec
 from mosaic_photon.checkpoints import description
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs
 from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs
+from mosaic_photon.titan.llama3_mup import Llama3MuPModelArgs
 
 ROPE = {"attn_config": {"rope": True}}
 MUP = {"mup": {"enabled": True, "width": 2.0}}

@@ -8,7 +8,7 @@ import pytest
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.model_args import check_flex_heads
-from mosaic_photon.titan.llama3 import TransformerModelArgs
+from mosaic_photon.titan.llama3_mup import TransformerModelArgs
 
 JOB: Any = SimpleNamespace(model=SimpleNamespace(name="mpt_mup_mosaic", flavor="debugmodel"))
 

@@ -9,10 +9,10 @@ from torch import nn
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models import MPT_MUP_CONFIGS, MPTMuPModelArgs, TitanComposerMPTMuP
-from mosaic_photon.models.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
 from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig, MPTMuPForCausalLM
 from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
 from mosaic_photon.mup.table import ParameterScale
+from mosaic_photon.titan.v02.llama3_mup import Llama3MuPModelArgs, Llama3MuPTransformer
 
 SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 4, "vocab_size": 128, "max_seq_len": 32}
 MUP = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ import jobs
 from mosaic_photon import register_llama3_mosaic
 from mosaic_photon.doctor.machine import check_versions
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.models.model_args import check_flex_heads
+from mosaic_photon.titan.v03.llama3 import Llama3Args
 
 JOB = (
     jobs.JOB.replace(
@@ -27,7 +32,13 @@ FLAGS = (
     "--validation.steps=2", "--validation.freq=3",
 )  # fmt: skip
 BATCH_OF_4 = ("--training.local_batch_size=4", "--validation.local_batch_size=4")
-TOLERANCE = {jobs.LOSS: 1e-4, "validation_metrics/loss": 1e-4, "grad_norm": 1e-3, "l2_norm/grad/global": 1e-3}
+TOLERANCE = {
+    jobs.LOSS: 1e-4,
+    "n_loss_tokens_seen": 0,
+    "validation_metrics/loss": 1e-4,
+    "grad_norm": 1e-3,
+    "l2_norm/grad/global": 1e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +200,32 @@ class Losses(Callback):
 """
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("llama4", "TorchTitan 0.3 has dropped it; it trains on TorchTitan 0.2.2"),
+        ("gpt_oss", "this package does not have it on TorchTitan 0.3 yet; it trains on TorchTitan 0.2.2"),
+        ("qwen3_5", "this package does not train it yet"),
+    ],
+)
+def test_a_model_that_is_elsewhere(
+    model: str, said: str, tmp_path: Path, prepared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = jobs.write_job(tmp_path, prepared_data, jobs.JOB.replace("llama3", model))
+    assert jobs.run_here(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"error: model.name = '{model}_mosaic': {said}" in error
+    assert "Here there are deepseek_v3_mosaic, llama3_mosaic, mpt_mup_mosaic, qwen3_mosaic." in error
+
+
 def test_the_doctor_takes_the_versions_of_this_release() -> None:
     assert [finding.level for finding in check_versions()] == ["ok"]
+
+
+def test_small_heads_have_no_kernel_whatever_the_attention_is_called() -> None:
+    facts: Any = SimpleNamespace(model_args=Llama3Args(dim=32, n_heads=4), on_cpu=False)
+    with pytest.raises(ConfigError, match="has heads of 8 dimensions"):
+        check_flex_heads(MosaicJobConfig(), facts)
 
 
 def test_there_is_no_registry() -> None:

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from mosaic_photon import titan
     from mosaic_photon.models.resized import width_step
     from mosaic_photon.mup import coord_check, coord_report
     from mosaic_photon.mup.proxy import AdamWSettings
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from mosaic_photon.train_spec import load_job_model
 
     axis = "width" if args.depths is None else "depth"
+    titan.apply_workarounds()
     job, model_args = load_job_model(args.job)
     check_known(job)
     default = coord_check.DEFAULT_DEPTHS if axis == "depth" else coord_check.default_widths(width_step(model_args))
@@ -111,15 +113,8 @@ def adamw(hyper: AdamWSettings, no_decay: Sequence[str], model: nn.Module) -> to
 
 def check_known(job: Any) -> None:
     """The job's model must be one that can be resized and run by itself."""
-    from mosaic_photon.titan.releases import installed
-
     if job.model.name not in ("mpt_mup_mosaic", "llama3_mosaic"):
         raise ConfigError(f"coord-check knows mpt_mup_mosaic and llama3_mosaic, not {job.model.name}.")
-    if installed().folder == "v03" and job.model.name == "llama3_mosaic":
-        raise ConfigError(
-            "coord-check of llama3_mosaic runs on TorchTitan 0.2.2, whose attention takes tokens alone: pip install "
-            "torchtitan==0.2.2"
-        )
 
 
 def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:

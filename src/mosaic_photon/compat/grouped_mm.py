@@ -1,7 +1,8 @@
 """Experts in one grouped matrix multiplication need CUDA's compute capability 9.0; else they run one after another.
 
 TorchTitan 0.2.2 switches to the loop by itself in llama4, deepseek_v3 and gpt_oss; in qwen3 it does not, and the first
-step ends in Triton (`moe_args.use_grouped_mm`). No upstream issue. Delete when all its models switch.
+step ends in Triton (`moe_args.use_grouped_mm`). 0.3 has no loop, and on other devices torch multiplies in bfloat16:
+`titan/v03/experts.py` has one. No upstream issue. Delete when all its models switch.
 """
 
 import dataclasses

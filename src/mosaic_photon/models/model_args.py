@@ -95,16 +95,17 @@ def check_flex_heads(job: MosaicJobConfig, facts: Facts) -> None:
     size = getattr(model_args, "head_dim", None) or width // model_args.n_heads
     if size < SMALLEST_FLEX_HEAD:
         raise ConfigError(
-            f"{job.model.name} {job.model.flavor} has heads of {size} dimensions, and on a GPU the flex attention that "
-            f"its documents, ALiBi or window need has kernels for {SMALLEST_FLEX_HEAD} and more. Set fewer heads "
-            "(n_heads) or a wider model in [model.overrides]."
+            f"{job.model.name} {job.model.flavor} has heads of {size} dimensions, and on a GPU flex attention, by "
+            f"which it attends, has kernels for {SMALLEST_FLEX_HEAD} and more. Set fewer heads (n_heads) or a wider "
+            "model in [model.overrides]."
         )
 
 
 def _attends_by_flex(model_args: Any) -> bool:
     attn = getattr(model_args, "attn_config", None)
     if attn is None:
-        return getattr(model_args, "attn_type", "sdpa") == "flex"
+        by_flex: bool = getattr(model_args, "attends_by_flex", getattr(model_args, "attn_type", "sdpa") == "flex")
+        return by_flex
     biased = attn["alibi"] or attn["attn_uses_sequence_id"] or attn["sliding_window_size"] != -1
     return bool(biased and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"])
 

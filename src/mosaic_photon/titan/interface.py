@@ -115,7 +115,7 @@ class Loop(Protocol):
 
         Args:
             batch: the inputs by name, and "labels".
-            labels_of_step: labels not ignored, in the global batch.
+            labels_of_step: labels not ignored, in the global batch. A tensor is not read: it may be on a device.
 
         Raises:
             NoLabelsError: at the first micro-batch of a step without labels.
@@ -229,6 +229,8 @@ class Release(Protocol):
     """What of `compat` it needs on a machine without an accelerator; each is applied."""
     LACKING: dict[str, str]
     """Fields of a job that it does not have, by their dotted names, and what to do instead. They keep their default."""
+    NOT_HERE: dict[str, str]
+    """Models that there are elsewhere, by name, and what to do."""
 
     def check_layout(self, job: MosaicJobConfig, facts: Facts) -> None:
         """Raises ConfigError: parallel degrees that it cannot have together, or not of this model on this machine."""
@@ -238,6 +240,10 @@ class Release(Protocol):
 
     def model_spec(self, name: str, builders: Builders, own: OwnModel | None = None) -> Any:
         """The release's description of its model `name`, or of `own`, fed and trained by this package's parts."""
+        ...
+
+    def add_llama3_mup(self, spec: Any, flavor: str) -> None:
+        """Let Llama 3, which is `spec`'s model, follow `[mup]` in this flavor."""
         ...
 
     def register(self, name: str, spec: Any) -> None:

@@ -10,7 +10,7 @@ from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.layouts import generate_llm_fqn_per_model_part
-from mosaic_photon.titan.v03.names import job_name
+from mosaic_photon.titan.v03.names import OF_ENDS
 
 BY_NAME = "parallelism.module_fqns_per_model_part"
 
@@ -77,7 +77,7 @@ def check_modules(stages: list[list[str]], model: nn.Module) -> None:
     """Each part of the model must be in a stage: what is in none would be gone."""
     containers = nn.ModuleList | nn.ModuleDict
     there = [
-        job_name(f"{name}.{key}" if key else name)
+        OF_ENDS.job(f"{name}.{key}" if key else name)
         for name, child in model.named_children()
         for key in (dict(child.named_children()) if isinstance(child, containers) else [""])
     ]

@@ -84,9 +84,9 @@ class MosaicLoop:
         self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
         seed = job_seed(trainer.job_config.debug.seed)
         self.generators = Generators(seed, trainer.parallel_dims, trainer.device)
-        group = cpu_group() if dist.get_world_size() > 1 else None
-        self.stop.attach(group)
-        self.callbacks.attach(trainer, group)
+        self.group = cpu_group() if dist.get_world_size() > 1 else None
+        self.stop.attach(self.group)
+        self.callbacks.attach(trainer, self.group)
 
     def states(self) -> dict[str, Stateful]:
         """The callbacks' states and their clock, and this rank's random generators."""
@@ -101,12 +101,9 @@ class MosaicLoop:
         self.generators.begin(self.trainer.step)
 
     def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Where one rank reads all data, count labels here: the step's count would have to leave the device."""
+        """Count this rank's labels while they are on the host: the step's count would have to leave the device."""
         for input_dict, labels in batches:
-            if not self.trainer.parallel_dims.dp_enabled:
-                count = int((labels != IGNORE_INDEX).sum())
-                self.labels_of_step += count
-                self.loader.add_loss_tokens(count)
+            self.labels_of_step += int((labels != IGNORE_INDEX).sum())
             yield input_dict, labels
 
     def wants_stop(self) -> bool:
@@ -127,14 +124,21 @@ class MosaicLoop:
         """Composer's `before_forward`, and before it `batch_start` once a step."""
         if self.micro_batches_left == self.trainer.gradient_accumulation_steps:
             if self.trainer.parallel_dims.dp_enabled:
-                self.labels_of_step = int(labels_of_step)
-                self.loader.add_loss_tokens(self.labels_of_step)
+                on_host = isinstance(labels_of_step, float)
+                self.labels_of_step = int(labels_of_step) if on_host else self._of_all_ranks(self.labels_of_step)
+            self.loader.add_loss_tokens(self.labels_of_step)
             self.fire("batch_start", batch=batch)
             if self.labels_of_step == 0:
                 raise NoLabelsError
         self.micro_batches_left -= 1
         self.fire("before_forward", batch=batch)
         return self.micro_batches_left == 0
+
+    def _of_all_ranks(self, count: int) -> int:
+        """The sum over data-parallel ranks, by their hosts. Ranks that share a batch count it alike."""
+        total, dims = torch.tensor(count), self.trainer.parallel_dims
+        dist.all_reduce(total, group=self.group)
+        return int(total) * dims.dp_replicate * dims.dp_shard // dist.get_world_size()
 
     def model_inputs(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """`sequence_id` [B, S] for a model that keeps documents apart."""

@@ -1,13 +1,25 @@
 """What every release's folder has, for 0.2.2; see `titan.interface.Release`."""
 
 from types import ModuleType
+from typing import Any
 
 from mosaic_photon.compat import cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts
 from mosaic_photon.titan.v02.layouts import check_layout
 from mosaic_photon.titan.v02.spec import known_models, model_spec, register
 from mosaic_photon.titan.v02.trainer import build_trainer
 
-__all__ = ["CPU_WORKAROUNDS", "LACKING", "build_trainer", "check_layout", "known_models", "model_spec", "register"]
+__all__ = [
+    "CPU_WORKAROUNDS", "LACKING", "NOT_HERE", "add_llama3_mup", "build_trainer", "check_layout", "known_models",
+    "model_spec", "register",
+]  # fmt: skip
 
 CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts)
 LACKING = {"training.disable_cuda_graphs": "leave it out, as it records no CUDA graphs"}
+NOT_HERE: dict[str, str] = {}
+
+
+def add_llama3_mup(spec: Any, flavor: str) -> None:
+    """See its module, which imports the model."""
+    from mosaic_photon.titan.v02.llama3_mup import add_mup
+
+    add_mup(spec, flavor)

@@ -62,12 +62,10 @@ class OwnConfig:
 class TrainSpec:
     """What this package asks of 0.2.2's TrainSpecs."""
 
-    model_cls: Callable[[Any], nn.Module]
-    """Model args -> the model."""
     model_args: dict[str, Any]
     """By flavor."""
-    model_config: Callable[[Any, Any], Any]
-    """Model args, job -> TorchTitan's config of the model."""
+    model_config: Callable[[Any, int | None], Any]
+    """Model args, the job's seed -> TorchTitan's config of the model."""
     parallelize_fn: Callable[[Any], Callable[..., nn.Module]]
     """Job -> TorchTitan's function of this name."""
     pipelining_fn: Callable[..., Any] | None
@@ -78,3 +76,8 @@ class TrainSpec:
     builders: Builders
     is_titans: bool = True
     """Whether the model is TorchTitan's, which is told positions and laid out by its own config."""
+
+    def model_cls(self, args: Any) -> nn.Module:
+        """The model."""
+        model: nn.Module = self.model_config(args, None).build()
+        return model

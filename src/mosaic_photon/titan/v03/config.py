@@ -18,7 +18,7 @@ from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 from mosaic_photon.titan.interface import Parts
 from mosaic_photon.titan.metrics import MosaicMetricsProcessor, checked
 from mosaic_photon.titan.v03 import cuda_graphs
-from mosaic_photon.titan.v03.names import titan_name
+from mosaic_photon.titan.v03.names import OF_ENDS
 
 LACKING = {
     "model.converters": "0.3 converts a model's config; leave it empty, or train on 0.2.2",
@@ -77,7 +77,7 @@ def parallelism(job: MosaicJobConfig, is_titans: bool) -> ParallelismConfig:
     layout, stages = job.parallelism, job.parallelism.module_fqns_per_model_part
     if not is_titans:
         return taken(ParallelismConfig, layout, spmd_backend="partial_dtensor")
-    named = stages and [[titan_name(name) for name in stage] for stage in stages]
+    named = stages and [[OF_ENDS.titan(name) for name in stage] for stage in stages]
     return taken(ParallelismConfig, layout, module_fqns_per_model_part=named)
 
 

@@ -3,61 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import torch.nn as nn
-
-T = TypeVar("T")
-
-MOVED = (
-    (re.compile(r"\battention\.(w[qkv])\b"), r"attention.qkv_linear.\1"),
-    (re.compile(r"^output\b"), "lm_head"),
-)
-"""0.2.2's name -> 0.3's."""
-BACK = (
-    (re.compile(r"\battention\.qkv_linear\.(w[qkv])\b"), r"attention.\1"),
-    (re.compile(r"^lm_head\b"), "output"),
-)
-"""0.3's name -> 0.2.2's."""
+HEAD = {"output": "lm_head"}
+QKV = {f"attention.{name}": f"attention.qkv_linear.{name}" for name in ("wq", "wk", "wv")}
+EXPERTS = {
+    "moe.experts.w1": "moe.routed_experts.inner_experts.w1_EFD",
+    "moe.experts.w2": "moe.routed_experts.inner_experts.w2_EDF",
+    "moe.experts.w3": "moe.routed_experts.inner_experts.w3_EFD",
+    "moe.expert_bias": "moe.expert_bias_E",
+}
+"""0.2.2's part of a name -> 0.3's."""
 
 
-def titan_name(name: str) -> str:
-    """What 0.3 calls the parameter or module that a job calls `name`."""
-    for ours, theirs in MOVED:
-        name = ours.sub(theirs, name)
-    return name
+class Names:
+    """What a job, and its checkpoints, call a model's modules and tensors, and what 0.3 calls them."""
+
+    def __init__(self, *tables: dict[str, str]) -> None:
+        pairs = [pair for table in tables for pair in table.items()]
+        self._titan = [(_whole(ours), theirs) for ours, theirs in pairs]
+        self._job = [(_whole(theirs), ours) for ours, theirs in pairs]
+
+    def titan(self, name: str) -> str:
+        """What 0.3 calls what a job calls `name`."""
+        for ours, theirs in self._titan:
+            name = ours.sub(theirs, name)
+        return name
+
+    def job(self, name: str) -> str:
+        """What a job calls what 0.3 calls `name`."""
+        for theirs, ours in self._job:
+            name = theirs.sub(ours, name)
+        return name
+
+    def keep(self, model: Any) -> None:
+        """Let the model's state dict have a job's names; the copies that a pipeline's stages are keep them too."""
+        model.register_state_dict_post_hook(partial(_rename, self.job))
+        model.register_load_state_dict_pre_hook(partial(_rename, self.titan))
 
 
-def job_name(name: str) -> str:
-    """What a job, and its checkpoints, call 0.3's parameter or module `name`."""
-    for theirs, ours in BACK:
-        name = theirs.sub(ours, name)
-    return name
+def _whole(part: str) -> re.Pattern[str]:
+    """`part` between dots or ends of a name."""
+    return re.compile(rf"(?<![^.]){re.escape(part)}(?![^.])")
 
 
-class JobNames(nn.Module):
-    """Mixed into a model of TorchTitan's: its parameters and its state dict have a job's names."""
-
-    def keep_names(self) -> None:
-        """Call it once, in the constructor. What TorchTitan copies for pipeline stages keeps them too."""
-        self.register_state_dict_post_hook(_to_job_names)
-        self.register_load_state_dict_pre_hook(_to_titan_names)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """torch's, by the job's names."""
-        for name, parameter in super().named_parameters(*args, **kwargs):
-            yield job_name(name), parameter
-
-
-def _to_job_names(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
-    _replace(state, [(job_name(name), value) for name, value in state.items()])
-
-
-def _to_titan_names(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
-    _replace(state, [(titan_name(name), value) for name, value in state.items()])
-
-
-def _replace(state: dict[str, T], items: Iterable[tuple[str, T]]) -> None:
+def _rename(renamed: Callable[[str], str], module: Any, state: dict[str, Any], *_: Any) -> None:
+    items = [(renamed(name), value) for name, value in state.items()]
     state.clear()
     state.update(items)
+
+
+OF_ENDS = Names(HEAD)
+"""For what stands at the top of a model, which pipelines share out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ from torchtitan.distributed.pipeline_parallel import (
     _get_pipeline_metadata,
     pipeline_llm,
 )
-from torchtitan.models.llama3 import parallelize_llama
 
 from mosaic_photon.compat import tokenizer_end_token
 from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
@@ -22,28 +22,35 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, OwnModel
 from mosaic_photon.titan.parts import HuggingFaceTokenizer
-from mosaic_photon.titan.v03 import llama3
 from mosaic_photon.titan.v03.args import OwnConfig, TrainSpec
-from mosaic_photon.titan.v03.names import job_name
+from mosaic_photon.titan.v03.names import OF_ENDS
+
+MODELS = ["deepseek_v3", "llama3", "qwen3"]
+"""TorchTitan's models that this package trains on 0.3, each in a file of its name."""
+
+ON_022 = "it trains on TorchTitan 0.2.2 (pip install torchtitan==0.2.2)"
+NOT_HERE = {name: f"TorchTitan 0.3 has dropped it; {ON_022}" for name in ("llama3_ft", "llama4")}
+NOT_HERE["gpt_oss"] = f"this package does not have it on TorchTitan 0.3 yet; {ON_022}"
+NOT_HERE |= dict.fromkeys(("kimi_k2_7", "muse_glimmer", "qwen3_5"), "this package does not train it yet")
 
 
 def known_models() -> list[str]:
-    """TorchTitan's models that this package trains on 0.3."""
-    return ["llama3"]
+    """Their names."""
+    return MODELS
 
 
 def model_spec(name: str, builders: Builders, own: OwnModel | None = None) -> TrainSpec:
     """TorchTitan's model `name`, or `own`, fed and trained by this package's parts."""
     if own is not None:
         return _spec_of(own, builders)
+    model = importlib.import_module(f"mosaic_photon.titan.v03.{name}")
     return TrainSpec(
-        model_cls=lambda args: llama3.config_of(args).build(),
-        model_args=llama3.flavors(),
-        model_config=lambda args, job: llama3.config_of(args, job.debug.seed),
-        parallelize_fn=lambda job: _reduced_by_gloo(parallelize_llama),
+        model_args=model.flavors(),
+        model_config=lambda args, seed: args.titan_config(seed),
+        parallelize_fn=lambda job: _reduced_by_gloo(model.parallelize),
         pipelining_fn=pipeline_llm,
         build_tokenizer_fn=build_tokenizer,
-        state_dict_adapter=llama3.Llama3Adapter,
+        state_dict_adapter=model.Adapter,
         builders=builders,
     )
 
@@ -55,9 +62,8 @@ def _spec_of(own: OwnModel, builders: Builders) -> TrainSpec:
         return _reduced_by_gloo(lambda model, parallel_dims, **_: own.parallelize_fn(model, parallel_dims, job))
 
     return TrainSpec(
-        model_cls=own.model_cls,
         model_args=copy.deepcopy(dict(own.model_args)),
-        model_config=lambda args, job: OwnConfig(own.model_cls, args),
+        model_config=lambda args, seed: OwnConfig(own.model_cls, args),
         parallelize_fn=parallelize_fn,
         pipelining_fn=_with_job_names(own.pipelining_fn),
         build_tokenizer_fn=build_tokenizer,
@@ -74,7 +80,7 @@ def _with_job_names(pipeline: Callable[..., Any]) -> Callable[..., Any]:
         layout = given["parallelism"]
         if layout.module_fqns_per_model_part is None:
             counts = _get_pipeline_metadata(given["parallel_dims"], layout, given["model_config"])
-            stages = [[job_name(name) for name in stage] for stage in _generate_llm_fqn_per_model_part(*counts)]
+            stages = [[OF_ENDS.job(name) for name in stage] for stage in _generate_llm_fqn_per_model_part(*counts)]
             given["parallelism"] = dataclasses.replace(layout, module_fqns_per_model_part=stages)
         return pipeline(model, **given)
 

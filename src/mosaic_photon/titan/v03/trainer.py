@@ -8,6 +8,7 @@ from typing import Any
 
 import spmd_types as spmd
 import torch
+from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
@@ -187,10 +188,10 @@ def config_of(trainer: MosaicTrainer, job: MosaicJobConfig, parts: Parts) -> Mos
         model_spec=ModelSpec(
             name=job.model.name,
             flavor=job.model.flavor,
-            model=spec.model_config(args, job),
+            model=spec.model_config(args, job.debug.seed),
             parallelize_fn=spec.parallelize_fn(job),
             pipelining_fn=spec.pipelining_fn,
-            post_optimizer_build_fn=None,
+            post_optimizer_build_fn=register_moe_load_balancing_hook if spec.is_titans else None,
             state_dict_adapter=lambda _, folder: spec.state_dict_adapter(args, folder),
         ),
         dataloader=Made(dealt),

@@ -1,26 +1,35 @@
-"""TorchTitan 0.3's Llama 3 with muP and CompleteP: the modules of `llama3_mup` in 0.3's terms."""
+"""TorchTitan 0.3's Llama 3 with muP and CompleteP: the modules of `v02/llama3_mup.py` in 0.3's terms."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchtitan.models.common import Embedding
+from torchtitan.models.llama3.model import Llama3TransformerBlock
 
-from mosaic_photon.models.llama3_mup_args import HIDDEN_STD, Llama3MuPModelArgs, init_factor, scales
 from mosaic_photon.mup import table as rules
 from mosaic_photon.mup.table import ParameterScale
 from mosaic_photon.names import clean_name
-from mosaic_photon.titan.v03 import llama3
+from mosaic_photon.titan.llama3_mup import HIDDEN_STD, Llama3MuPModelArgs, init_factor, scales
+from mosaic_photon.titan.v03.args import TrainSpec
+from mosaic_photon.titan.v03.llama3 import Llama3, Llama3Args
+from mosaic_photon.titan.v03.models import cut_normal, widened
 
 
-class ScaledEmbedding(llama3.Embedding):
+def add_mup(spec: TrainSpec, flavor: str) -> None:
+    """The flavor's args with the parametrization, and the model that follows it."""
+    spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
+    spec.model_config = config_of
+
+
+class ScaledEmbedding(Embedding):
     """An embedding times the input multiplier."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(llama3.Embedding.Config):
+    class Config(Embedding.Config):
         multiplier: float
 
     def __init__(self, config: Config) -> None:
@@ -32,11 +41,11 @@ class ScaledEmbedding(llama3.Embedding):
         return super().forward(input) * self.multiplier
 
 
-class MuPTransformerBlock(llama3.Llama3TransformerBlock):
+class MuPTransformerBlock(Llama3TransformerBlock):
     """TorchTitan's block with X + m_L^-alpha * F(LN X), and scores scaled by 1/d_head if the job asks for it."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(llama3.Llama3TransformerBlock.Config):
+    class Config(Llama3TransformerBlock.Config):
         multiplier: float
         attention_scale: bool
 
@@ -51,11 +60,11 @@ class MuPTransformerBlock(llama3.Llama3TransformerBlock):
         return x + self.multiplier * self.feed_forward(self.ffn_norm(x))
 
 
-class Llama3MuP(llama3.Llama3):
+class Llama3MuP(Llama3):
     """The model with the parametrization's multipliers, init and hyper-parameter scales."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(llama3.Llama3.Config):
+    class Config(Llama3.Config):
         pass
 
     def __init__(self, config: Config) -> None:
@@ -81,21 +90,16 @@ class Llama3MuP(llama3.Llama3):
 
 def config_of(args: Llama3MuPModelArgs, seed: int | None = None) -> Any:
     """0.3's config of the model; its hidden weights have one sigma in all layers."""
-    config, parametrization = llama3.config_of(args, seed), args.parametrization
+    config, parametrization = Llama3Args.titan_config(args, seed), args.parametrization
     factors = {
         "multiplier": rules.residual_multiplier(parametrization),
         "attention_scale": parametrization.attention_scale,
     }
     for layer in config.layers:
         for linear in (layer.attention.wo, layer.feed_forward.w2, layer.feed_forward.w3):
-            linear.param_init = llama3.cut_normal(HIDDEN_STD)
-    config.layers = [_widened(MuPTransformerBlock.Config, layer, **factors) for layer in config.layers]
-    config.tok_embeddings = _widened(
+            linear.param_init = cut_normal(HIDDEN_STD)
+    config.layers = [widened(MuPTransformerBlock.Config, layer, **factors) for layer in config.layers]
+    config.tok_embeddings = widened(
         ScaledEmbedding.Config, config.tok_embeddings, multiplier=rules.input_multiplier(parametrization)
     )
-    return _widened(Llama3MuP.Config, config)
-
-
-def _widened(config_cls: Any, config: Any, **more: Any) -> Any:
-    """A config of a class with more fields."""
-    return config_cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **more)
+    return widened(Llama3MuP.Config, config)

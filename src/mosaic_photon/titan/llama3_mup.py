@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.mup import table as rules
 from mosaic_photon.mup.table import ParameterScale, Parametrization, Role, parameter_scale
 from mosaic_photon.names import clean_name
-from mosaic_photon.titan.llama3 import TransformerModelArgs
+from mosaic_photon.titan.releases import installed
+
+if TYPE_CHECKING or installed().folder == "v02":
+    from torchtitan.models.llama3 import TransformerModelArgs
+else:
+    from mosaic_photon.titan.v03.llama3 import Llama3Args as TransformerModelArgs
 
 HIDDEN_STD = 0.02
 """TorchTitan's sigma for hidden weights, at the base width."""

@@ -1,22 +1,24 @@
-"""TorchTitan 0.2's Llama 3 with muP and CompleteP; its own code is used as it stands.
-
-`Llama3MuPModelArgs` and `Llama3MuPTransformer` take the place of TorchTitan's pair where a job enables `[mup]`.
-"""
+"""TorchTitan 0.2's Llama 3 with muP and CompleteP; its own code is used as it stands."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchtitan.models.attention import ScaledDotProductAttentionWrapper
+from torchtitan.models.llama3 import Transformer
+from torchtitan.models.llama3.model.model import TransformerBlock
+from torchtitan.protocols.train_spec import TrainSpec
 
-from mosaic_photon.models.llama3_mup_args import HIDDEN_STD, Llama3MuPModelArgs, init_factor, scales
 from mosaic_photon.mup import table as rules
 from mosaic_photon.mup.table import ParameterScale
 from mosaic_photon.names import clean_name
-from mosaic_photon.titan.llama3 import (
-    ScaledDotProductAttentionWrapper,
-    Transformer,
-    TransformerBlock,
-)
+from mosaic_photon.titan.llama3_mup import HIDDEN_STD, Llama3MuPModelArgs, init_factor, scales
+
+
+def add_mup(spec: TrainSpec, flavor: str) -> None:
+    """`Llama3MuPModelArgs` and `Llama3MuPTransformer` take the place of TorchTitan's pair."""
+    spec.model_args[flavor] = Llama3MuPModelArgs.of(spec.model_args[flavor])
+    spec.model_cls = Llama3MuPTransformer
 
 
 class ScaledEmbedding(nn.Embedding):
