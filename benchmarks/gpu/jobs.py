@@ -119,8 +119,12 @@ def as_on_the_cpu(options: Options, rows: Rows, name: str, sample: str) -> None:
 
 def resume(options: Options, rows: Rows) -> None:
     """A job saved half-way and started again goes on as one that was not interrupted."""
-    steps = options.pick(10, 4)
-    flags = ("--checkpoint.enable=true", f"--checkpoint.interval={steps // 2}", "--lr_scheduler.total_steps=100")
+    steps = options.pick(12, 4)
+    saved = "async_with_pinned_mem" if options.device == "cuda" else "async"
+    flags = (
+        "--checkpoint.enable=true", f"--checkpoint.interval={steps // 4}", "--lr_scheduler.total_steps=100",
+        f"--checkpoint.async_mode={saved}",
+    )  # fmt: skip
     whole = Job(options, "whole", "mosaic_job.toml", options.device, (*flags, *sizes(options)))
     halves = Job(options, "halves", "mosaic_job.toml", options.device, (*flags, *sizes(options)))
     right = whole.losses(f"--training.steps={steps}")

@@ -18,6 +18,7 @@ from torchtitan.tools.logging import logger
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.contents import BEGIN_ANEW, shape_of
 from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
+from mosaic_photon.compat import reused_stager
 from mosaic_photon.titan.interface import Loop
 
 WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
@@ -110,6 +111,8 @@ class Checkpointer(CheckpointManager):
                 for path in Path(checkpoint_id).glob(name):
                     path.unlink()
             description.write(checkpoint_id, self.model_args)
+        if getattr(self, "stager", None) is not None:  # 0.3 saves by another package
+            reused_stager.keep_open(self.stager)
         return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
     def save_now(self, step: int) -> bool:
