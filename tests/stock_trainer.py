@@ -20,7 +20,7 @@ def train(arguments: list[str], public_name: str) -> int:
     job = load_job(args.config, args.mosaic_config, flags)
     prepare_process(job)
     PUBLIC[public_name](job)
-    if public_name != "open_data":  # whose caller sees to `[model.overrides]`, as here
+    if public_name != "data_of_job":  # whose caller sees to `[model.overrides]`, as here
         apply_model_overrides(get_train_spec(job.model.name), job)
     trainer = Trainer(job)
     try:
@@ -34,10 +34,10 @@ def train(arguments: list[str], public_name: str) -> int:
     return 0
 
 
-def open_data(job: MosaicJobConfig) -> None:
+def data_of_job(job: MosaicJobConfig) -> None:
     """What `build_trainer` gives TorchTitan's trainer, without this package's."""
     spec, stop = train_spec.spec_of_job(job), GracefulStop()
-    data = train_spec.open_data(spec, job, job.parallelism.data_parallel_replicate_degree)
+    data = train_spec.data_of_job(spec, job, job.parallelism.data_parallel_replicate_degree)
     put_parts(job.model.name, parts_of(job, spec, data, stop))
     stop.restore()
 
@@ -46,5 +46,5 @@ PUBLIC = {
     "register_llama3_mosaic": lambda job: mosaic_photon.register_llama3_mosaic(),
     "register_mpt_mup_mosaic": lambda job: mosaic_photon.register_mpt_mup_mosaic(),
     "register": lambda job: train_spec.register(job.model.name),
-    "open_data": open_data,
+    "data_of_job": data_of_job,
 }

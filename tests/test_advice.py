@@ -14,7 +14,7 @@ from mds_data import sample_tokens
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
-from mosaic_photon.train_spec import check_job, open_data, spec_of_job
+from mosaic_photon.train_spec import check_job, data_of_job, spec_of_job
 
 P = "--parallelism."
 SIX_RANKS = ["--training.seq_len=60", "--training.global_batch_size=6"]
@@ -59,7 +59,7 @@ def judge(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         try:
             loaded = load_job(config, data_path, flags)
             spec = spec_of_job(loaded)
-            opened = open_data(spec, loaded, check_job(loaded, spec))
+            opened = data_of_job(spec, loaded, check_job(loaded, spec))
             build_callbacks(loaded.callbacks)
         except ConfigError as error:
             return str(error)

@@ -15,7 +15,7 @@ MODELS = {
         "d_model = 64\nn_layers = 2\nn_heads = 4\ntie_word_embeddings = false",
     ),
     "register": ("qwen3_mosaic", "n_layers = 2"),
-    "open_data": LLAMA,
+    "data_of_job": LLAMA,
 }
 DDP = ["--parallelism.data_parallel_replicate_degree=2", "--parallelism.data_parallel_shard_degree=1"]
 ACCUMULATED = [*DDP, "--training.local_batch_size=1"]  # two micro-batches a step
@@ -35,7 +35,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
     root, plan = tmp_path_factory.mktemp("stock"), []
     for name in MODELS:
         for kind, flags, ranks in (("whole", [], 1), ("ddp", ACCUMULATED, 2), ("pp", PP, 2)):
-            if (name, kind) in (("open_data", "pp"), ("register", "pp")):
+            if (name, kind) in (("data_of_job", "pp"), ("register", "pp")):
                 continue  # the same loss
             folder = root / f"{name} {kind}"
             arguments = jobs.write_job(folder, prepared_data, job_of(name))

@@ -1,17 +1,17 @@
-"""TorchTitan trains; Mosaic feeds it. Importing this package imports nothing else and has no side effects."""
+"""TorchTitan trains; Mosaic feeds it. Importing this package imports nothing heavy and has no side effects."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mosaic_photon.names import lazy_names
 
 if TYPE_CHECKING:
+    from mosaic_photon.dataloader.open import open_data
+    from mosaic_photon.errors import ConfigError
     from mosaic_photon.train_spec import register, register_llama3_mosaic, register_mpt_mup_mosaic
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register", "register_llama3_mosaic", "register_mpt_mup_mosaic"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from mosaic_photon import train_spec
-
-        return getattr(train_spec, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["ConfigError", "__version__", "open_data", "register", "register_llama3_mosaic", "register_mpt_mup_mosaic"]
+_REGISTER = ("register", "register_llama3_mosaic", "register_mpt_mup_mosaic")
+__getattr__ = lazy_names(
+    __name__, {"ConfigError": "errors", "open_data": "dataloader.open"} | dict.fromkeys(_REGISTER, "train_spec")
+)

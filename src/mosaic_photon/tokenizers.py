@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 BYTE_LEVEL = Path(__file__).parent / "assets" / "byte_tokenizer"
@@ -29,6 +33,29 @@ def special_tokens(folder: str | Path) -> dict[str, str]:
     found = config if "added_tokens_decoder" in config else config | by_map
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
     return {key: text for key, text in texts.items() if key.endswith("_token") and text and isinstance(text, str)}
+
+
+def read_tokenizer(folder: str, setting: str) -> Tokenizer:
+    """The folder's fast tokenizer.
+
+    Args:
+        setting: what names the folder.
+
+    Raises:
+        ConfigError: there is no tokenizer.json, or it is none.
+    """
+    from tokenizers import Tokenizer
+
+    path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f"{setting}: no tokenizer.json in {folder!r}; give a folder with a Hugging Face tokenizer"
+            " (tests/assets/tokenizer has one for debugging)."
+        )
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ConfigError(f"{setting}: {path} is not a tokenizer: {error}.") from None
 
 
 def special_id(folder: str | Path, role: str, tokenizer: Any) -> int | None:

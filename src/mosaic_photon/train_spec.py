@@ -166,7 +166,7 @@ def load_job_model(path: str) -> tuple[Any, Any]:
     return job, spec.model_args[job.model.flavor]
 
 
-def open_data(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) -> JobData:
+def data_of_job(spec: TrainSpec, job_config: MosaicJobConfig, dp_world_size: int) -> JobData:
     """Open the job's data, before the trainer is built, and check what only they tell.
 
     Raises:

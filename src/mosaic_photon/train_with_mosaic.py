@@ -137,7 +137,7 @@ def run(job_config: "MosaicJobConfig") -> int:
             )
             return 0
         cleanup.push(leave_process_group)
-        data = train_spec.open_data(spec, job_config, data_parallel)
+        data = train_spec.data_of_job(spec, job_config, data_parallel)
         cleanup.callback(data.close)
         trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop))
         cleanup.callback(trainer.close)

@@ -9,11 +9,11 @@ import dataclasses
 import logging
 from typing import Any
 
-from torchtitan.tools.utils import has_cuda_capability
-
 
 def without_grouped_mm(model_args: Any) -> Any:
     """The model args with the loop over experts where this machine has no grouped multiplication."""
+    from torchtitan.tools.utils import has_cuda_capability
+
     moe_args = getattr(model_args, "moe_args", None)
     if moe_args is None or not moe_args.use_grouped_mm or has_cuda_capability(9, 0):
         return model_args

@@ -21,7 +21,8 @@ from mosaic_photon.dataloader.progress import known_data, load_state
 from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
-from mosaic_photon.dataloader.tokens import TokenBatches, Window
+from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, TokenBatches, Window
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import check_loader
 from mosaic_photon.job.layout_checks import sequence_divisor
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -49,9 +50,17 @@ def build_mosaic_dataloader(
         DataError: the data cannot be read.
         ConfigError: the job cannot be trained on it.
     """
-    training, allow_change = job_config.training, job_config.mosaic.allow_data_change
+    training = job_config.training
     layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
     layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
+    return open_loader(layout, tokenizer, job_config, state)
+
+
+def open_loader(
+    layout: Layout, tokenizer: Any, job_config: MosaicJobConfig, state: str | None = None
+) -> DataSpecDataLoader:
+    """`build_mosaic_dataloader` where the rank's place is known. A tokenizer is not needed where data are token ids."""
+    training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     known = known_data(state) if state is not None else None
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
@@ -101,17 +110,22 @@ def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layou
     loader = copy.deepcopy(getattr(job_config.mosaic, which))
     check_loader(loader, where)
     config, assets = loader["dataset"], job_config.model.hf_assets_path
-    check_separators(config, assets, tokenizer, f"{where}.dataset")
+    if tokenizer is not None:
+        check_separators(config, assets, tokenizer, f"{where}.dataset")
     setting = "training.seq_len" if which == "dataloader" else "validation.seq_len"
     window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
     settle_folders(config)
     dataset = ShardedDataset(config)
     if loader["name"] == "text" and _holds_tokens(dataset, where):
-        encoding, pad_id = config.get("token_encoding_type") or "int64", special_id(assets, "pad", tokenizer)
-        make_batch = TokenBatches(dataset, window, pad_id, vocabulary_size(tokenizer), encoding)
+        encoding = config.get("token_encoding_type") or "int64"
+        pad_id = None if tokenizer is None else special_id(assets, "pad", tokenizer)
+        vocab_size = ANY_VOCABULARY if tokenizer is None else vocabulary_size(tokenizer)
+        make_batch = TokenBatches(dataset, window, pad_id, vocab_size, encoding)
         data = BatchedDataset(dataset, make_batch, make_batch.length, make_batch.fixed is not None)
         data.pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
+    elif tokenizer is None:
+        raise ConfigError(f"{where}: these samples are no token ids; name a tokenizer, a folder with tokenizer.json")
     else:
         from mosaic_photon.dataloader.foundry_loader import foundry_data
 

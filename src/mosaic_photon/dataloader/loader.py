@@ -124,7 +124,8 @@ class DataSpecDataLoader:
         running = self._running = self._read()
         samples = self.layout.local_batch * self.layout.dp_world_size
         for batch, epoch_samples in running:
-            self.progress = self.progress.advance(samples, samples * self.seq_len, epoch_samples)
+            tokens, step = samples * self.seq_len, self.layout.global_batch
+            self.progress = self.progress.advance(samples, tokens, epoch_samples, step)
             yield batch
 
     def take_part(self, dp_rank: int, seats: tuple[int, ...]) -> None:
@@ -157,12 +158,26 @@ class DataSpecDataLoader:
             return
         if STATE_KEY not in state_dict:
             raise ConfigError("the checkpoint was written with another data loader and does not say where its data is")
-        self.progress, difference = load_state(state_dict[STATE_KEY], self.fingerprint, self._allow_data_change)
+        progress, difference = load_state(state_dict[STATE_KEY], self.fingerprint, self._allow_data_change)
+        if difference:
+            progress = dataclasses.replace(progress, samples_in_step=0)
+        self._check_step_can_be_finished(progress.samples_in_step)
+        self.progress = progress
         self._stop_reading()
         if difference:
             if not usable_samples(self.orders.length, self.progress.samples_in_epoch, self.layout):
                 self.progress = dataclasses.replace(self.progress, epoch=self.progress.epoch + 1, samples_in_epoch=0)
             logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{difference}")
+
+    def _check_step_can_be_finished(self, done: int) -> None:
+        """Raise ConfigError where the rest of a step, `done` samples in, is no whole micro-batches of all ranks."""
+        layout = self.layout
+        if (layout.global_batch - done) % (layout.local_batch * layout.dp_world_size):
+            raise ConfigError(
+                f"the state was saved within a step, after {done} of its {layout.global_batch} samples, and"
+                f" {layout.dp_world_size} ranks with training.local_batch_size {layout.local_batch} can't finish it:"
+                " save after a whole step, or load it with the sizes that it was saved with"
+            )
 
     def close(self) -> None:
         """Stop threads and workers, close files. The loader can be iterated again."""
@@ -185,17 +200,17 @@ class DataSpecDataLoader:
 
     def _plan(self) -> Iterator[tuple[SampleIds, int]]:
         """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""
-        epoch, read = self.progress.epoch, self.progress.samples_in_epoch
+        epoch, read, done = self.progress.epoch, self.progress.samples_in_epoch, self.progress.samples_in_step
         while True:
             order, asked = self.orders.get(epoch), False
-            end = read + usable_samples(len(order), read, self.layout)
-            for ids in self.data.in_turn(partial(blocks_of_batches, order, read, self.layout)):
+            end = read - done + usable_samples(len(order), read - done, self.layout)
+            for ids in self.data.in_turn(partial(blocks_of_batches, order, read, self.layout, done)):
                 yield ids, end
                 read += len(ids) * self.layout.dp_world_size
                 if not asked and 2 * read > len(order):
                     self.orders.prepare(epoch + 1)
                     asked = True
-            epoch, read = epoch + 1, 0
+            epoch, read, done = epoch + 1, 0, 0
 
     def _stop_reading(self) -> None:
         running, self._running = self._running, None

@@ -37,8 +37,10 @@ class Progress:
     """Target positions, ignored ones included."""
     loss_tokens: int = 0
     """Target positions that the loss counts, as the trainer reported them to `add_loss_tokens`."""
+    samples_in_step: int = 0
+    """Of the optimizer step under way; a job saves between steps."""
 
-    def advance(self, samples: int, tokens: int, epoch_samples: int) -> Progress:
+    def advance(self, samples: int, tokens: int, epoch_samples: int, step_samples: int) -> Progress:
         """After one more micro-batch of all ranks. The end of an epoch of `epoch_samples` is the begin of the next."""
         in_epoch = self.samples_in_epoch + samples
         ended = in_epoch >= epoch_samples
@@ -48,6 +50,7 @@ class Progress:
             samples_in_epoch=0 if ended else in_epoch,
             samples=self.samples + samples,
             tokens=self.tokens + tokens,
+            samples_in_step=(self.samples_in_step + samples) % step_samples,
         )
 
 

@@ -127,8 +127,8 @@ class TokenBatches:
             if self.pad_id is None and 0 < len(row) < width:
                 raise ConfigError(
                     f"{self.dataset.name_of(int(sample_ids[number]))}: samples have different lengths ({len(row)} and"
-                    f" {width} tokens) and the tokenizer has no pad token to fill them up with; add pad_token to its"
-                    " tokenizer_config.json"
+                    f" {width} tokens) and there is no pad token to fill them up with; name a tokenizer with pad_token"
+                    " in its tokenizer_config.json"
                 )
             ids_BW[number, : len(row)] = labels_BW[number, : len(row)] = row
         return ids_BW, labels_BW
@@ -195,7 +195,8 @@ def fault_of_bytes(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> str:
     the vocabulary does not fit in is never proposed, as any bytes are ids of it; ids of another tokenizer are no fault
     of the type.
     """
-    wide_enough = [name for name in BYTE_TYPES if np.iinfo(name).max >= vocab_size - 1]
+    known = vocab_size < ANY_VOCABULARY  # else small ids of a narrow type, two read as one, look like ids of a wide one
+    wide_enough = [name for name in BYTE_TYPES if known and np.iinfo(name).max >= vocab_size - 1]
     fits = [name for name in wide_enough if _are_ids(data, np.dtype(name), vocab_size)]
     wider = [name for name in fits if np.dtype(name).itemsize > dtype.itemsize]
     if len(data) % dtype.itemsize:

@@ -217,11 +217,11 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: l
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.dataloader.padding import estimate
     from mosaic_photon.job.layout_checks import data_parallel_degree
-    from mosaic_photon.train_spec import open_data
+    from mosaic_photon.train_spec import data_of_job
 
     job.mosaic.download_patience_seconds = 0  # a remote that does not answer is a finding
     with _as_first_rank(world_size, 1), ExitStack() as cleanup:  # alone here: it looks at every shard
-        data = open_data(spec, job, data_parallel_degree(job, world_size))
+        data = data_of_job(spec, job, data_parallel_degree(job, world_size))
         cleanup.callback(data.close)
         if warning := estimate(data.loader.data, job.training.seq_len).warning:
             warnings.append(warning)

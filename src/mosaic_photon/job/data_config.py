@@ -15,6 +15,7 @@ from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import check_path
 from mosaic_photon.job.algorithms import instead_of
 from mosaic_photon.job.data_file import interpolated, read_tables
+from mosaic_photon.job.source import Source, opened
 from mosaic_photon.places import check_apart, place_of
 
 
@@ -85,10 +86,15 @@ class DataConfig:
     path: str = ""
 
 
-def load_data_config(path: str | Path) -> DataConfig:
-    """Read a TOML or YAML data config and check it. Raises ConfigError with file, key and what would be right."""
-    path = Path(path)
-    raw = read_tables(path)
+def load_data_config(source: Source) -> DataConfig:
+    """Read a TOML or YAML data config, or take its tables as they are, and check it.
+
+    Raises:
+        ConfigError: the first mistake, with file, key and what would be right.
+    """
+    name, tables = opened(source, "data config")
+    path = Path(name)
+    raw = tables if tables is not None else read_tables(path)
     train_key, eval_key = (TRAIN, EVAL) if TRAIN in raw else ("train_loader", "eval_loader")
     parameters = raw.get("parameters")
     if train_key not in raw and isinstance(parameters, dict) and "train_loader" in parameters:

@@ -13,11 +13,12 @@ from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.flags import apply_flags
 from mosaic_photon.job.help import help_text
 from mosaic_photon.job.kinds import describe, fits, is_table, types_of
+from mosaic_photon.job.source import Source, opened
 from mosaic_photon.job.tables import MosaicJobConfig
 
 
-def load_job(config_path: str, data_path: str, flags: list[str]) -> MosaicJobConfig:
-    """Read both files and apply flags, which win over the job config.
+def load_job(job_source: Source, data_source: Source, flags: list[str]) -> MosaicJobConfig:
+    """Read both configs and apply flags, which win over the job config.
 
     Raises:
         ConfigError: a file that is missing or malformed, an unknown table, field or flag, a value of the wrong type.
@@ -28,27 +29,29 @@ def load_job(config_path: str, data_path: str, flags: list[str]) -> MosaicJobCon
             raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
         if flag.startswith(("--mosaic.config", "--mosaic.dataloader", "--mosaic.eval")):
             raise ConfigError(f"{flag}: comes from the data config, --mosaic-config DATA before `--`.")
-    job = read_job(config_path, flags)
+    job = read_job(job_source, flags)
     if job.model.hf_assets_path and not os.path.isdir(job.model.hf_assets_path):
         raise ConfigError(
-            f"model.hf_assets_path in {config_path}: there is no folder {job.model.hf_assets_path!r}. "
-            "It must hold tokenizer.json."
+            f"model.hf_assets_path in {job.job.config_file}: there is no folder {job.model.hf_assets_path!r}. It must "
+            "hold tokenizer.json."
         )
-    data = load_data_config(data_path)
-    job.mosaic.config = data_path
+    data = load_data_config(data_source)
+    job.mosaic.config = data.path
     job.mosaic.dataloader = data.train
     job.mosaic.eval_dataloader = data.eval
     return job
 
 
-def read_job(path: str, flags: list[str]) -> MosaicJobConfig:
-    """The job config at `path` with flags applied, without its data.
+def read_job(source: Source, flags: list[str]) -> MosaicJobConfig:
+    """The job config with flags applied, without its data.
 
     Raises:
         ConfigError, SystemExit: as `load_job`.
     """
     wants_help = not {"--help", "-h"}.isdisjoint(flags)
-    values = {} if wants_help and not os.path.isfile(path) else read_toml(path)
+    path, values = opened(source, "job config")
+    if values is None:
+        values = {} if wants_help and not os.path.isfile(path) else read_toml(path)
     job_class = _job_class(values, flags)
     if wants_help:
         if os.environ.get("RANK", "0") == "0":

@@ -1,10 +1,10 @@
 """What this machine, and the files and folders that a job names, must have; found before a process group exists."""
 
 import os
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from tokenizers import Tokenizer
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import check_path, check_writable
@@ -13,7 +13,10 @@ from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.job.value_checks import field_of
 from mosaic_photon.names import human_size
-from mosaic_photon.tokenizers import special_id, vocabulary_size
+from mosaic_photon.tokenizers import read_tokenizer, special_id, vocabulary_size
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def check_devices(job: MosaicJobConfig, facts: Facts) -> None:
@@ -74,16 +77,7 @@ def check_memory(job: MosaicJobConfig, facts: Facts) -> None:
 
 def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
     """The tokenizer must load, and each of its ids must have a row in the model's embedding."""
-    path = os.path.join(job.model.hf_assets_path, "tokenizer.json")
-    if not os.path.isfile(path):
-        raise ConfigError(
-            f"model.hf_assets_path: no tokenizer.json in {job.model.hf_assets_path!r}; give a folder with a Hugging "
-            "Face tokenizer (tests/assets/tokenizer has one for debugging)."
-        )
-    try:
-        tokenizer = Tokenizer.from_file(path)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ConfigError(f"model.hf_assets_path: {path} is not a tokenizer: {error}.") from None
+    tokenizer = read_tokenizer(job.model.hf_assets_path, "model.hf_assets_path")
     size, model_args = vocabulary_size(tokenizer), facts.model_args
     vocab_size = getattr(model_args, "vocab_size", None)
     if vocab_size is not None and size > vocab_size:
@@ -101,7 +95,7 @@ def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
         )
 
 
-def _has_end_token(job: MosaicJobConfig, tokenizer: Tokenizer) -> bool:
+def _has_end_token(job: MosaicJobConfig, tokenizer: "Tokenizer") -> bool:
     """The data's separator will do, where it is what ends a document, or where the job asks for it by name."""
     given = separators(job)
     named = "eos_token_id" in given or (job.mosaic.separate_documents and given)

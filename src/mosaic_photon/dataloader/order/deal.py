@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,8 +109,18 @@ def rank_batches(order: NDArray[np.integer], start: int, layout: Layout) -> NDAr
     return dealt[:, seat].reshape(-1, layout.local_batch).astype(np.int64)
 
 
-def blocks_of_batches(order: NDArray[np.integer], start: int, layout: Layout) -> Iterator[NDArray[np.int64]]:
-    """`rank_batches` in pieces of some thousand samples, for an order that is a file."""
+def blocks_of_batches(
+    order: NDArray[np.integer], start: int, layout: Layout, done: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """`rank_batches` in pieces of some thousand samples, for an order that is a file.
+
+    Args:
+        done: samples before `start` that belong to a step which is still to be finished.
+    """
+    if done:
+        rest = replace(layout, global_batch=layout.global_batch - done)
+        yield rank_batches(order[: start + rest.global_batch], start, rest)
+        start += rest.global_batch
     stop, size = start + usable_samples(len(order), start, layout), _whole(layout.global_batch)
     for begin in range(start, stop, size):
         yield rank_batches(order[: min(begin + size, stop)], begin, layout)
