@@ -28,7 +28,7 @@ from mosaic_photon.titan.v02.spec import put
 from mosaic_photon.titan.v02.trainer import MosaicTrainer, Trainer, build_trainer
 from mosaic_photon.train.loop import parts_of
 from mosaic_photon.train.stop import GracefulStop
-from mosaic_photon.train_spec import check_job, open_data
+from mosaic_photon.train_spec import check_job, data_of_job
 from mosaic_photon.train_with_mosaic import prepare_process
 
 TOKEN_IDS = 1000
@@ -146,7 +146,7 @@ def ours(options: Options, setting: Setting, *flags: str) -> Iterator[MosaicTrai
     job = job_of(options, setting, *flags)
     stop = GracefulStop()
     spec = train_spec.spec_of_job(job)
-    data = open_data(spec, job, check_job(job, spec))
+    data = data_of_job(spec, job, check_job(job, spec))
     trainer = build_trainer(job, parts_of(job, spec, data, stop))
     try:
         yield trainer
