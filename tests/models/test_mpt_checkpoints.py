@@ -1,5 +1,6 @@
 """Checkpoints in and out: other programs' files load, and what is exported gives the trained model's logits."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mosaic_photon.checkpoints import description
+from mosaic_photon.cli import main
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.models import MPTMuPModelArgs, TitanComposerMPTMuP
 from mosaic_photon.models.mpt_mup import hf
 from mosaic_photon.models.mpt_mup.foundry import ComposerMPTMuPCausalLM
 from mosaic_photon.models.mpt_mup.state_dict_adapter import MPTStateDictAdapter
 from mosaic_photon.train_spec import check_safetensors
+from mosaic_photon.use import export as exporting
+from mosaic_photon.use.checkpoint import check_weights, job_model
 
 SIZE = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 2048, "max_seq_len": 32}
 MUP = {
@@ -36,6 +40,17 @@ def model(**changes) -> TitanComposerMPTMuP:
     return m.eval()
 
 
+def export(ours: TitanComposerMPTMuP, folder: Path) -> Path:
+    """By way of a checkpoint of a job that has this model."""
+    checkpoint = folder.with_name(f"{folder.name} step-1")
+    dcp.save(ours.state_dict(), checkpoint_id=checkpoint, no_dist=True)
+    with torch.device("meta"):
+        meta = TitanComposerMPTMuP(ours.model_args)
+    job = dataclasses.replace(job_model(str(write_job(folder.parent, ""))), args=ours.model_args, meta=meta)
+    exporting.export(job, str(checkpoint), str(folder))
+    return folder
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -50,11 +65,11 @@ def model(**changes) -> TitanComposerMPTMuP:
 )
 def test_exported_logits_are_the_trained_models_and_it_generates(tmp_path, changes):
     ours = model(**changes)
-    hf.export(ours.state_dict(), ours.model_args, tmp_path, tokenizer=TOKENIZER)
+    out = export(ours, tmp_path / "out")
 
     native = changes.items() >= NATIVE.items()
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=not native).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=not native).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
     assert theirs.config.model_type == ("mpt" if native else "mpt_mup")
     with torch.no_grad():
         torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), atol=1e-4, rtol=1e-4)
@@ -88,7 +103,7 @@ def test_fused_projections_are_split_and_joined(tmp_path):
     split.load_state_dict(hf.read_checkpoint(tmp_path, split_args))
     torch.testing.assert_close(split(TOKENS), fused(TOKENS), atol=1e-5, rtol=1e-5)
 
-    joined = hf.match_qkv(split.state_dict(), fused.model_args)
+    joined = hf.match_qkv(split.state_dict(), fused.model_args, fused=True)
     for name, tensor in fused.state_dict().items():
         torch.testing.assert_close(joined[name], tensor, msg=name)
 
@@ -163,7 +178,7 @@ def test_a_folders_config_says_what_shapes_do_not(tmp_path, program, change, say
 def test_an_exported_folder_loads_again_into_the_model_that_it_holds(tmp_path):
     carried, folded = model(mup=MUP, attn_config={"rope": True}), model(mup=MUP, **NATIVE)
     for name, ours in {"carried": carried, "folded": folded}.items():
-        hf.export(ours.state_dict(), ours.model_args, tmp_path / name)
+        export(ours, tmp_path / name)
     again = TitanComposerMPTMuP(carried.model_args)
     again.load_state_dict(hf.read_checkpoint(tmp_path / "carried", carried.model_args))
     torch.testing.assert_close(again(TOKENS), carried(TOKENS))
@@ -199,7 +214,7 @@ def test_a_jobs_initial_checkpoint_is_checked_before_anything_is_built(tmp_path)
     check_safetensors(job, MPTMuPModelArgs(**SIZE))
     for other, says in [
         ({"n_layers": 3}, "layers.2.* is missing"),
-        ({"attn_config": {"fused_qkv": False}}, "convert it"),
+        ({"attn_config": {"fused_qkv": False}}, "of such a folder `mosaic-photon import` makes"),
     ]:
         with pytest.raises(ConfigError, match=says):
             check_safetensors(job, MPTMuPModelArgs(**SIZE | other))
@@ -225,28 +240,25 @@ def write_job(folder: Path, more: str) -> Path:
 
 
 def test_an_export_is_of_the_model_that_was_trained(tmp_path, capsys):
-    from mosaic_photon.models.mpt_mup import convert
-
     trained = model(attn_config={"attn_logit_softcapping": 30.0})
     dcp.save(trained.state_dict(), checkpoint_id=tmp_path / "in", no_dist=True)
     description.write(str(tmp_path / "in"), trained.model_args)
     command = ["export", str(tmp_path / "in"), str(tmp_path / "out"), "--job"]
-    assert convert.main([*command, str(write_job(tmp_path, ""))]) == 1
+    assert main([*command, str(write_job(tmp_path, ""))]) == 1
     says = "attn_config.attn_logit_softcapping is 30.0 in the checkpoint and null in the job"
     assert says in capsys.readouterr().err
-    assert convert.main([*command, str(write_job(tmp_path, "[mosaic]\nallow_model_change = true\n"))]) == 0
+    assert main([*command, str(write_job(tmp_path, "[mosaic]\nallow_model_change = true\n"))]) == 0
 
 
-def test_import_makes_the_folder_that_the_job_names(tmp_path):
-    from mosaic_photon.models.mpt_mup import convert
-
+def test_import_makes_what_the_job_names(tmp_path):
     ours = model()
     (tmp_path / "in").mkdir()
     save(ours, tmp_path / "in")
-    more = f'[checkpoint]\nenable = true\ninitial_load_in_hf = true\ninitial_load_path = "{tmp_path / "out"}"\n'
+    more = f'[checkpoint]\nenable = true\ninitial_load_path = "{tmp_path / "out"}"\n'
     job = write_job(tmp_path, more)
-    assert convert.main(["import", str(tmp_path / "in"), str(tmp_path / "out"), "--job", str(job)]) == 0
-    hf.check_folder(tmp_path / "out", ours.model_args)
+    assert main(["import", str(tmp_path / "in"), str(tmp_path / "out"), "--job", str(job)]) == 0
+    weights = check_weights(job_model(str(job)), str(tmp_path / "out"))
+    assert all(torch.equal(weights.read(name), tensor) for name, tensor in ours.state_dict().items())
 
 
 def test_no_checkpoint(tmp_path):
@@ -259,8 +271,8 @@ def test_no_checkpoint(tmp_path):
 
 def test_nothing_is_lost_on_the_way(tmp_path):
     ours = model(mup=MUP)
-    hf.export(ours.state_dict(), ours.model_args, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["mup"]["width"] == 4.0
-    assert sum(t.numel() for t in load_file(tmp_path / "model.safetensors").values()) == sum(
+    out = export(ours, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["mup"]["width"] == 4.0
+    assert sum(t.numel() for t in load_file(out / "model.safetensors").values()) == sum(
         p.numel() for p in ours.parameters()
     )

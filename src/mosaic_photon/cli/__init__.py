@@ -14,6 +14,8 @@ COMMANDS = {
     "prepare": "turn text into MDS shards of token arrays",
     "schedule": "draw a job's learning rate, momentum and weight decay",
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
+    "export": "write a checkpoint as a folder that transformers loads",
+    "import": "make a checkpoint that a job begins from out of a folder of Hugging Face's",
     "average": "the mean of checkpoints' weights, as a checkpoint of the model alone",
 }
 

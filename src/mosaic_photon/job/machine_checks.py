@@ -1,7 +1,7 @@
 """What this machine, and the files and folders that a job names, must have; found before a process group exists."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -75,10 +75,14 @@ def check_memory(job: MosaicJobConfig, facts: Facts) -> None:
         )
 
 
-def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
-    """The tokenizer must load, and each of its ids must have a row in the model's embedding."""
+def fitting_tokenizer(job: MosaicJobConfig, model_args: Any) -> "Tokenizer":
+    """The job's tokenizer; each of its ids has a row in the model's embedding.
+
+    Raises:
+        ConfigError: there is none, or one with more tokens.
+    """
     tokenizer = read_tokenizer(job.model.hf_assets_path, "model.hf_assets_path")
-    size, model_args = vocabulary_size(tokenizer), facts.model_args
+    size = vocabulary_size(tokenizer)
     vocab_size = getattr(model_args, "vocab_size", None)
     if vocab_size is not None and size > vocab_size:
         raise ConfigError(
@@ -86,6 +90,12 @@ def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
             f"the {vocab_size:,} of {job.model.name} {job.model.flavor}. Choose another tokenizer or flavor, or set "
             f"[model.overrides] vocab_size = {size}."
         )
+    return tokenizer
+
+
+def check_tokenizer(job: MosaicJobConfig, facts: Facts) -> None:
+    """The tokenizer must load, each of its ids must have a row in the model's embedding, and it ends documents."""
+    tokenizer, model_args = fitting_tokenizer(job, facts.model_args), facts.model_args
     if masks_by_end_token(model_args) and not _has_end_token(job, tokenizer):
         causal = 'attn_mask_type = "causal"' + (' and attn_type = "sdpa"' if model_args.attn_type == "varlen" else "")
         raise ConfigError(

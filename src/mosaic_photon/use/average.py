@@ -7,65 +7,19 @@ import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mosaic_photon.checkpoints import description
-from mosaic_photon.checkpoints.contents import missing_files, read_metadata
-from mosaic_photon.checkpoints.find import METADATA, STEP_FOLDER
-from mosaic_photon.checkpoints.identity import NOT_THE_MODEL, names_of
+from mosaic_photon.checkpoints.find import STEP_FOLDER
+from mosaic_photon.checkpoints.identity import names_of
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, existing
-from mosaic_photon.names import human_size
-
-
-class Weights:
-    """The weights in a TorchTitan checkpoint, read one at a time, whatever layout wrote them."""
-
-    def __init__(self, folder: str) -> None:
-        """Raises ConfigError: no checkpoint, a half-written or damaged one, or one without weights."""
-        if not os.path.isfile(os.path.join(folder, METADATA)):
-            raise ConfigError(
-                f"{folder}: no whole checkpoint of TorchTitan here (no {METADATA}); name a step-N folder."
-            )
-        if faults := missing_files(folder):
-            raise ConfigError(f"{folder} is damaged: {'; '.join(faults[:3])}.")
-        self.folder, self._reader = folder, _Reader(folder)
-        self.stored: dict[str, TensorStorageMetadata] = {
-            name: stored
-            for name, stored in self._reader.read_metadata().state_dict_metadata.items()
-            if isinstance(stored, TensorStorageMetadata) and not name.startswith(NOT_THE_MODEL)
-        }
-        if not self.stored:
-            raise ConfigError(f"{folder} holds no weights of a model.")
-
-    def read(self, name: str) -> Tensor:
-        """One whole tensor, in the dtype that it was saved in."""
-        stored = self.stored[name]
-        state = {name: torch.empty(stored.size, dtype=stored.properties.dtype)}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
-            load(state, storage_reader=self._reader, no_dist=True)
-        return state[name]
-
-
-class _Reader(FileSystemReader):
-    """Torch's, which would read the metadata again for each tensor."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self._metadata = read_metadata(folder)
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._metadata
+from mosaic_photon.use.weights import Weights, new_folder
 
 
 class _Mean(DefaultSavePlanner):
@@ -143,47 +97,16 @@ def average(folders: Sequence[str], out: str, weights: Sequence[float]) -> None:
     sources = [Weights(folder) for folder in folders]
     for source in sources[1:]:
         check_same(sources[0], source)
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--out {out!r} is there already; name a folder that is not.")
-    check_room(sources[-1], out)
-    part = target.with_name(f"{OWN}{target.name}.{os.getpid()}.part")
     state = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype, device="meta")
         for name, stored in sources[-1].stored.items()
     }
-    try:
-        part.mkdir(parents=True)
+    with new_folder("--out", out, sources[-1].bytes) as part, warnings.catch_warnings():
         written = Path(folders[-1]) / description.FILE
         if written.is_file():
             shutil.copyfile(written, part / description.FILE)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            save(state, storage_writer=FileSystemWriter(part), planner=_Mean(sources, weights), no_dist=True)
-        os.replace(part, target)
-    except (OSError, CheckpointException) as error:
-        cause = cause_of(error)
-        if not isinstance(cause, OSError):
-            raise
-        raise ConfigError(f"--out {out!r} cannot be written: {cause.strerror or cause}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What torch has wrapped in its own exception."""
-    if isinstance(error, CheckpointException):
-        return next(iter(error.failures.values()))[0]
-    return error
-
-
-def check_room(source: Weights, out: str) -> None:
-    """A checkpoint of these weights must fit on the disk of `out`."""
-    needed = sum(stored.size.numel() * stored.properties.dtype.itemsize for stored in source.stored.values())
-    folder = existing(out)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConfigError(f"--out {out!r} takes {human_size(needed)}, and {folder} has {human_size(free)} free.")
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        save(state, storage_writer=FileSystemWriter(part), planner=_Mean(sources, weights), no_dist=True)
 
 
 def check_same(one: Weights, other: Weights) -> None:

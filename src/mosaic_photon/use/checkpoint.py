@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch import nn
 
+from mosaic_photon import titan
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import as_lines
-from mosaic_photon.checkpoints.contents import missing_files, read_metadata
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps
 from mosaic_photon.checkpoints.identity import mismatches
 from mosaic_photon.errors import ConfigError
@@ -26,6 +23,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.models.resized import build
 from mosaic_photon.train_spec import load_job_model, spec_of_job
+from mosaic_photon.use.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,13 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
     raise ConfigError(f"{folder}: there is no whole checkpoint in it (a folder step-N with {METADATA}).")
 
 
-def check_weights(model: JobModel, folder: str) -> None:
+def check_weights(model: JobModel, folder: str) -> Weights:
     """The checkpoint must be whole, have the weights of the job's model, and compute what that computes.
 
     Raises:
         ConfigError: naming what differs.
     """
-    faults = missing_files(folder)
-    if faults:
-        raise ConfigError(f"{folder} is damaged: {'; '.join(faults[:3])}.")
+    weights = Weights(folder)
     differs = mismatches(Start(folder, model_only=True), model.job, model.spec, model.meta)
     changed = description.changes(folder, model.args) or []
     hint = "the job's [model], [model.overrides] and [mup] say which model it is"
@@ -107,14 +103,7 @@ def check_weights(model: JobModel, folder: str) -> None:
         hint += "; its weights are taken as another function with [mosaic] allow_model_change = true"
     if differs:
         raise ConfigError(f"{folder} is of another model than the job {model.path}:\n{as_lines(differs)}\n{hint}.")
-
-
-def read_tensors(folder: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """Whole tensors of a checkpoint, on the CPU, in the dtype that they were saved in."""
-    stored: dict[str, Any] = read_metadata(folder).state_dict_metadata
-    state = {name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype) for name in names}
-    _load(state, folder)
-    return state
+    return weights
 
 
 def open_model(model: JobModel, folder: str, device: str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
@@ -127,7 +116,10 @@ def open_model(model: JobModel, folder: str, device: str = "cpu", dtype: torch.d
     Raises:
         ConfigError: as `check_weights`.
     """
-    check_weights(model, folder)
+    weights = check_weights(model, folder)
+    if device == "cpu":
+        for workaround in titan.release().CPU_WORKAROUNDS:
+            workaround.apply()
 
     def in_dtype(args: Any) -> nn.Module:
         built: nn.Module = model.spec.model_cls(args)
@@ -136,12 +128,5 @@ def open_model(model: JobModel, folder: str, device: str = "cpu", dtype: torch.d
         return built
 
     opened = build(in_dtype, copy.deepcopy(model.args), seed=0, device=device)
-    _load(opened.state_dict(), folder)
+    weights.read_into(opened.state_dict())
     return opened.eval().requires_grad_(False)
-
-
-def _load(state: dict[str, Tensor], folder: str) -> None:
-    """Fill the tensors in place."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
-        load(state, checkpoint_id=folder, no_dist=True)

@@ -10,9 +10,22 @@ from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, act_fn, kv_heads,
 from mosaic_photon.models.mpt_mup.foundry import REFUSALS, MPTMuPConfig
 from mosaic_photon.mup import table as rules
 
+MULTIPLIERS = ("residual multiplier", "input multiplier", "logit scale")
+"""What a model without a parametrization has as 1."""
 
-def check_config(folder: str | Path, args: MPTMuPModelArgs) -> None:
+
+def is_without_multipliers(folder: str | Path) -> bool:
+    """Whether the folder's config.json says that its model multiplies nothing; False where there is none."""
+    path = Path(folder) / "config.json"
+    theirs = forward_pass(saved_config(path)) if path.is_file() else {}
+    return all(theirs.get(name) == 1.0 for name in MULTIPLIERS)
+
+
+def check_config(folder: str | Path, args: MPTMuPModelArgs, multipliers: bool = True) -> None:
     """Compare a checkpoint folder's config.json, where it has one, with the model.
+
+    Args:
+        multipliers: those too.
 
     Raises:
         ConfigError: naming what differs.
@@ -21,7 +34,7 @@ def check_config(folder: str | Path, args: MPTMuPModelArgs) -> None:
     if not path.is_file():
         return
     theirs, ours = forward_pass(saved_config(path)), forward_pass(MPTMuPConfig(**args.foundry_config()))
-    differ = [name for name in ours if theirs[name] != ours[name]]
+    differ = [name for name in ours if theirs[name] != ours[name] and (multipliers or name not in MULTIPLIERS)]
     problems = [f"{name} is {theirs[name]!r}, the model has {ours[name]!r}" for name in differ]
     if problems:
         raise ConfigError(

@@ -1,61 +1,57 @@
-"""MPT checkpoints in and out: Hugging Face folders, llm-foundry's `.pt` files, and folders that `transformers` loads.
+"""MPT checkpoints of other programs: Hugging Face folders and llm-foundry's `.pt` files, read and compared."""
 
-Export has two forms. Where transformers' own MPT has the architecture (ALiBi, no biases, multi-head, GELU), the
-multipliers are folded into the weights and the folder needs transformers alone. Otherwise the folder carries the
-multipliers in its config, and a stub that loads this package's model (`trust_remote_code=True`).
-"""
-
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import write_whole
-from mosaic_photon.models.mpt_mup.architecture import check_config
-from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale, softmax_scale
-from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
+from mosaic_photon.models.mpt_mup.architecture import check_config, is_without_multipliers
+from mosaic_photon.models.mpt_mup.args import MPTMuPModelArgs, logit_scale
+from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name
 from mosaic_photon.mup import table as rules
-from mosaic_photon.tokenizers import special_id
 
-STUB = "modeling_mpt_mup.py"
-STUB_TEXT = '''"""Loads the MPT of mosaic-photon; needs `pip install mosaic-photon`."""
-
-from mosaic_photon.models.mpt_mup.foundry import MPTMuPConfig as _Config
-from mosaic_photon.models.mpt_mup.foundry import MPTMuPForCausalLM as _Model
-
-
-class MPTMuPConfig(_Config):
-    pass
-
-
-class MPTMuPForCausalLM(_Model):
-    config_class = MPTMuPConfig
-'''
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 QKV = ("Wq", "Wk", "Wv")
 
 
-def read_checkpoint(path: str | Path, args: MPTMuPModelArgs) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, args: MPTMuPModelArgs, unfold: bool = False) -> dict[str, Tensor]:
     """Weights for `TitanComposerMPTMuP(args)` from a Hugging Face or llm-foundry MPT checkpoint, on the CPU.
 
     Args:
         path: a folder with safetensors or pytorch_model*.bin files, or a file: .safetensors, .bin or Composer's .pt.
+        unfold: where the checkpoint's config has no multipliers and the model has, divide the weights by them, so that
+            the model computes what the checkpoint's does. Else a checkpoint without them is another architecture.
 
     Raises:
         ConfigError: no such checkpoint, or one of another architecture or size.
     """
-    state = match_qkv(named_tensors(path, weight_files(Path(path))), args)
-    check_state(path, state, args)
+    state = match_qkv(named_tensors(path, weight_files(Path(path))), args, bool(args.attn_config["fused_qkv"]))
+    unfold = unfold and is_without_multipliers(path)
+    if unfold:
+        state = unfolded(state, args)
+    check_state(path, state, args, unfold)
     return state
+
+
+def multiplier(name: str, args: MPTMuPModelArgs) -> float:
+    """What the model multiplies the output of a layer by, which may as well be in the weight `name` of that layer."""
+    if ".attn.out_proj." in name or ".ffn.down_proj." in name:
+        return rules.residual_multiplier(args.parametrization)
+    if name.startswith("tok_embeddings.w"):
+        return rules.input_multiplier(args.parametrization)
+    return logit_scale(args) if name.startswith("output.") else 1.0
+
+
+def unfolded(state: Mapping[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
+    """The weights divided by the multipliers; those of a tied head and its embedding may differ then."""
+    head, embedding = "output.lm_head.weight", "tok_embeddings.wte.weight"
+    tied = {head: state[embedding]} if args.tie_word_embeddings and head not in state and embedding in state else {}
+    factors = {name: multiplier(name, args) for name in {**state, **tied}}
+    return {
+        name: tensor if factors[name] == 1.0 else tensor / factors[name] for name, tensor in {**state, **tied}.items()
+    }
 
 
 def check_folder(path: str | Path, args: MPTMuPModelArgs) -> None:
@@ -67,15 +63,15 @@ def check_folder(path: str | Path, args: MPTMuPModelArgs) -> None:
     files = sorted(Path(path).glob("*.safetensors"))
     if not files:
         raise ConfigError(
-            f"{path}: no safetensors here; make them from another checkpoint: "
-            "python -m mosaic_photon.models.mpt_mup.convert import."
+            f"{path}: no safetensors here; of another program's checkpoint `mosaic-photon import` makes one to begin "
+            "from, with initial_load_in_hf = false."
         )
     state = named_tensors(path, files)
     fused = any("Wqkv" in name for name in state)
     if fused != args.attn_config["fused_qkv"] and any(".attn." in name for name in state):
         raise ConfigError(
             f"{path}: its projections are {'fused' if fused else 'split'}, unlike the model's (attn_config.fused_qkv); "
-            "convert it first: python -m mosaic_photon.models.mpt_mup.convert import."
+            "of such a folder `mosaic-photon import` makes a checkpoint to begin from, with initial_load_in_hf = false."
         )
     check_state(path, state, args)
 
@@ -86,8 +82,11 @@ def named_tensors(path: str | Path, files: list[Path]) -> dict[str, Tensor]:
     return {_our_name(path, name): tensor for name, tensor in found.items() if "rotary" not in name}
 
 
-def check_state(path: str | Path, state: dict[str, Tensor], args: MPTMuPModelArgs) -> None:
+def check_state(path: str | Path, state: dict[str, Tensor], args: MPTMuPModelArgs, unfolded: bool = False) -> None:
     """Compare weights and the config beside them with the model, and drop a tied head's second copy.
+
+    Args:
+        unfolded: the weights have been divided by the model's multipliers, which rounds where they are no powers of 2.
 
     Raises:
         ConfigError: another architecture or size, or a head of its own where the model's is tied.
@@ -95,12 +94,13 @@ def check_state(path: str | Path, state: dict[str, Tensor], args: MPTMuPModelArg
     if args.tie_word_embeddings:
         head = state.pop("output.lm_head.weight", None)  # transformers saves a tied head twice
         embedding = state.get("tok_embeddings.wte.weight")
-        if head is not None and embedding is not None and not torch.equal(head, embedding):
+        rounding = 4 * torch.finfo(head.dtype).eps if unfolded and head is not None else 0.0
+        if head is not None and embedding is not None and not torch.allclose(head, embedding, rtol=rounding, atol=0):
             raise ConfigError(
                 f"{path}: its head is not tied to the embedding; set [model.overrides] tie_word_embeddings = false."
             )
     check_shapes(str(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
-    check_config(path, args)
+    check_config(path, args, multipliers=not unfolded)
 
 
 def _our_name(where: str | Path, name: str) -> str:
@@ -135,9 +135,8 @@ def load_file(file: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def match_qkv(state: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
-    """Split a fused Wqkv, or fuse split ones, as `attn_config.fused_qkv` asks."""
-    fused = bool(args.attn_config["fused_qkv"])
+def match_qkv(state: dict[str, Tensor], args: MPTMuPModelArgs, fused: bool) -> dict[str, Tensor]:
+    """Split a fused Wqkv, or fuse split ones."""
     d_head = args.d_model // args.n_heads
     sizes = [args.n_heads * d_head, args.kv_n_heads * d_head, args.kv_n_heads * d_head]
     out: dict[str, Tensor] = {}
@@ -175,105 +174,3 @@ def check_shapes(where: str, shapes: Mapping[str, tuple[int, ...]], args: MPTMuP
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(f"{where}: not a checkpoint of this architecture: {'; '.join(problems[:3])}{more}.")
-
-
-def export(
-    state: Mapping[str, Tensor], args: MPTMuPModelArgs, folder: str | Path, tokenizer: str | None = None
-) -> None:
-    """Write config, weights and tokenizer so that `AutoModelForCausalLM.from_pretrained(folder)` gives these logits.
-
-    Args:
-        state: whole tensors under the TorchTitan model's names.
-        tokenizer: folder whose tokenizer files are copied.
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    check_shapes("the state to export", {name: tuple(tensor.shape) for name, tensor in state.items()}, args)
-    named = {to_foundry_name(name): tensor.detach().cpu() for name, tensor in state.items()}
-    if is_native(args):
-        named = fold(named, args)
-        config = native_config(args, tied="lm_head.weight" not in named)
-    else:
-        config = carried_config(args)
-        write_whole(target / STUB, STUB_TEXT.encode())
-    ids = {} if tokenizer is None else special_ids(Path(tokenizer))
-    dtype = str(next(iter(named.values())).dtype).removeprefix("torch.")
-    write_whole(target / "config.json", json.dumps({**config, **ids, "torch_dtype": dtype}, indent=2).encode())
-    write_whole(target / "generation_config.json", json.dumps(ids, indent=2).encode())
-    partial = target / "model.safetensors.partial"
-    save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial, metadata={"format": "pt"})
-    os.replace(partial, target / "model.safetensors")
-    for name in TOKENIZER_FILES:
-        if tokenizer is not None and (Path(tokenizer) / name).is_file():
-            shutil.copy(Path(tokenizer) / name, target / name)
-
-
-def special_ids(tokenizer: Path) -> dict[str, int]:
-    """Ids of the folder's bos, eos and pad tokens; generation stops at eos by them."""
-    if not (tokenizer / "tokenizer.json").is_file():
-        return {}
-    vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    ids = {f"{role}_token_id": special_id(tokenizer, role, vocabulary) for role in ("bos", "eos", "pad")}
-    return {name: token_id for name, token_id in ids.items() if token_id is not None}
-
-
-def is_native(args: MPTMuPModelArgs) -> bool:
-    """Whether transformers' own MPT has this architecture, once the multipliers are folded."""
-    attn = args.attn_config
-    return bool(
-        attn["alibi"]
-        and attn["alibi_bias_max"] == 8  # transformers reads the value and does not use it
-        and args.no_bias
-        and attn["attn_type"] == "multihead_attention"
-        and attn["fused_qkv"]
-        and not (attn["qk_ln"] or attn["qk_gn"])
-        and attn["attn_logit_softcapping"] is None
-        and attn["sliding_window_size"] == -1
-        and args.ffn_config.get("ffn_type", "mptmlp") == "mptmlp"
-        and args.ffn_config.get("ffn_act_fn") is None
-        and args.ffn_hidden_size == 4 * args.d_model
-        and args.norm_type in ("layernorm", "low_precision_layernorm")
-        and args.norm_eps == 1e-5
-        and not (args.peri_norm or args.embedding_norm)
-        and args.final_logit_softcapping is None
-    )
-
-
-def fold(named: dict[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Tensor]:
-    """Multiply the multipliers into the weights: branches into their last layers, input and output into the embeddings.
-
-    A tied head whose multipliers differ becomes a head of its own.
-    """
-    p = args.parametrization
-    branch, inner, outer = rules.residual_multiplier(p), rules.input_multiplier(p), logit_scale(args)
-    out = {}
-    for name, tensor in named.items():
-        is_last = name.endswith(("attn.out_proj.weight", "ffn.down_proj.weight"))
-        out[name] = tensor * branch if is_last and branch != 1.0 else tensor
-    embedding = named["transformer.wte.weight"]
-    out["transformer.wte.weight"] = embedding * inner
-    if not args.tie_word_embeddings or inner != 1.0 or outer != 1.0:
-        out["lm_head.weight"] = named.get("lm_head.weight", embedding) * outer
-    return out
-
-
-def native_config(args: MPTMuPModelArgs, tied: bool) -> dict[str, Any]:
-    attn = args.attn_config
-    return {
-        "architectures": ["MptForCausalLM"], "model_type": "mpt", "d_model": args.d_model, "n_heads": args.n_heads,
-        "n_layers": args.n_layers, "expansion_ratio": 4, "max_seq_len": args.max_seq_len,
-        "vocab_size": args.vocab_size, "no_bias": True, "norm_type": "low_precision_layernorm",
-        "layer_norm_epsilon": args.norm_eps, "learned_pos_emb": False, "tie_word_embeddings": tied,
-        "use_cache": True,
-        "attn_config": {"alibi": True, "alibi_bias_max": attn["alibi_bias_max"], "clip_qkv": attn["clip_qkv"],
-                        "softmax_scale": softmax_scale(args), "attn_impl": "torch"},
-    }  # fmt: skip
-
-
-def carried_config(args: MPTMuPModelArgs) -> dict[str, Any]:
-    module = STUB.removesuffix(".py")
-    return {
-        **args.foundry_config(),
-        "architectures": ["MPTMuPForCausalLM"], "model_type": "mpt_mup", "use_cache": True,
-        "auto_map": {"AutoConfig": f"{module}.MPTMuPConfig", "AutoModelForCausalLM": f"{module}.MPTMuPForCausalLM"},
-    }  # fmt: skip
