@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -18,6 +17,7 @@ from mosaic_photon.checkpoints.contents import hf_shapes
 from mosaic_photon.checkpoints.identity import compare_models, shapes_of
 from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.job.machine_checks import fitting_tokenizer
+from mosaic_photon.tokenizers import read_tokenizer
 from mosaic_photon.use.checkpoint import JobModel
 from mosaic_photon.use.form import Format, Tensors
 from mosaic_photon.use.formats import format_of
@@ -54,11 +54,10 @@ def bring_in(model: JobModel, folder: str, out: str) -> None:
 
 def check_tokenizer(model: JobModel, folder: Path) -> None:
     """The folder's tokenizer, where it has one, must give the job's ids."""
-    path = folder / "tokenizer.json"
     ours = fitting_tokenizer(model.job, model.args).get_vocab()
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         return
-    theirs = ask_upstream(f"{path} is not a tokenizer", (Exception,), Tokenizer.from_file, str(path)).get_vocab()
+    theirs = read_tokenizer(str(folder), "HF_FOLDER").get_vocab()
     if theirs != ours:
         token = next(token for token in {**theirs, **ours} if theirs.get(token) != ours.get(token))
         raise ConfigError(
