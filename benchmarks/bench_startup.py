@@ -1,7 +1,8 @@
 """Launch to first step, and steps per second: the debug job here against stock TorchTitan's, in turns.
 
 Both train TorchTitan's llama3 debug model with the same batch and sequence length on the same text: here from Mosaic
-shards, there from TorchTitan's own text dataset as local JSON. `make train` must have prepared data/stdlib.
+shards, there from TorchTitan's own text dataset as local JSON, on whichever TorchTitan is installed. `make train` must
+have prepared data/stdlib.
 
     python benchmarks/bench_startup.py [--rounds 5] [--steps 20]
 """
@@ -16,6 +17,7 @@ import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 JOB = """
@@ -85,8 +87,12 @@ def main() -> None:
         for model in ("llama3", "llama3_mosaic"):
             configs[model] = work / f"{model}.toml"
             configs[model].write_text(JOB.format(out=work / model, model=model, steps=options.steps))
-        stock = [sys.executable, "benchmarks/stock_torchtitan.py", f"--job.config_file={configs['llama3']}"]
-        stock += ["--training.dataset=c4_test", f"--training.dataset_path={work / 'text'}"]
+        if version("torchtitan").startswith("0.2."):
+            stock = [sys.executable, "benchmarks/stock_torchtitan.py", f"--job.config_file={configs['llama3']}"]
+            stock += ["--training.dataset=c4_test", f"--training.dataset_path={work / 'text'}"]
+        else:
+            stock = [sys.executable, "benchmarks/stock_torchtitan_v03.py", str(work / "llama3"), str(work / "text")]
+            stock += [str(options.steps)]
         ours = [sys.executable, "-m", "mosaic_photon.train_with_mosaic", f"--config={configs['llama3_mosaic']}"]
         runs: dict[str, list[Run]] = {"stock": [], "mosaic": []}
         for _ in range(options.rounds):

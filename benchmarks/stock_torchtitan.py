@@ -9,15 +9,20 @@ import socket
 from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
 
 
-def main() -> None:
-    from torchtitan.train import Trainer
-    from torchtitan.train import main as titan_main
-
+def one_process() -> None:
+    """What torchrun sets, for a job of one process."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
+
+
+def main() -> None:
+    from torchtitan.train import Trainer
+    from torchtitan.train import main as titan_main
+
+    one_process()
     if cpu_device_type.ON_CPU:
         cpu_metrics.apply()
         cpu_pg_timeouts.apply()

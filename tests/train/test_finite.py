@@ -74,6 +74,7 @@ def test_ten_in_a_row_stop_a_job_that_skips(data: Path, tmp_path: Path, capfd: p
     assert jobs.run_here(arguments, *SAVES, "--training.steps=30") == 1
     printed = capfd.readouterr()
     assert "Step 12 has loss" in printed.err and "10th time in a row" in printed.err
+    assert "longer warm-up may bring it past" in printed.err  # what is set already is no advice
     assert printed.out.count("makes no optimizer step") == 9
     assert saved(tmp_path)[-1] != "step-12"
 

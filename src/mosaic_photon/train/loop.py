@@ -178,10 +178,10 @@ class MosaicLoop:
         enabled = self.trainer.job_config.checkpoint.enable
         self.trainer.finish_saving()  # what was sound is written before the job ends
         begins = "goes on from the newest checkpoint" if enabled else "begins anew, as nothing is saved"
-        return (
-            f"The same command {begins}; a lower optimizer.lr or training.max_norm, a longer warm-up, or "
-            '[mosaic] nonfinite = "skip", which makes no optimizer step of such a batch, may bring it past this one.'
-        )
+        ways = ["a lower optimizer.lr or training.max_norm", "a longer warm-up"]
+        if self.trainer.job_config.mosaic.nonfinite != "skip":
+            ways.append('[mosaic] nonfinite = "skip", which makes no optimizer step of such a batch')
+        return f"The same command {begins}; {', or '.join(ways)} may bring it past this one."
 
     def close(self) -> None:
         """Composer's `close` and `post_close`."""
