@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -19,11 +20,15 @@ from transformers import AutoTokenizer
 import jobs
 from mds_data import write_mds
 from mosaic_photon.cli import main
-from mosaic_photon.init.shards import look_at
-from mosaic_photon.init.sizes import FAMILIES, Machine, plan
+from mosaic_photon.init.files import FirstJob
+from mosaic_photon.init.shards import Shards, look_at
+from mosaic_photon.init.sizes import FAMILIES, Machine, Size, plan
+from mosaic_photon.job.load import load_job
 from mosaic_photon.job.schema import data_schema, job_schema
+from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.titan.parts import HuggingFaceTokenizer
 from mosaic_photon.tokenizers import BYTE_LEVEL, special_tokens, vocabulary_size
+from mosaic_photon.train_spec import spec_of_job
 from prepare_calls import tree
 
 GIB = 1 << 30
@@ -244,6 +249,20 @@ def test_the_largest_model_whose_state_takes_half_of_the_memory(family: str) -> 
         assert number == len(family_sizes) - 1 or 16 * family_sizes[number + 1].parameters(50304) > half
         widths.append(chosen.size.width)
     assert widths == sorted(set(widths)) and widths[-1] == 4096
+
+
+@pytest.mark.parametrize(("family", "size"), [(family, size) for family in FAMILIES for size in FAMILIES[family]])
+def test_sizes_are_those_of_the_models(family: str, size: Size, tmp_path: Path) -> None:
+    """The job's overrides give the model whose parameters the rule counts, within a tenth."""
+    shards = Shards({"local": "data"}, "train", None, 10**6, 1025, 0)
+    planned = dataclasses.replace(plan(family, Machine(1, 80 * GIB, True), 32768, 1024, 10**6), size=size)
+    FirstJob(family, planned, shards, 32768, str(BYTE_LEVEL), str(tmp_path / "out"), room=1 << 60).write(tmp_path)
+    config, _ = read(tmp_path)
+    assert config["training"]["mixed_precision_param"] == "bfloat16" and config["checkpoint"]["enable"]
+    job = load_job(f"{tmp_path}/job.toml", f"{tmp_path}/data.toml", [])
+    model = build_on_meta(job, spec_of_job(job))
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert abs(size.parameters(32768) / counted - 1) < 0.1
 
 
 def test_micro_batch_is_cut_to_what_there_is() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Iterable
 
 from mosaic_photon.errors import ConfigError
 
@@ -17,23 +18,35 @@ COMMANDS = {
     "export": "write a checkpoint as a folder that transformers loads",
     "import": "make a checkpoint that a job begins from out of a folder of Hugging Face's",
     "average": "the mean of checkpoints' weights, as a checkpoint of the model alone",
+    "completion": "print a script by which bash, zsh or fish completes what is typed",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1."""
-    parser = argparse.ArgumentParser(prog="mosaic-photon", description="Mosaic data for TorchTitan.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     words = sys.argv[1:] if argv is None else argv
-    for name, summary in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=summary, description=summary)
-        if name in words[:1]:  # only the command asked for is imported
-            module = importlib.import_module(f"mosaic_photon.cli.{name.replace('-', '_')}")
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
-    args = parser.parse_args(words)
+    args = parser_of(words[:1]).parse_args(words)
     try:
         return args.run(args)
     except ConfigError as error:
         print(f"mosaic-photon {args.command}: {error}", file=sys.stderr)
         return 1
+
+
+def parser_of(whole: Iterable[str]) -> argparse.ArgumentParser:
+    """The parser of all commands, with the arguments of those in `whole`, which alone are imported."""
+    parser = argparse.ArgumentParser(prog="mosaic-photon", description="Mosaic data for TorchTitan.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary)
+        if name in whole:
+            module = importlib.import_module(f"mosaic_photon.cli.{name.replace('-', '_')}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(subparsers.choices)

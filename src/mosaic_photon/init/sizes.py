@@ -37,18 +37,17 @@ class Size:
         return 12 * self.layers * self.width**2 + 2 * vocabulary * self.width
 
 
-def _llama3(width: int, layers: int, heads: int, kv_heads: int) -> Size:
-    shape = {"dim": width, "n_layers": layers, "n_heads": heads, "n_kv_heads": kv_heads}
-    return Size("debugmodel", width, layers, shape)
+def _llama3(width: int, layers: int, heads: int) -> Size:
+    return Size("debugmodel", width, layers, {"dim": width, "n_layers": layers, "n_heads": heads})
 
 
 FAMILIES: dict[str, tuple[Size, ...]] = {
     "llama3": (
         Size("debugmodel", 256, 6),
-        _llama3(768, 12, 12, 12),
-        _llama3(1024, 24, 16, 16),
-        _llama3(2048, 20, 16, 8),
-        _llama3(3072, 28, 24, 8),
+        _llama3(768, 12, 12),
+        _llama3(1024, 24, 16),
+        _llama3(2048, 20, 16),
+        _llama3(3072, 28, 24),
         Size("8B", 4096, 32),
     ),
     "mpt": (

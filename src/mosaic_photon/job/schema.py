@@ -39,19 +39,19 @@ def data_schema() -> dict[str, Any]:
     dataset = _keys(data.TEXT_KEYS | data.FINETUNING_KEYS, streams=streams)
     name = {"enum": ["text", "finetuning"]}
     loader = {**_keys(data.LOADER_KEYS, dataset=dataset, name=name), "required": ["name", "dataset"]}
+    labelled = {**loader, "properties": {**loader["properties"], "label": {"type": "string"}}}  # which is not read
+    one = {"$ref": "#/definitions/eval_loader"}
+    evaluation = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1}]}
     return {
         "$schema": DRAFT,
         "title": "A data config of mosaic-photon",
         "type": "object",
         "additionalProperties": False,
-        "properties": {key: _eval(loader) if "eval" in key else loader for key in data.LOADERS},
+        "properties": {
+            key: evaluation if "eval" in key else {"$ref": "#/definitions/train_loader"} for key in data.LOADERS
+        },
+        "definitions": {"train_loader": loader, "eval_loader": labelled},
     }
-
-
-def _eval(loader: dict[str, Any]) -> dict[str, Any]:
-    """An eval loader, alone or in a list, as llm-foundry has it; with a label, which is not read."""
-    labelled = {**loader, "properties": {**loader["properties"], "label": {"type": "string"}}}
-    return {"anyOf": [labelled, {"type": "array", "items": labelled, "minItems": 1, "maxItems": 1}]}
 
 
 def _table(cls: type, defaults: Any, prefix: str) -> dict[str, Any]:
