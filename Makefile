@@ -70,15 +70,20 @@ GPU_PYTHON ?= 3.12
 gpu-bundle: install
 	PYTHONPATH=benchmarks $(BIN)/python -m gpu.bundle --python $(GPU_PYTHON)
 
-COMPILE = $(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-annotate --quiet \
+	--custom-compile-command "make lock"
+LOCKED = $(COMPILE) pyproject.toml --group dev --group foundry --generate-hashes
 
+# Both environments, and what llm-foundry and Composer need of the first beside torch: the list that a wheel has.
 lock: install
-	$(COMPILE) --output-file requirements.lock
+	$(LOCKED) --extra titan02 --output-file requirements.lock
 	@mkdir -p build
-	$(BIN)/python -c 'import tomllib; tool = tomllib.load(open("pyproject.toml", "rb"))["tool"]; \
-		print(*tool["mosaic-photon"]["current-overrides"], sep="\n")' > build/current-overrides.txt
-	$(COMPILE) --no-config --overrides build/current-overrides.txt --output-file requirements-current.lock
+	$(BIN)/python -c 'import pathlib, tomllib; tool = tomllib.load(open("pyproject.toml", "rb"))["tool"]; \
+		[pathlib.Path("build", name + ".txt").write_text("\n".join(lines)) for name, lines in tool["mosaic-photon"].items()]'
+	$(LOCKED) --extra titan --no-config --overrides build/current-overrides.txt --output-file requirements-current.lock
+	$(COMPILE) --group pyproject.toml:foundry --no-config --overrides build/foundry-overrides.txt \
+		--constraints requirements.lock --output-file build/foundry.txt
+	grep -v "sys_platform == 'none'" build/foundry.txt > src/mosaic_photon/foundry.txt
 
 clean:
 	rm -rf .venv .venv-current data outputs

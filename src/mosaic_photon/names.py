@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from mosaic_photon import foundry
+
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 """Attributes that activation checkpointing, torch.compile and FSDP 1 put between a module and its content."""
 
@@ -19,7 +21,13 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        try:
+            module = importlib.import_module(f"{package}.{homes[name]}")
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] in foundry.NAMES:
+                raise ModuleNotFoundError(f"{package}.{name} {foundry.needed(error)}", name=error.name) from None
+            raise
+        return getattr(module, name)
 
     return find
 

@@ -7,7 +7,6 @@
 import copy
 import dataclasses
 import importlib
-import importlib.util
 import logging
 import os
 from functools import partial
@@ -21,6 +20,7 @@ from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.checks import CHECKS as dataloader_checks
 from mosaic_photon.errors import ConfigError, nearest
+from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job import checks
 from mosaic_photon.job.checks import Check, in_order
 from mosaic_photon.job.facts import Facts
@@ -188,10 +188,10 @@ def register_llama3_mosaic() -> None:
 
 def register_mpt_mup_mosaic() -> None:
     """Register llm-foundry's MPT as `mpt_mup_mosaic`; without llm-foundry warn and register nothing."""
-    if importlib.util.find_spec("llmfoundry") is None:
-        logging.getLogger(__name__).warning(
-            "mpt_mup_mosaic is not registered: it needs llm-foundry (pip install llm-foundry mosaicml)."
-        )
+    try:
+        foundry_module("llmfoundry.layers_registry", "mpt_mup_mosaic is not registered: it")
+    except ConfigError as error:
+        logging.getLogger(__name__).warning(error)
         return
     register("mpt_mup_mosaic")
 
@@ -228,8 +228,7 @@ def apply_mup(spec: TrainSpec, job_config: MosaicJobConfig) -> None:
 
 
 def _mpt() -> OwnModel:
-    if importlib.util.find_spec("llmfoundry") is None:
-        raise ConfigError("model.name: mpt_mup_mosaic needs llm-foundry (pip install llm-foundry mosaicml).")
+    foundry_module("llmfoundry.layers_registry", "model.name: mpt_mup_mosaic")
     from mosaic_photon.models import mpt_mup
 
     return OwnModel(

@@ -15,6 +15,7 @@ from doctor_calls import failures, say_all
 from mosaic_photon.cli import main
 from mosaic_photon.doctor import job as job_checks
 from mosaic_photon.doctor import machine
+from mosaic_photon.titan import releases
 from test_command_line import MISTAKES as COMMAND_LINE_MISTAKES
 from test_data_mistakes import DATASET
 from test_data_mistakes import MISTAKES as DATA_MISTAKES
@@ -260,13 +261,33 @@ def test_versions(monkeypatch):
     assert any("transformers" in finding.text for finding in machine.check_bounds() if finding.level == "warn")
 
     def missing(name):
-        if name == "torchtitan":
+        if name in ("torchtitan", "msgspec"):
             raise machine.metadata.PackageNotFoundError(name)
         return version(name)
 
     monkeypatch.setattr(machine.metadata, "version", missing)
-    found = [finding for finding in machine.check_versions() if finding.level == "fail"]
-    assert ["torchtitan is not installed" in finding.text for finding in found] == [True]
+    monkeypatch.setattr(releases, "version", missing)
+    releases.installed.cache_clear()
+    found = [finding.text for finding in machine.check_versions() if finding.level == "fail"]
+    assert [text.partition(":")[0] for text in found] == ["TorchTitan is not installed", "msgspec is not installed"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "level", "text"),
+    [((), "ok", "llm-foundry 0.22.0"), (("mosaicml",), "ok", "foundry.txt"), (("mlflow",), "warn", "they need mlflow:")],
+)
+def test_foundry(monkeypatch, lacking, level, text):
+    """What llm-foundry and Composer are for and the command are told where they are not, and what is missing of theirs."""
+    version = machine.metadata.version
+
+    def some(name):
+        if name in lacking:
+            raise machine.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(machine.metadata, "version", some)
+    found = machine.check_foundry()
+    assert found.level == level and text in found.text
 
 
 def test_more_processes_than_cores_or_devices(capsys):

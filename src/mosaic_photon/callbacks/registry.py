@@ -10,6 +10,7 @@ from mosaic_photon.callbacks.refused import qualified, refusal, refusal_in
 from mosaic_photon.compat.composer_node_rank import set_node_rank
 from mosaic_photon.compat.composer_signals import signal_handlers_kept
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
+from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job.kinds import check_scalars
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def build_callbacks(tables: Mapping[str, Any]) -> "dict[str, Callback]":
         return {}
     set_node_rank()
     with signal_handlers_kept():
+        _need_composer(tables)
         return {name: _build(name, arguments) for name, arguments in tables.items()}
 
 
@@ -55,10 +57,15 @@ def check_callbacks(job: "MosaicJobConfig", facts: "Facts") -> None:
     if job.callbacks:
         set_node_rank()
         with signal_handlers_kept():
+            _need_composer(job.callbacks)
             for name, arguments in job.callbacks.items():
                 cls = _class_for(name, arguments)
                 if reason := refusal_in(job, facts, cls, arguments):
                     raise ConfigError(f"callbacks.{name} is refused: {reason.rstrip('.')}.")
+
+
+def _need_composer(tables: Mapping[str, Any]) -> None:
+    foundry_module("composer.core", f"[callbacks]: {', '.join(tables)}: a callback")
 
 
 def _build(name: str, arguments: Any) -> "Callback":
@@ -115,15 +122,11 @@ def _by_path(name: str) -> Any:
 
 
 def _by_registry(name: str) -> Any:
-    try:
-        import llmfoundry.callbacks  # noqa: F401  (fills the registries)
-        from llmfoundry import registry
-    except ModuleNotFoundError as error:
-        known = [point.name for point in entry_points(group=ENTRY_POINTS)]
-        raise ConfigError(
-            f"callbacks.{name}: not among the callbacks installed here.{nearest(name, known)} Others come with"
-            f" llm-foundry (pip install llm-foundry mosaicml), which does not import: {error}."
-        ) from error
+    known = [point.name for point in entry_points(group=ENTRY_POINTS)]
+    not_ours = f"callbacks.{name}: not of this package.{nearest(name, known)} Any other name"
+    foundry_module("llmfoundry.callbacks", not_ours)  # fills the registries
+    from llmfoundry import registry
+
     for callbacks in (registry.callbacks, registry.callbacks_with_config):
         if name in callbacks:
             return callbacks.get(name)

@@ -24,6 +24,7 @@ from mosaic_photon.dataloader.loader import BatchedDataset
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import IGNORED, MicroBatch, Window, check_vocabulary, length_without
 from mosaic_photon.errors import ConfigError, ask_upstream, is_ours
+from mosaic_photon.foundry import foundry_module
 from mosaic_photon.tokenizers import transformers_tokenizer, vocabulary_size
 
 
@@ -31,12 +32,8 @@ def foundry_data(
     loader: dict[str, Any], dataset: ShardedDataset, assets: str, local_batch: int, window: Window
 ) -> BatchedDataset:
     """The dataset with llm-foundry's batches of it. Raises ConfigError for what llm-foundry refuses in the config."""
-    try:
-        from llmfoundry.data.dataloader import build_dataloader
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the data config's loader ({loader['name']!r}, not pre-tokenized text) needs llm-foundry: {error}"
-        ) from error
+    what = f"the data config's loader, {loader['name']!r} of no tokens,"
+    build_dataloader = foundry_module("llmfoundry.data.dataloader", what).build_dataloader
     # Padding goes right: TorchTitan's batches have no attention mask, and behind the text it changes nothing.
     tokenizer = transformers_tokenizer(assets, padding_side="right")
     workers = loader.get("num_workers", 0)

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mosaic_photon import foundry
 from mosaic_photon.doctor.finding import Finding
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 
 OVERRIDDEN = {"torch", "torchvision", "mosaicml-streaming", "fsspec"}
 """Packages whose upper bounds in llm-foundry and Composer are overridden; pyproject.toml has the reasons."""
-
-OF_RELEASE = {"torch", "torchvision", "torchtitan"}
-"""Those that another TorchTitan than the pinned one has in other versions; `titan.releases` judges them."""
 
 SHM = Path("/dev/shm")
 SHM_ENOUGH = 1 << 30  # bytes
@@ -32,6 +30,7 @@ def check_machine(processes_here: int, nodes: int = 1) -> Iterator[Finding]:
     """All findings that need no config."""
     yield check_python()
     yield from check_versions()
+    yield check_foundry()
     yield from check_bounds()
     yield check_devices(processes_here)
     yield check_backend()
@@ -43,36 +42,50 @@ def check_machine(processes_here: int, nodes: int = 1) -> Iterator[Finding]:
 
 def check_python() -> Finding:
     version = platform.python_version()
-    if (3, 11) <= tuple(map(int, version.split(".")[:2])) <= (3, 12):
+    if (3, 11) <= tuple(map(int, version.split(".")[:2])) <= (3, 13):
         return Finding("ok", "python", version)
-    return Finding("fail", "python", f"{version}: use 3.11 or 3.12")
+    return Finding("fail", "python", f"{version}: use 3.11, 3.12 or 3.13")
 
 
 def check_versions() -> Iterator[Finding]:
-    """Whether the packages that this one pins are here, as pinned."""
+    """Whether TorchTitan and the packages that this one declares are here, in versions that it runs on."""
     from packaging.requirements import Requirement
 
     from mosaic_photon.titan.releases import installed
 
-    good, other = [], False
     try:
-        other = installed().folder != "v02"
+        installed()
+        good = [f"torchtitan {_version('torchtitan')}"]
     except ConfigError as error:
-        if _version("torchtitan") is not None:
-            yield Finding("fail", "versions", str(error))
-    for line in metadata.requires("mosaic-photon") or []:
-        wanted = Requirement(line)
-        if not wanted.specifier:
+        yield Finding("fail", "versions", str(error))
+        good = []
+    for wanted in map(Requirement, metadata.requires("mosaic-photon") or []):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         here = _version(wanted.name)
         if here is None:
-            yield Finding("fail", "versions", f"{wanted.name} is not installed: run `make install`")
-        elif wanted.specifier.contains(here, prereleases=True) or (other and wanted.name in OF_RELEASE):
-            good.append(f"{wanted.name} {here}")
-        else:
-            text = f"{wanted.name} is {here}, tested with {str(wanted.specifier).lstrip('=')}: run `make install`"
+            yield Finding("fail", "versions", f"{wanted.name} is not installed: pip install '{wanted}'")
+        elif not wanted.specifier.contains(here, prereleases=True):
+            text = f"{wanted.name} is {here}, where {wanted} was tested: pip install '{wanted}'"
             yield Finding("warn", "versions", text)
+        elif wanted.specifier:
+            good.append(f"{wanted.name} {here}")
     yield Finding("ok", "versions", ", ".join(good))
+
+
+def check_foundry() -> Finding:
+    """Whether llm-foundry and Composer are here with all that they need, and the command that brings them."""
+    from packaging.requirements import Requirement
+
+    subject, own = "llm-foundry and Composer", ("llm-foundry", "mosaicml")
+    if None in map(_version, own):
+        uses = "mpt_mup_mosaic, [callbacks], and data that are not tokens"
+        return Finding("ok", subject, f"not installed; for {uses}: {foundry.INSTALL}")
+    pins = [Requirement(line) for line in foundry.PINS.read_text().splitlines() if not line.startswith("#")]
+    needed = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    if lacking := [name for name in needed if _version(name) is None]:
+        return Finding("warn", subject, f"they need {', '.join(lacking)}: {foundry.INSTALL}")
+    return Finding("ok", subject, ", ".join(f"{name} {_version(name)}" for name in own))
 
 
 def check_bounds() -> Iterator[Finding]:
@@ -91,7 +104,7 @@ def check_bounds() -> Iterator[Finding]:
             if wanted.name in OVERRIDDEN:
                 on_purpose.append(text)
             else:
-                yield Finding("warn", "bounds", f"{text}: run `make install`")
+                yield Finding("warn", "bounds", f"{text}: {_mending(package)}")
     if on_purpose:
         yield Finding("ok", "bounds", f"overridden on purpose: {'; '.join(on_purpose)}")
 
@@ -214,6 +227,11 @@ def _used_files(folder: Path) -> set[Path]:
             continue
         used.update(Path(path) for path in paths if path.startswith(f"{folder}/"))
     return used
+
+
+def _mending(package: str) -> str:
+    """The command that gives a package what it asks for."""
+    return foundry.INSTALL if package in ("llm-foundry", "mosaicml") else f"pip install --upgrade {package}"
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mosaic_photon.errors import ConfigError, nearest, nearest_if_close
+from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job.kinds import check_scalars
 from mosaic_photon.optimizers.qhadopt import ADOPT, QHADOPT
 from mosaic_photon.optimizers.ranges import check_range
@@ -106,12 +106,9 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     if name in TITAN or name in OURS:
         return TITAN.get(name) or OURS[name]
     known = {*TITAN, "QHADOPT", "ADOPT"}
-    if importlib.util.find_spec("llmfoundry") is None:
-        raise ConfigError(
-            f"optimizer.name: there is no optimizer {name!r}.{nearest(name, known)} Names from llm-foundry's registry "
-            "need llm-foundry (pip install llm-foundry mosaicml)."
-        )
-    import llmfoundry.optim  # noqa: F401  (registers its optimizers)
+    foundry_module(  # registers its optimizers
+        "llmfoundry.optim", f"optimizer.name: {name!r} is not of this package.{nearest(name, known)} Any other name"
+    )
     from llmfoundry import registry
 
     registered = registry.optimizers.get_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
+from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job.kinds import check_scalars
 from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
@@ -70,30 +70,23 @@ def _warmup_stable_decay(name: str, kwargs: Mapping[str, Any], run: RunLength) -
 
 def _find(name: str) -> Callable[..., Any]:
     """A scheduler class or function of Composer's, by class name, or llm-foundry's, by registry name."""
-    if importlib.util.find_spec("composer") is None:
-        raise ConfigError(
-            f"there is no such schedule.{nearest(name, WSD_SHAPES)} Names of Composer and llm-foundry need them "
-            "(pip install llm-foundry mosaicml)"
-        )
-    found = _composers()
+    not_ours = f"it is not of this package.{nearest(name, WSD_SHAPES)} Any other schedule"
+    found = _composers(not_ours)
     if name not in found:
-        found |= _foundrys()
+        found |= _foundrys(not_ours)
     if name not in found:
         raise ConfigError(f"there is no such schedule.{nearest(name, set(found) | set(WSD_SHAPES))}")
     return found[name]
 
 
-def _composers() -> dict[str, Callable[..., Any]]:
-    import composer.optim
+def _composers(not_ours: str) -> dict[str, Callable[..., Any]]:
+    optim = foundry_module("composer.optim", not_ours)
+    names = [name for name in optim.__all__ if name.endswith("Scheduler") and name != "ComposerScheduler"]
+    return {name: getattr(optim, name) for name in names}
 
-    names = [name for name in composer.optim.__all__ if name.endswith("Scheduler") and name != "ComposerScheduler"]
-    return {name: getattr(composer.optim, name) for name in names}
 
-
-def _foundrys() -> dict[str, Callable[..., Any]]:
-    if importlib.util.find_spec("llmfoundry") is None:
-        return {}
-    import llmfoundry.optim  # noqa: F401  (registers its schedulers)
+def _foundrys(not_ours: str) -> dict[str, Callable[..., Any]]:
+    foundry_module("llmfoundry.optim", not_ours)  # registers its schedulers
     from llmfoundry import registry
 
     return dict(registry.schedulers.get_all())
