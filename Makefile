@@ -8,7 +8,7 @@ CURRENT := VENV=.venv-current LOCK=requirements-current.lock
 TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/titan tests/test_train.py tests/test_layouts.py \
 	tests/test_layout_checks.py
 
-.PHONY: train test test-all test-launch slurm lint format install lock clean gpu-bundle train-current test-current
+.PHONY: train test test-all test-launch slurm lint format install wheel lock clean gpu-bundle train-current test-current
 
 train: install data/stdlib/prepare.json
 	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic \
@@ -61,6 +61,9 @@ $(VENV)/installed: $(LOCK) pyproject.toml
 	$(BIN)/uv pip install --quiet --no-config --python $(BIN)/python --compile-bytecode --require-hashes --no-deps -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	touch $@
+
+wheel: install
+	$(BIN)/python -m hatchling build -t wheel
 
 data/stdlib/prepare.json: | $(VENV)/installed
 	$(BIN)/mosaic-photon prepare --out data/stdlib --tokenizer tests/assets/tokenizer --seq-len 256

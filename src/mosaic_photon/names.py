@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from mosaic_photon import foundry
+from mosaic_photon.foundry import NAMES, needed
 
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 """Attributes that activation checkpointing, torch.compile and FSDP 1 put between a module and its content."""
@@ -24,8 +24,8 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
         try:
             module = importlib.import_module(f"{package}.{homes[name]}")
         except ModuleNotFoundError as error:
-            if str(error.name).partition(".")[0] in foundry.NAMES:
-                raise ModuleNotFoundError(f"{package}.{name} {foundry.needed(error)}", name=error.name) from None
+            if str(error.name).partition(".")[0] in NAMES:
+                raise ModuleNotFoundError(f"{package}.{name} {needed(error)}", name=error.name) from None
             raise
         return getattr(module, name)
 

@@ -274,10 +274,14 @@ def test_versions(monkeypatch):
 
 @pytest.mark.parametrize(
     ("lacking", "level", "text"),
-    [((), "ok", "llm-foundry 0.22.0"), (("mosaicml",), "ok", "foundry.txt"), (("mlflow",), "warn", "they need mlflow:")],
+    [
+        ((), "ok", "llm-foundry 0.22.0"),
+        (("mosaicml",), "ok", "foundry.txt"),
+        (("mlflow",), "warn", "they need mlflow:"),
+    ],
 )
 def test_foundry(monkeypatch, lacking, level, text):
-    """What llm-foundry and Composer are for and the command are told where they are not, and what is missing of theirs."""
+    """Where they are not, what they are for and the command are told; and what is missing of theirs."""
     version = machine.metadata.version
 
     def some(name):

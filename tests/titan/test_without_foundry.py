@@ -35,6 +35,8 @@ MISTAKES = {
     "optimizer": ["--optimizer.name=decoupled_lionw"],
     "schedule": ["--lr_scheduler.name=CosineAnnealingScheduler"],
 }
+PUBLIC = ["callbacks OptimizerMonitor", "models TitanComposerMPTMuP"]
+PUBLIC += ["schedulers ConstantWithLinearCooldownWithWarmupScheduler"]
 SCRIPT = """
 import contextlib, io, json, os, sys
 
@@ -57,12 +59,12 @@ for name, argv in json.loads(sys.argv[1]).items():
 
 import mosaic_photon
 mosaic_photon.register_mpt_mup_mosaic()  # warns
-for package, name in (("callbacks", "OptimizerMonitor"), ("schedulers", "ConstantWithLinearCooldownWithWarmupScheduler"),
-                      ("models", "TitanComposerMPTMuP")):
+for path in json.loads(sys.argv[2]):
+    package, _, name = path.partition(" ")
     try:
         exec(f"from mosaic_photon.{package} import {name}")
     except ModuleNotFoundError as error:
-        said[name] = 1, str(error)
+        said[path] = 1, str(error)
 loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"llmfoundry", "composer"})
 print("SAID", json.dumps([said, loaded]))
 """
@@ -86,9 +88,8 @@ def said(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[
         "text": jobs.write_job(root / "text", root / "text", jobs.JOB, only_train),
         "finetuning": jobs.write_job(root / "tuning", root / "text", jobs.JOB, finetuning),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(tried)], cwd=jobs.ROOT, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-c", SCRIPT, json.dumps(tried), json.dumps(PUBLIC)]
+    done = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=240)
     assert "SAID " in done.stdout, done.stdout + done.stderr
     outcome, loaded = json.loads(done.stdout.rpartition("SAID ")[2])
     assert loaded == []
@@ -114,9 +115,7 @@ def test_the_recipe_trains(said: dict) -> None:
         ("text", "the data config's loader, 'text' of no tokens, needs llm-foundry and Composer"),
         ("finetuning", "the data config's loader, 'finetuning' of no tokens, needs llm-foundry and Composer"),
         ("warned", "mpt_mup_mosaic is not registered: it needs llm-foundry and Composer"),
-        ("OptimizerMonitor", "mosaic_photon.callbacks.OptimizerMonitor needs llm-foundry and Composer"),
-        ("ConstantWithLinearCooldownWithWarmupScheduler", "mosaic_photon.schedulers.ConstantWithLinearCooldown"),
-        ("TitanComposerMPTMuP", "mosaic_photon.models.TitanComposerMPTMuP needs llm-foundry and Composer"),
+        *((path, f"mosaic_photon.{path.replace(' ', '.')} needs llm-foundry and Composer") for path in PUBLIC),
     ],
 )
 def test_what_needs_them_says_so(said: dict, name: str, what: str) -> None:
