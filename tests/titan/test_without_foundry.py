@@ -33,7 +33,6 @@ t_cooldown = "0.25dur"
 MISTAKES = {
     "model": ["--model.name=mpt_mup_mosaic", "--model.flavor=debugmodel"],
     "optimizer": ["--optimizer.name=decoupled_lionw"],
-    "schedule": ["--lr_scheduler.name=CosineAnnealingScheduler"],
 }
 PUBLIC = ["callbacks OptimizerMonitor", "models TitanComposerMPTMuP"]
 PUBLIC += ["schedulers ConstantWithLinearCooldownWithWarmupScheduler"]
@@ -74,7 +73,8 @@ print("SAID", json.dumps([said, loaded]))
 def said(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, tuple[int, str]]:
     """Exit code and what was said, by what was tried; one process tries all."""
     root = tmp_path_factory.mktemp("without")
-    recipe = jobs.JOB.replace("[lr_scheduler]\nwarmup_steps = 2\ntotal_steps = 1000\n", SCHEDULE) + MUP
+    own_schedule = jobs.JOB.replace("[lr_scheduler]\nwarmup_steps = 2\ntotal_steps = 1000\n", SCHEDULE)
+    recipe = jobs.write_job(root / "recipe", prepared_data, own_schedule + MUP)
     with MDSWriter(out=str(root / "text/train"), columns={"text": "str"}) as mds:
         for number in range(200):
             mds.write({"text": f"words of text {number} " * 20})
@@ -83,7 +83,8 @@ def said(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[
     plain = jobs.write_job(root / "plain", prepared_data)
     tried = {name: [*plain, "--", *flags] for name, flags in MISTAKES.items()}
     tried |= {
-        "recipe": [*jobs.write_job(root / "recipe", prepared_data, recipe), "--", *FLAGS],
+        "recipe": [*recipe, "--", *FLAGS],
+        "schedule": [*recipe, "--", "--lr_scheduler.name=CosineAnnealingScheduler"],
         "callbacks": jobs.write_job(root / "callbacks", prepared_data, jobs.JOB + "[callbacks.lr_monitor]\n"),
         "text": jobs.write_job(root / "text", root / "text", jobs.JOB, only_train),
         "finetuning": jobs.write_job(root / "tuning", root / "text", jobs.JOB, finetuning),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import OWN, check_path, check_writable, display
+from mosaic_photon.foundry import needed
 from mosaic_photon.places import same_folder
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _checked(args: argparse.Namespace) -> Path:
         )
     check_writable("DIR", str(target))
     if args.model == "mpt" and importlib.util.find_spec("llmfoundry") is None:
-        raise ConfigError("--model mpt needs llm-foundry (pip install llm-foundry mosaicml).")
+        raise ConfigError(f"--model mpt {needed(ModuleNotFoundError(name='llmfoundry'))}")
     if args.tokenizer:
         load_tokenizer(find_tokenizer(args.tokenizer)[0])
     return target
