@@ -12,8 +12,9 @@ import re
 import sys
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError, NotFiniteError
 
@@ -62,8 +63,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a job; returns the exit code."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)  # started without torchrun: one process
+    be_one_process()
     try:
         args, titan_flags = parse_arguments(sys.argv[1:] if argv is None else argv)
         from mosaic_photon.job.load import load_job
@@ -77,12 +77,18 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as exit_:  # from --help, or from argparse, which has printed what is wrong
         return 1 if exit_.code else 0
     try:
-        return run(job_config)
+        return run(job_config).exit_code
     except (ConfigError, NotFiniteError) as error:
         report(error)
         return 1
     except KeyboardInterrupt:  # before GracefulStop has taken over
         return 130
+
+
+def be_one_process() -> None:
+    """What torchrun would say, where it has not started this process."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
 
 
 def report(error: ConfigError | NotFiniteError) -> None:
@@ -110,8 +116,22 @@ def report(error: ConfigError | NotFiniteError) -> None:
         sys.stderr.write(text)
 
 
-def run(job_config: "MosaicJobConfig") -> int:
-    """Train one job to its end in this process; returns 0, or 128 + n where signal n stopped it early."""
+@dataclass(frozen=True)
+class Ended:
+    """How a job has ended that did not fail."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What was logged last, by its name."""
+    signal: int | None = None
+    """The signal that stopped it early."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def run(job_config: "MosaicJobConfig") -> Ended:
+    """Train one job to its end in this process."""
     prepare_process(job_config)
 
     from mosaic_photon import titan, train_spec
@@ -135,7 +155,7 @@ def run(job_config: "MosaicJobConfig") -> int:
             logger.info(
                 f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."
             )
-            return 0
+            return Ended()
         cleanup.push(leave_process_group)
         data = train_spec.data_of_job(spec, job_config, data_parallel)
         cleanup.callback(data.close)
@@ -145,10 +165,10 @@ def run(job_config: "MosaicJobConfig") -> int:
         if job_config.checkpoint.create_seed_checkpoint:
             trainer.save_seed()
             logger.info("Created seed checkpoint")
-            return 0
+            return Ended()
         trainer.train()
     finished = trainer.step >= job_config.training.steps
-    return 128 + stop.signal_number if stop.signal_number and not finished else 0
+    return Ended(trainer.last_metrics, None if finished else stop.signal_number)
 
 
 def prepare_process(job_config: "MosaicJobConfig") -> None:

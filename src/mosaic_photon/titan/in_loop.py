@@ -111,6 +111,11 @@ class InLoop(Mixed):
         if self.checkpointer.enable:
             self.checkpointer.finish()
 
+    @property
+    def last_metrics(self) -> dict[str, Any]:
+        """What has been logged last, see `MosaicMetricsProcessor.last`."""
+        return self.metrics_processor.last
+
     def save_seed(self) -> None:
         """The drawn weights as the checkpoint of step 0, by which other layouts begin from the same."""
         self.checkpointer.save(curr_step=0, last_step=True)

@@ -16,6 +16,17 @@ class MosaicMetricsProcessor(MetricsProcessor):
 
     loader: TrainLoader | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last: dict[str, Any] = {}
+        """What was logged last, by its name, "step" and "loss" with it; on all ranks."""
+        self._write = self.logger.log
+        self.logger.log = self._keep_and_write
+
+    def _keep_and_write(self, metrics: dict[str, Any], step: int) -> None:
+        self.last |= {"step": step, **metrics}
+        self._write(metrics, step)
+
     def attach(self, loader: TrainLoader) -> None:
         """From now on the tokens that `loader` has counted are reported."""
         self.loader = loader
@@ -36,6 +47,7 @@ class MosaicMetricsProcessor(MetricsProcessor):
             progress = self.loader.progress
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
+        self.last["loss"] = global_avg_loss
 
 
 def build_metrics_processor(
