@@ -221,7 +221,7 @@ def test_the_tokenizer_that_is_gone_is_asked_for(
 
 def test_shipped_tokenizer_is_a_token_a_byte_and_loads_everywhere() -> None:
     """In TorchTitan and in transformers; made by tests/assets/make_tokenizer.py."""
-    titan, theirs = HuggingFaceTokenizer(str(BYTE_LEVEL)), AutoTokenizer.from_pretrained(BYTE_LEVEL)
+    titan, theirs = HuggingFaceTokenizer(tokenizer_path=str(BYTE_LEVEL)), AutoTokenizer.from_pretrained(BYTE_LEVEL)
     text = "naïve 世界 🙂\n\tx = 1"
     assert len(titan.encode(text, add_bos=False, add_eos=False)) == len(text.encode())
     assert theirs.decode(theirs.encode(text)) == text and titan.decode(theirs.encode(text)) == text

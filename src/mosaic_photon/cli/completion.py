@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 FILES = ("JOB.toml", "DATA.toml", "SOURCE", "PATH")
-FOLDERS = ("DIR", "CHECKPOINT", "OUT")
+FOLDERS = ("DIR", "CHECKPOINT", "OUT", "HF_FOLDER")
 """By their metavars; `--out` and `--tokenizer` are folders, too."""
 
 

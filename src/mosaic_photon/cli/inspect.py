@@ -123,12 +123,13 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
 
     from mosaic_photon.job.layout_checks import check_sequences, data_parallel_degree
-    from mosaic_photon.titan.parts import HuggingFaceTokenizer
+    from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
     from mosaic_photon.train.data import build_dataloader
 
     data_parallel = data_parallel_degree(job, args.world_size)
     check_sequences(job)
-    loader = build_dataloader(data_parallel, 0, HuggingFaceTokenizer(job.model.hf_assets_path), job)
+    tokenizer = load_tokenizer(find_tokenizer(job.model.hf_assets_path)[0])
+    loader = build_dataloader(data_parallel, 0, tokenizer, job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
     steps = loader.steps_per_epoch
     nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}
