@@ -99,3 +99,26 @@ def test_a_job_without_torchtitan_ends_with_the_message(tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stderr) == (1, "error: TorchTitan is not installed: pip install 'torchtitan==0.2.2' "
                                                "'torch>=2.11'\n")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"torchtitan": "0.4.0"}, "torchtitan 0.4.0 is installed, and this package runs on 0.2.2 and 0.3: pip install"),
+        ({"torchtitan": "0.3.0", "torch": "2.11.0"}, "torchtitan 0.3.0 needs torch 2.14 or newer, and 2.11.0 is inst"),
+    ],
+)
+def test_job_and_doctor_end_with_it(there: dict[str, str], said: str, tmp_path: Path) -> None:
+    """Each a process of its own, which finds other versions before those that are installed."""
+    arguments = jobs.write_job(tmp_path, tmp_path)
+    for name, version in there.items():
+        about = tmp_path / "stack" / f"{name}-{version}.dist-info" / "METADATA"
+        about.parent.mkdir(parents=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    path = os.pathsep.join([str(tmp_path / "stack"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for module, words in (("train_with_mosaic", arguments), ("cli", ["doctor", arguments[1], arguments[3]])):
+        command = [sys.executable, "-m", f"mosaic_photon.{module}", *words]
+        run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+        printed = run.stdout + run.stderr
+        assert run.returncode == 1 and said in printed and "Traceback" not in printed, printed
+        assert not (tmp_path / "out").exists()

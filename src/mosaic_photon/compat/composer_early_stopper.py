@@ -9,6 +9,8 @@ import torch
 from composer.callbacks import EarlyStopper as ComposersEarlyStopper
 from composer.core import Timestamp
 
+NEEDED = "mosaicml"
+
 
 class EarlyStopper(ComposersEarlyStopper):
     """Composer's, and goes on after a resume."""

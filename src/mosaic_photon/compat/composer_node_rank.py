@@ -5,6 +5,8 @@ No upstream issue. Delete when Composer reads torchrun's GROUP_RANK.
 
 import os
 
+NEEDED = "mosaicml"
+
 
 def set_node_rank() -> None:
     """Give Composer the node's rank as torchrun knows it; 0 without torchrun."""

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NEEDED = "mosaicml"
+
 
 @contextmanager
 def signal_handlers_kept() -> Iterator[None]:

@@ -9,6 +9,8 @@ import importlib.util
 
 import torch
 
+NEEDED = "torchtitan"
+
 ON_CPU = torch._utils._get_available_device_type() is None
 """No accelerator on this machine."""
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
+NEEDED = "torch"
+
 
 def dense_attention(
     q: Tensor,

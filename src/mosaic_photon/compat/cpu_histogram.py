@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+NEEDED = "torchtitan<0.3"
+
 _histc = torch.histc
 
 

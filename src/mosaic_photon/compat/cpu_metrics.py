@@ -16,6 +16,8 @@ from torchtitan.components import metrics
 from torchtitan.tools import utils
 from torchtitan.tools.logging import logger
 
+NEEDED = "torchtitan"
+
 GIB = 1024**3
 MFU_COLUMN = re.compile(r"\s*(\x1b\[\d+m)?mfu: [^%]*%")
 DEVICE_ONLY = ("mfu(%)", "memory/num_alloc_retries", "memory/num_ooms")

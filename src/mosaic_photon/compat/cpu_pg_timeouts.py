@@ -11,6 +11,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed import utils as dist_utils
 
+NEEDED = "torchtitan"
+
 
 def set_pg_timeouts(timeout: timedelta, parallel_dims: ParallelDims) -> None:
     """After all ranks have met, give every process group of the mesh and the world's the new timeout."""

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.distributed._composable.replicate import DDP
 
+NEEDED = "torchtitan<0.3"
+
 
 class _TimesGradient(torch.autograd.Function):
     """The identity, with `factor` times its gradient."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from llmfoundry.callbacks import FDiffMetrics as FoundrysFDiffMetrics
 
+NEEDED = "llm-foundry"
+
 LAST = ("train_prev_loss", "train_prev_metric", "eval_prev_metric")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from llmfoundry.callbacks import KillLossSpike as FoundrysKillLossSpike
 
+NEEDED = "llm-foundry"
+
 SETTLED = ("window_size", "loss_cap")
 """Arguments that a job may leave to be settled in its first steps; whether each is, its `..._set` says."""
 

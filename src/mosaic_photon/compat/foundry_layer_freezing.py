@@ -8,6 +8,8 @@ from composer.core import State
 from composer.loggers import Logger
 from llmfoundry.callbacks import LayerFreezing as FoundrysLayerFreezing
 
+NEEDED = "llm-foundry"
+
 
 class LayerFreezing(FoundrysLayerFreezing):
     """llm-foundry's, of the layers that this rank has."""

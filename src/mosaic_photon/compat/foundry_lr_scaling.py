@@ -9,6 +9,8 @@ from composer.core import State
 from composer.loggers import Logger
 from llmfoundry.callbacks import GlobalLRScaling as FoundrysGlobalLRScaling
 
+NEEDED = "llm-foundry"
+
 
 class GlobalLRScaling(FoundrysGlobalLRScaling):
     """llm-foundry's; weight decay becomes `wd_pct` of each group's scaled peak learning rate."""

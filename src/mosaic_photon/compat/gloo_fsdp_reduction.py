@@ -8,6 +8,8 @@ chooses a plain sum on gloo by itself.
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+NEEDED = "torch"
+
 
 def force_sum_reduction(model: torch.nn.Module) -> None:
     """Let every FSDP module of `model` reduce with a plain sum, gradients being divided before the backward pass."""

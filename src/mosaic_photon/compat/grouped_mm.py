@@ -9,6 +9,8 @@ import dataclasses
 import logging
 from typing import Any
 
+NEEDED = "torchtitan"
+
 
 def without_grouped_mm(model_args: Any) -> Any:
     """The model args with the loop over experts where this machine has no grouped multiplication."""

@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from mosaic_photon.compat.counter_random import Stream, normal_cdf, normal_quantile
 from mosaic_photon.names import clean_name
 
+NEEDED = "torch"
+
 BLOCK = 1 << 17
 """Numbers drawn at once, unless a single row has more."""
 

@@ -11,6 +11,8 @@ import torch.nn as nn
 from torchtitan.components import optimizer as titan
 from torchtitan.distributed import ParallelDims
 
+NEEDED = "torchtitan<0.3"
+
 
 def with_load_balancing(build_optimizers: Callable[..., titan.OptimizersContainer]) -> Callable[..., Any]:
     """A TorchTitan optimizer builder: `build_optimizers`, then TorchTitan's load-balancing hook on its container."""

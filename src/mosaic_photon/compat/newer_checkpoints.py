@@ -7,6 +7,8 @@ knows. No upstream issue. Delete when the oldest torch that is run has strides.
 from functools import cache
 from typing import Any
 
+NEEDED = "torch<2.15"
+
 
 @cache
 def apply() -> None:

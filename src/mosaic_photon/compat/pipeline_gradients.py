@@ -12,6 +12,8 @@ import torch
 
 from mosaic_photon.errors import ConfigError
 
+NEEDED = "torchtitan<0.3"
+
 
 class DividedLoss:
     """`loss_fn(pred, labels)` divided by what `divided_by` says; without it an error, not a wrong gradient."""

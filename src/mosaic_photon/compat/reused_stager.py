@@ -7,6 +7,8 @@ It clears, after each staging, what it copies by. TorchTitan 0.2.2 keeps one sta
 
 from torch.distributed.checkpoint.staging import DefaultStager
 
+NEEDED = "torch<2.15"
+
 
 def keep_open(stager: DefaultStager) -> None:
     """Let this stager be used again; what it has pinned stays so, for the next save, until the stager is gone."""

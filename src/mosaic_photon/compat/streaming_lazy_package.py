@@ -10,6 +10,8 @@ import importlib.util
 import sys
 from typing import Any
 
+NEEDED = "mosaicml-streaming"
+
 
 def install() -> None:
     """Enter `streaming` as a package whose `__init__` runs on first need. Does nothing if it is imported already."""

@@ -16,6 +16,8 @@ streaming_lazy_package.install()
 
 from streaming.base.storage import S3Downloader  # noqa: E402
 
+NEEDED = "mosaicml-streaming"
+
 CHUNK = 64 * 1024
 """Bytes from one write to the next, which show that something comes."""
 

@@ -3,13 +3,16 @@
 Under sequence parallelism a norm's gradient is a DTensor `Partial` over the ranks. `clip_grad_norm_` scales gradients
 in place, which DTensor carries out on a reduced copy and forgets; the optimizer then reduces the unclipped values.
 Here gradients are placed as their parameters are, once a step and before they are clipped; FSDP does so by itself.
-Upstream: no issue filed yet; torch 2.11, in-place `_foreach_mul_` of a Partial DTensor. Delete when that changes it.
+Upstream: no issue filed yet; torch 2.11, in-place `_foreach_mul_` of a Partial DTensor, which changes it in 2.15.
+Delete with TorchTitan 0.2.2, or when no older torch is run.
 """
 
 from collections.abc import Iterable
 
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+NEEDED = "torch<2.15"
 
 
 def place_as_parameters(model_parts: Iterable[nn.Module]) -> None:

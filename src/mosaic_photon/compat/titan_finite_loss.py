@@ -6,6 +6,8 @@ step. No upstream issue (its code says "make this step work even logging is off"
 
 from types import SimpleNamespace
 
+NEEDED = "torchtitan>=0.3"
+
 
 def apply() -> None:
     """Let TorchTitan's trainer take any loss for a finite one."""

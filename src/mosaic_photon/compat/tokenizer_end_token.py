@@ -9,6 +9,8 @@ from typing import Any
 
 from mosaic_photon.tokenizers import special_id
 
+NEEDED = "torchtitan"
+
 
 def complete(tokenizer: Any, folder: str) -> Any:
     """TorchTitan's tokenizer of the folder, with the ids of the bos and eos tokens that it has missed."""
