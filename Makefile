@@ -13,10 +13,14 @@ TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/ti
 .PHONY: train test test-all test-launch slurm lint format install wheel lock clean gpu-bundle train-current test-current \
 	test-newest
 
+CONFIGS := examples/mosaic_photon/configs
+TRAINED := outputs/make_train
+
 train: install data/stdlib/prepare.json
-	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic \
-		--config examples/mosaic_photon/configs/mosaic_job.toml \
-		--mosaic-config examples/mosaic_photon/configs/mosaic_dataloader.toml
+	rm -rf $(TRAINED)
+	$(BIN)/torchrun --nproc_per_node=1 -m examples.mosaic_photon.train_with_mosaic --config $(CONFIGS)/mosaic_job.toml \
+		--mosaic-config $(CONFIGS)/mosaic_dataloader.toml -- --checkpoint.enable=true --job.dump_folder=$(TRAINED)
+	@echo "text from it: $(BIN)/mosaic-photon generate $(TRAINED)/checkpoint --job $(CONFIGS)/mosaic_job.toml --prompt 'def main():'"
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not launch"

@@ -17,6 +17,8 @@ COMMANDS = {
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
     "export": "write a checkpoint as a folder that transformers loads",
     "import": "make a checkpoint that a job begins from out of a folder of Hugging Face's",
+    "generate": "text from a checkpoint or an exported folder",
+    "evaluate": "loss, perplexity and bits per byte of a checkpoint or an exported folder, and lm-eval's tasks",
     "average": "the mean of checkpoints' weights, as a checkpoint of the model alone",
     "completion": "print a script by which bash, zsh or fish completes what is typed",
 }

@@ -22,6 +22,7 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.model_args import build_on_meta
 from mosaic_photon.models.resized import build
+from mosaic_photon.tokenizers import read_tokenizer, special_id
 from mosaic_photon.train_spec import load_job_model, spec_of_job
 from mosaic_photon.use.weights import Weights
 
@@ -55,11 +56,19 @@ def job_model(path: str) -> JobModel:
     job, _ = load_job_model(path)
     job.parallelism = type(job.parallelism)()
     job.checkpoint.enable = False  # what the job begins from, and how it ends, does not matter here
+    job.mosaic.dataloader = {"name": "text", "dataset": between_documents(job.model.hf_assets_path)}
     spec = spec_of_job(job)
     args = copy.deepcopy(spec.model_args[job.model.flavor])
     meta = build_on_meta(job, spec)
     args.update_from_config(job)
     return JobModel(path, job, spec, args, meta)
+
+
+def between_documents(tokenizer: str) -> dict[str, int]:
+    """The tokenizer's end token, or else its begin token, as a data config would name it; empty for none."""
+    vocabulary = read_tokenizer(tokenizer, "model.hf_assets_path")
+    ids = {f"{role}_token_id": special_id(tokenizer, role, vocabulary) for role in ("eos", "bos")}
+    return dict([(name, token) for name, token in ids.items() if token is not None][:1])
 
 
 def find_checkpoint(model: JobModel, path: str | None = None) -> str:

@@ -1,0 +1,151 @@
+"""Loss, perplexity and bits per byte of a model over sets of samples, without a trainer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.data_config import load_data_config
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.prepare.read import read_piece
+from mosaic_photon.prepare.sources import LeftOut, cut, find_sources
+from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
+from mosaic_photon.token_bytes import TokenBytes
+from mosaic_photon.tokenizers import special_id
+
+IGNORED = -100
+Batch = tuple[dict[str, Tensor], Tensor]
+"""{"input": int64 [B, S]}, and the label of each place, -100 where there is none."""
+Sets = dict[str, Callable[[], Iterator[Batch]]]
+"""Name -> what begins a pass over the set."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one set."""
+
+    loss: float
+    """Mean over the labels, in nats."""
+    tokens: int
+    """Labels."""
+    bytes: int
+    """Of text that they stand for."""
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """As they are reported; bits_per_byte is None where the labels stand for no text."""
+        bits = self.loss * self.tokens / math.log(2)
+        return {
+            "loss": self.loss,
+            "perplexity": math.exp(self.loss) if self.loss < 700 else math.inf,
+            "bits_per_byte": bits / self.bytes if self.bytes else None,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+@torch.no_grad()
+def score(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], table: TokenBytes) -> Score:
+    """The exact mean over a set's labels.
+
+    Args:
+        logits_of: from tokens int64 [B, S] to logits [B, S, V].
+
+    Raises:
+        ConfigError: there are no labels.
+    """
+    loss: Tensor | float = 0.0
+    tokens = text_bytes = 0
+    for input_dict, labels in batches:
+        inputs = input_dict["input"]
+        logits = logits_of(inputs).float().flatten(0, 1)
+        targets = labels.to(logits.device).flatten()
+        loss = loss + F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").double()
+        tokens += int((labels != IGNORED).sum())
+        text_bytes += int(table.of_targets(labels.numpy(), inputs.numpy()).sum())
+    if not tokens:
+        raise ConfigError("there is nothing to evaluate: the set has no labels.")
+    return Score(float(loss) / tokens, tokens, text_bytes)
+
+
+def sets_of_data(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
+    """The eval set of a data config, as the job's validation reads it, its `validation.steps` too.
+
+    Raises:
+        ConfigError: the data config, or its data, cannot be read; it has no eval set.
+    """
+    data = load_data_config(path)
+    if not data.eval:
+        raise ConfigError(f"{path} has no eval loader: add a table [mosaic_eval_dataloader], or give --mds PATH.")
+    job.mosaic.dataloader = data.train  # which says what is between documents
+    limit = None if job.validation.steps == -1 else job.validation.steps
+    return {"eval": _pass_over(job, tokenizer, data.eval, path, limit)}
+
+
+def sets_of_shards(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
+    """A folder of MDS shards, whole; or each of the folders in it that has some, as `prepare` writes train and val."""
+    folders = [path, *sorted(os.path.join(path, name) for name in os.listdir(path))] if os.path.isdir(path) else []
+    found = [folder for folder in folders if os.path.isfile(os.path.join(folder, "index.json"))]
+    if not found:
+        raise ConfigError(f"--mds {path!r}: there are no shards here, nor in a folder in it (no index.json).")
+    named = {os.path.basename(os.path.abspath(folder)): folder for folder in (found[:1] if path in found else found)}
+    loader = {"name": "text", "num_workers": 0, "drop_last": False}
+    return {
+        name: _pass_over(job, tokenizer, {**loader, "dataset": {"local": folder, "shuffle": False}}, "--mds", None)
+        for name, folder in named.items()
+    }
+
+
+def _pass_over(
+    job: MosaicJobConfig, tokenizer: Any, loader: dict[str, Any], where: str, limit: int | None
+) -> Callable[[], Iterator[Batch]]:
+    job.mosaic.config, job.mosaic.eval_dataloader = where, loader
+    opened = build_mosaic_eval_dataloader(1, 0, tokenizer, job)
+    return lambda: islice(iter(opened), limit)
+
+
+def sets_of_text(job: MosaicJobConfig, path: str) -> Sets:
+    """Text as `prepare` reads it, its documents end to end with the tokenizer's begin and end tokens around each."""
+    sources = find_sources([path], os.devnull, LeftOut(list))
+    folder, seq_len, rows = job.model.hf_assets_path, job.validation.seq_len, job.validation.local_batch_size
+    tokenizer = load_tokenizer(find_tokenizer(folder)[0])
+    bos, eos = (special_id(folder, role, tokenizer) for role in ("bos", "eos"))
+    begin = [] if bos in (None, eos) else [bos]
+
+    def documents() -> Iterator[list[int]]:
+        for source in sources:
+            for piece in cut(source, cuttable=False):
+                for fragment in read_piece(piece, "text"):
+                    ids = tokenizer.encode(fragment.text, add_special_tokens=False).ids
+                    end = [] if eos is None else [eos]
+                    yield [*(begin if fragment.first else []), *ids, *(end if fragment.last else [])]
+
+    return {"text": lambda: windows(documents(), seq_len, rows)}
+
+
+def windows(documents: Iterable[list[int]], seq_len: int, rows: int) -> Iterator[Batch]:
+    """Documents end to end in rows of `seq_len`; each token but the first is a label once. The last row may be part."""
+    left: NDArray[np.int64] = np.zeros(0, np.int64)
+    for ids in documents:
+        left = np.concatenate([left, np.asarray(ids, np.int64)])
+        while len(left) > rows * seq_len:
+            block, left = left[: rows * seq_len + 1], left[rows * seq_len :]
+            yield _batch(block[:-1], block[1:], seq_len)
+    if len(left) > 1:
+        fill = -(len(left) - 1) % seq_len
+        yield _batch(np.pad(left[:-1], (0, fill)), np.pad(left[1:], (0, fill), constant_values=IGNORED), seq_len)
+
+
+def _batch(inputs: NDArray[np.int64], labels: NDArray[np.int64], seq_len: int) -> Batch:
+    return {"input": torch.from_numpy(inputs.reshape(-1, seq_len))}, torch.from_numpy(labels.reshape(-1, seq_len))
