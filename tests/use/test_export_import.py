@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mosaic_photon.cli import main
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.titan.releases import installed
 from mosaic_photon.use import export as exporting
 from mosaic_photon.use.checkpoint import job_model, open_model
 from mosaic_photon.use.formats import format_of
@@ -198,9 +199,10 @@ def test_a_full_disk_leaves_nothing(
             "by sigmoid (moe_args.score_func is 'softmax'); its queries",
         ),
         (("qwen3", trained.QWEN3 + "qk_norm = false\n"), "it always has norms of queries and keys"),
-        (
+        pytest.param(
             ("gpt_oss", "n_layers = 2\n"),
             "gpt_oss_mosaic has no form in transformers here; these have: deep",
+            marks=pytest.mark.skipif(installed().folder == "v03", reason="the model is not there"),
         ),
     ],
 )

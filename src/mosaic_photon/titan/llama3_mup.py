@@ -51,7 +51,7 @@ class Llama3MuPModelArgs(TransformerModelArgs):
             if job_config.checkpoint.enable and getattr(job_config.checkpoint, name):
                 raise ConfigError(
                     f"checkpoint.{name} = true: Hugging Face's Llama has no place for the multipliers of [mup], so its "
-                    "logits would be others; set it to false, or [mup] enabled = false."
+                    "logits would be others; set it to false: `mosaic-photon export` and `import` take [mup] in."
                 )
         if table.attention_scale and self.attn_type != "sdpa":
             raise ConfigError(f"[mup] attention_scale needs attn_type 'sdpa' in Llama 3, not {self.attn_type!r}.")
