@@ -76,6 +76,17 @@ split = "val"
 shuffle = false
 """
 
+SIZES = {
+    "qwen3": "n_kv_heads = 2\nhead_dim = 16\nhidden_dim = 128\nmoe_inter_dim = 32",
+    "deepseek_v3": "inter_dim = 128\nmoe_inter_dim = 32\nkv_lora_rank = 32\nqk_nope_head_dim = 16\n"
+    "qk_rope_head_dim = 8\nv_head_dim = 16",
+}
+
+
+def of(model: str) -> str:
+    """JOB with another model of TorchTitan's, as small."""
+    return JOB.replace("llama3", model).replace("n_heads = 4", f"n_heads = 4\n{SIZES[model]}")
+
 
 def free_port() -> int:
     """A TCP port that is free, for a process that takes it later: below those that the kernel gives away by itself."""

@@ -7,36 +7,27 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import jobs
 import mds_data
 from mosaic_photon.checkpoints.contents import read_shapes
-from mosaic_photon.train_spec import build_train_spec
+from mosaic_photon.cli import main as cli
+from mosaic_photon.models.resized import build
+from mosaic_photon.train_spec import build_train_spec, load_job_model
 
 FLAGS = (
     "--training.steps=10", "--validation.enable", "--validation.steps=2", "--validation.freq=5", "--checkpoint.enable",
     "--checkpoint.interval=5", "--training.seq_len=16", "--validation.seq_len=16",
 )  # fmt: skip
 MUP = "[mup]\nenabled = true\nbase_width = 32\n"
-SIZES = {
-    "qwen3": "n_kv_heads = 2\nhead_dim = 16\nhidden_dim = 128\nmoe_inter_dim = 32",
-    "deepseek_v3": "inter_dim = 128\nmoe_inter_dim = 32\nkv_lora_rank = 32\nqk_nope_head_dim = 16\n"
-    "qk_rope_head_dim = 8\nv_head_dim = 16",
-}  # fmt: skip
-
-
-def of(model: str) -> str:
-    """The job of a small model of this name."""
-    return jobs.JOB.replace("llama3", model).replace("n_heads = 4", f"n_heads = 4\n{SIZES[model]}")
-
-
 JOBS = {
     "llama3": jobs.JOB,
     "llama3 with muP": jobs.JOB + MUP + "base_depth = 1\nattention_scale = true\ninput_multiplier = 2.0\n",
     "mpt_mup": jobs.JOB.replace('"llama3_mosaic"', '"mpt_mup_mosaic"').replace("dim = 64", "d_model = 64") + MUP,
-    "qwen3": of("qwen3"),
-    "qwen3 with experts": of("qwen3").replace("debugmodel", "debugmodel_moe"),
-    "deepseek_v3": of("deepseek_v3"),
+    "qwen3": jobs.of("qwen3"),
+    "qwen3 with experts": jobs.of("qwen3").replace("debugmodel", "debugmodel_moe"),
+    "deepseek_v3": jobs.of("deepseek_v3"),
 }
 LOSSES = {
     "llama3": [8.12446, 8.10303, 8.04776, 7.93646, 8.06476, 7.88222, 8.07592, 7.81965, 7.93270, 7.85529],
@@ -104,6 +95,33 @@ def test_names_in_a_checkpoint(run: tuple[str, Path]) -> None:
     }  # fmt: skip
 
 
+MEASURED = {
+    "embedding": [[0.80324, 0.80612, 0.80337], [0.79020, 0.80310, 0.80367]],
+    "attention": [[0.00397, 0.00417, 0.00445], [0.00469, 0.00489, 0.00473]],
+    "feed-forward": [[0.00324, 0.00326, 0.00330], [0.00352, 0.00351, 0.00354]],
+    "block": [[0.80334, 0.80621, 0.80340], [0.79043, 0.80327, 0.80370]],
+    "logits": [[0.78981, 0.55614, 0.39306], [0.77977, 0.55058, 0.39062]],
+}
+"""Mean |activation| on 0.2.2, before and after a step, at three widths."""
+
+
+def test_coordinate_check(tmp_path: Path, data: Path) -> None:
+    mup = "[mup]\nenabled = true\nbase_width = 64\nbase_depth = 2\nattention_scale = true\n"
+    words = [
+        jobs.write_job(tmp_path, data, jobs.JOB + mup)[1],
+        "--widths",
+        "64",
+        "128",
+        "256",
+        "--seeds=2",
+        "--steps=1",
+    ]
+    assert cli(["coord-check", *words, "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "coord_check_width.json").read_text())
+    for kind, measured in zip(report["kinds"], report["activations"], strict=True):
+        assert measured == [pytest.approx(row, abs=1e-5) for row in MEASURED[kind]], kind
+
+
 EXPERTS = {"moe.experts.w1", "moe.experts.w2", "moe.experts.w3", "moe.router.gate.weight", "moe.expert_bias"}
 SHARED = {f"moe.shared_experts.{name}.weight" for name in ("w1", "w2", "w3")}
 NORMS = {"attention_norm.weight", "ffn_norm.weight"}
@@ -125,6 +143,29 @@ def test_names_of_layers_with_experts(run: tuple[str, Path]) -> None:
     assert {name for name in shapes if not name.startswith(others)} == model
     kept = {name.removesuffix(".exp_avg") for name in shapes if name.endswith(".exp_avg")}
     assert kept == {f"optimizer.state.{name}" for name in model if not name.endswith("expert_bias")}
+
+
+HUGGING_FACE = {
+    "llama3": "model.layers.1.self_attn.k_proj.weight",
+    "qwen3": "model.layers.1.self_attn.q_norm.weight",
+    "qwen3 with experts": "model.layers.1.mlp.experts.63.down_proj.weight",
+    "deepseek_v3": "model.layers.1.mlp.gate.e_score_correction_bias",
+}
+
+
+@pytest.mark.parametrize("run", HUGGING_FACE, indirect=True)
+def test_to_hugging_face_and_back(run: tuple[str, Path]) -> None:
+    job, args = load_job_model(str(run[1] / "job.toml"))
+    args.update_from_config(job)
+    spec = build_train_spec(job.model.name)
+    state, adapter = build(spec.model_cls, args, seed=3).state_dict(), spec.state_dict_adapter(args, None)
+    there = adapter.to_hf(dict(state))
+    assert HUGGING_FACE[run[0]] in there
+    assert ("lm_head.weight" in there) == (run[0] != "qwen3")  # whose head is its embedding
+    back = adapter.from_hf(there)
+    dropped = {name for name in state if name.endswith("expert_bias")} if run[0].startswith("qwen3") else set()
+    assert set(back) == set(state) - dropped
+    assert all(torch.equal(back[name], state[name]) for name in back)
 
 
 FLAVORS = json.loads((jobs.ROOT / "tests" / "assets" / "flavors_022.json").read_text())

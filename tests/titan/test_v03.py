@@ -105,6 +105,31 @@ def test_an_mpt_trains_in_each_layout(flags: list[str], mpt: Path, prepared_data
         assert jobs.scalars(tmp_path, tag) == pytest.approx(jobs.scalars(mpt, tag), rel=TOLERANCE[tag]), tag
 
 
+OTHERS = {
+    "qwen3": jobs.of("qwen3"),
+    "qwen3 with experts": jobs.of("qwen3").replace("debugmodel", "debugmodel_moe"),
+    "deepseek_v3": jobs.of("deepseek_v3"),
+}
+FSDP, TP, PP = (
+    f"--parallelism.{kind}_degree=2" for kind in ("data_parallel_shard", "tensor_parallel", "pipeline_parallel")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "flag"),
+    [("qwen3", FSDP), ("qwen3", TP), ("qwen3 with experts", FSDP), ("qwen3 with experts", TP),
+     ("qwen3 with experts", PP), ("deepseek_v3", FSDP), ("deepseek_v3", TP), ("deepseek_v3", PP)],
+)  # fmt: skip
+def test_other_models_train_in_each_layout(model: str, flag: str, prepared_data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = BATCH_OF_4[:1] if flag == PP else ()
+    assert jobs.run_here(jobs.write_job(one, prepared_data, OTHERS[model])) == 0
+    jobs.launch(jobs.write_job(two, prepared_data, OTHERS[model]), flag, *more, ranks=2)
+    for tag in (jobs.LOSS, "grad_norm"):
+        assert jobs.scalars(two, tag) == pytest.approx(jobs.scalars(one, tag), rel=TOLERANCE[tag]), tag
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [

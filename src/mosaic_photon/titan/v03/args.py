@@ -10,6 +10,7 @@ from typing import Any
 import torch.nn as nn
 
 from mosaic_photon.titan.interface import Builders
+from mosaic_photon.titan.v03.names import Names
 
 
 @dataclass
@@ -74,8 +75,11 @@ class TrainSpec:
     state_dict_adapter: Callable[..., Any] | None
     """(model args, folder of Hugging Face's files)"""
     builders: Builders
+    names: Names
+    """What a job calls the model's modules, and what 0.3 does."""
     is_titans: bool = True
-    """Whether the model is TorchTitan's, which is told positions and laid out by its own config."""
+    """Whether the model is TorchTitan's, which is told positions and laid out by its own config; another one has plans
+    of DTensors."""
 
     def model_cls(self, args: Any) -> nn.Module:
         """The model."""

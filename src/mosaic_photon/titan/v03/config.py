@@ -18,7 +18,8 @@ from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 from mosaic_photon.titan.interface import Parts
 from mosaic_photon.titan.metrics import MosaicMetricsProcessor, checked
 from mosaic_photon.titan.v03 import cuda_graphs
-from mosaic_photon.titan.v03.names import OF_ENDS
+from mosaic_photon.titan.v03.args import TrainSpec
+from mosaic_photon.titan.v03.names import Names
 
 LACKING = {
     "model.converters": "0.3 converts a model's config; leave it empty, or train on 0.2.2",
@@ -58,9 +59,9 @@ def job_tables(job: MosaicJobConfig, parts: Parts) -> dict[str, Any]:
         "metrics": Made(lambda **kwargs: checked(MosaicMetricsProcessor(metrics, **kwargs), job)),
         "tokenizer": Made(lambda **_: spec.build_tokenizer_fn(job)),
         "training": taken(TrainingConfig, job.training, disable_cuda_graphs=not recorded),
-        "parallelism": parallelism(job, spec.is_titans),
+        "parallelism": parallelism(job, spec),
         "checkpoint": taken(CheckpointManager.Config, job.checkpoint),
-        "activation_checkpoint": activation_checkpoint(job.activation_checkpoint),
+        "activation_checkpoint": activation_checkpoint(job.activation_checkpoint, spec.names),
         "compile": compilation(job),
         "comm": taken(CommConfig, job.comm),
         "debug": taken(DebugConfig, job.debug),
@@ -68,16 +69,12 @@ def job_tables(job: MosaicJobConfig, parts: Parts) -> dict[str, Any]:
     }
 
 
-def parallelism(job: MosaicJobConfig, is_titans: bool) -> ParallelismConfig:
-    """The table, with the modules of pipeline stages by the model's names.
-
-    Args:
-        is_titans: the model is TorchTitan's; another one is laid out by its own plans of DTensors.
-    """
+def parallelism(job: MosaicJobConfig, spec: TrainSpec) -> ParallelismConfig:
+    """The table, with the modules of pipeline stages by the model's names."""
     layout, stages = job.parallelism, job.parallelism.module_fqns_per_model_part
-    if not is_titans:
+    if not spec.is_titans:
         return taken(ParallelismConfig, layout, spmd_backend="partial_dtensor")
-    named = stages and [[OF_ENDS.titan(name) for name in stage] for stage in stages]
+    named = stages and [[spec.names.titan(name) for name in stage] for stage in stages]
     return taken(ParallelismConfig, layout, module_fqns_per_model_part=named)
 
 
@@ -87,12 +84,12 @@ def compilation(job: MosaicJobConfig) -> CompileConfig:
     return taken(CompileConfig, job.compile, enable_async_tensor_parallel=asynchronous)
 
 
-def activation_checkpoint(table: ActivationCheckpoint) -> Any:
+def activation_checkpoint(table: ActivationCheckpoint, names: Names) -> Any:
     """The policy's config. 0.3's selective one is 0.2.2's "op", which saves what is dear to compute again."""
     policy = {"selective": SelectiveAC, "full": FullAC, "memory_budget": MemoryBudgetAC, "none": None}[table.mode]
     if policy is None:
         return None
-    shapes = table.per_op_sac_force_recompute_mm_shapes_by_fqns
+    shapes = [names.titan(name) for name in table.per_op_sac_force_recompute_mm_shapes_by_fqns]
     more = {"force_recompute_mm_shapes_by_fqns": shapes} if policy is SelectiveAC else {}
     return taken(policy.Config, table, **more)
 

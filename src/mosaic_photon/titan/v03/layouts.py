@@ -14,11 +14,12 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import ActivationCheckpoint, Compile, MosaicJobConfig
 from mosaic_photon.titan.v03.config import activation_checkpoint, compilation
+from mosaic_photon.titan.v03.names import Names
 
 
 def apply_ac(model: nn.Module, table: ActivationCheckpoint, base_folder: str, **_: Any) -> None:
     """Wrap each of the model's `layers` as the job's table says."""
-    policy = activation_checkpoint(table)
+    policy = activation_checkpoint(table, Names())
     policy.build(dump_folder=base_folder).apply(model)
 
 

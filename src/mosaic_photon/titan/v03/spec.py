@@ -23,7 +23,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, OwnModel
 from mosaic_photon.titan.parts import HuggingFaceTokenizer
 from mosaic_photon.titan.v03.args import OwnConfig, TrainSpec
-from mosaic_photon.titan.v03.names import OF_ENDS
+from mosaic_photon.titan.v03.names import OF_ENDS, Names
 
 MODELS = ["deepseek_v3", "llama3", "qwen3"]
 """TorchTitan's models that this package trains on 0.3, each in a file of its name."""
@@ -52,6 +52,7 @@ def model_spec(name: str, builders: Builders, own: OwnModel | None = None) -> Tr
         build_tokenizer_fn=build_tokenizer,
         state_dict_adapter=model.Adapter,
         builders=builders,
+        names=model.Adapter.names,
     )
 
 
@@ -69,6 +70,7 @@ def _spec_of(own: OwnModel, builders: Builders) -> TrainSpec:
         build_tokenizer_fn=build_tokenizer,
         state_dict_adapter=own.state_dict_adapter,
         builders=builders,
+        names=Names(),
         is_titans=False,
     )
 
