@@ -14,9 +14,10 @@ import jobs
 from mosaic_photon import register_llama3_mosaic
 from mosaic_photon.doctor.machine import check_versions
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
 from mosaic_photon.models.model_args import check_flex_heads
 from mosaic_photon.titan.v03.llama3 import Llama3Args
+from mosaic_photon.train_spec import build_train_spec
 
 JOB = (
     jobs.JOB.replace(
@@ -245,6 +246,16 @@ def test_a_model_that_is_elsewhere(
 
 def test_the_doctor_takes_the_versions_of_this_release() -> None:
     assert [finding.level for finding in check_versions()] == ["ok"]
+
+
+@pytest.mark.parametrize(("model", "layer"), [("llama3", "attention.qkv_linear.wq"), ("deepseek_v3", "attention.wq")])
+def test_layers_to_compute_again_are_found_by_a_job_s_names(model: str, layer: str) -> None:
+    from mosaic_photon.titan.v03.config import activation_checkpoint
+
+    given = ["attention.wq", "moe.router.gate", "output"]
+    table = ActivationCheckpoint(mode="selective", per_op_sac_force_recompute_mm_shapes_by_fqns=given)
+    policy = activation_checkpoint(table, build_train_spec(f"{model}_mosaic").names)
+    assert policy.force_recompute_mm_shapes_by_fqns == [layer, "moe.router.gate", "lm_head"]
 
 
 def test_small_heads_have_no_kernel_whatever_the_attention_is_called() -> None:
