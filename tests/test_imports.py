@@ -126,6 +126,11 @@ def plant(tmp_path: Path, files: dict[str, str]) -> list[str]:
     return faults(tmp_path / PACKAGE, {**TABLE, "debts": {}})
 
 
+def test_only_the_door_asks_which_release_of_titan_it_is():
+    rooms = {path.relative_to(SRC).parts[0] for path in SRC.rglob("*.py") if "installed().folder" in path.read_text()}
+    assert rooms == {"titan"}
+
+
 def test_a_wrong_arrow_is_found_wherever_it_stands(tmp_path):
     upward = "def late():\n    from mosaic_photon.cli.prepare import run\n"
     typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mosaic_photon.models import m\n"

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from mosaic_photon import titan
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.documents import separators
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.titan.releases import installed
 from mosaic_photon.titan.spec import TrainSpec
 
 
@@ -32,7 +32,7 @@ def separate_documents(spec: TrainSpec, job: MosaicJobConfig) -> None:
     wanted = _settings(args)
     if wanted is None:
         raise ConfigError(f"{asked}: {job.model.name} {job.model.flavor} cannot keep attention within documents.")
-    if "attn_config" not in wanted and "eos_token_id" not in given and installed().folder == "v02":
+    if "attn_config" not in wanted and not given.keys() & titan.release().DOCUMENTS_BY:
         raise ConfigError(
             f"{asked}: TorchTitan 0.2.2 knows documents by the token at their end, and the data config gives "
             "bos_token_id; set eos_token_id if there is one, or train on TorchTitan 0.3."

@@ -236,6 +236,8 @@ class Release(Protocol):
     """Fields of a job that it does not have, by their dotted names, and what to do instead. They keep their default."""
     NOT_HERE: dict[str, str]
     """Models that there are elsewhere, by name, and what to do."""
+    DOCUMENTS_BY: frozenset[str]
+    """The data config's keys for a token between documents by which its models keep attention within them."""
 
     def check_layout(self, job: MosaicJobConfig, facts: Facts) -> None:
         """Raises ConfigError: parallel degrees that it cannot have together, or not of this model on this machine."""

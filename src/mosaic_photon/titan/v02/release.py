@@ -9,11 +9,12 @@ from mosaic_photon.titan.v02.spec import known_models, model_spec, register
 from mosaic_photon.titan.v02.trainer import build_trainer
 
 __all__ = [
-    "CPU_WORKAROUNDS", "LACKING", "NOT_HERE", "add_llama3_mup", "build_trainer", "check_layout", "known_models",
-    "model_spec", "register",
+    "CPU_WORKAROUNDS", "DOCUMENTS_BY", "LACKING", "NOT_HERE", "add_llama3_mup", "build_trainer", "check_layout",
+    "known_models", "model_spec", "register",
 ]  # fmt: skip
 
 CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_histogram, cpu_metrics, cpu_pg_timeouts)
+DOCUMENTS_BY = frozenset({"eos_token_id"})
 LACKING = {"training.disable_cuda_graphs": "leave it out, as it records no CUDA graphs"}
 NOT_HERE: dict[str, str] = {}
 

@@ -10,11 +10,12 @@ from mosaic_photon.titan.v03.spec import NOT_HERE, known_models, model_spec, reg
 from mosaic_photon.titan.v03.trainer import build_trainer
 
 __all__ = [
-    "CPU_WORKAROUNDS", "LACKING", "NOT_HERE", "add_llama3_mup", "build_trainer", "check_layout", "known_models",
-    "model_spec", "register",
+    "CPU_WORKAROUNDS", "DOCUMENTS_BY", "LACKING", "NOT_HERE", "add_llama3_mup", "build_trainer", "check_layout",
+    "known_models", "model_spec", "register",
 ]  # fmt: skip
 
 CPU_WORKAROUNDS: tuple[ModuleType, ...] = (cpu_flex_attention, cpu_metrics, cpu_pg_timeouts)
+DOCUMENTS_BY = frozenset({"eos_token_id", "bos_token_id"})
 
 
 def add_llama3_mup(spec: Any, flavor: str) -> None:
