@@ -6,7 +6,7 @@ builds masks on the model's device.
 """
 
 import importlib.util
-from functools import partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -58,6 +58,26 @@ def dense_attention_and_aux(
 
 def apply() -> None:
     """Let TorchTitan's flex attention train on a CPU."""
+    _replace()
+    _replace_again_after_determinism()
+
+
+@cache
+def _replace_again_after_determinism() -> None:
+    """A job with `debug.deterministic` has flex attention compiled anew, after all has been replaced."""
+    from torchtitan.distributed import utils
+
+    stock = utils.set_determinism
+
+    @wraps(stock)
+    def set_determinism(*args: Any, **kwargs: Any) -> None:
+        stock(*args, **kwargs)
+        _replace()
+
+    utils.set_determinism = set_determinism
+
+
+def _replace() -> None:
     if importlib.util.find_spec("torchtitan.models.attention") is None:  # since 0.3
         from torch.distributed.tensor.experimental._context_parallel import _attention as shared_out
         from torchtitan.models.common import attention
