@@ -34,6 +34,32 @@ def test_it_is_the_jobs_own_validation(trained_job: Path, capsys: pytest.Capture
     assert newest == found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        "[mosaic]\nseparate_documents = true",
+        'attn_type = "flex"\nattn_mask_type = "block_causal"',
+    ],
+    ids=["by the switch", "by the flavor"],
+)
+def test_documents_stay_apart_as_in_the_job(model: str, tmp_path: Path, prepared_data: Path, capsys: Any) -> None:
+    """Its validation keeps attention within documents, and so does the model in transformers."""
+    end = Tokenizer.from_file(str(jobs.TOKENIZER / "tokenizer.json")).token_to_id("<|eos|>")
+    job = jobs.JOB.replace("n_heads = 4\n", "n_heads = 4\n" + model + "\n")
+    data = jobs.DATA.replace("shuffle = ", f"eos_token_id = {end}\nshuffle = ")
+    arguments = jobs.write_job(tmp_path, prepared_data, job, data)
+    flags = ["--checkpoint.enable=true", "--validation.enable=true", "--training.steps=2"]
+    assert jobs.run_here(arguments, *flags) == 0
+    found = evaluate(capsys, "--job", tmp_path / "job.toml", "--data", tmp_path / "data.toml")
+    validated = jobs.scalars(tmp_path, "validation_metrics/loss")[2]
+    assert found["loss"] == pytest.approx(validated, rel=1e-5)
+    crossing = (tmp_path / "job.toml").read_text().replace(model, "[mosaic]\nallow_model_change = true")
+    (tmp_path / "job.toml").write_text(crossing)
+    across = evaluate(capsys, "--job", tmp_path / "job.toml", "--data", tmp_path / "data.toml")
+    assert abs(across["loss"] - validated) > 1e-5 * validated  # it would have been seen
+
+
 def test_shards_and_text(trained_job: Path, prepared_data: Path, tmp_path: Path, capsys: Any) -> None:
     """Each folder of shards is a set; of text each token but the first is a label, and its bytes are the text's."""
     job = ["--job", trained_job / "job.toml"]
