@@ -51,6 +51,10 @@ class Opened:
         ids = document_ids(tokens, separators(self.job.job) or between_documents(self.job.job.model.hf_assets_path))
         if self.model.config.model_type == "mpt_mup":
             return {"sequence_id": ids}
+        if self.model.config.model_type == "mpt":
+            raise ConfigError(
+                "the job keeps attention within documents, and transformers' own MPT, whose form this one has, cannot."
+            )
         seen = (ids[:, :, None] == ids[:, None, :]).tril()[:, None]
         return {"attention_mask": torch.where(seen, 0.0, torch.finfo(self.model.dtype).min)}
 

@@ -11,7 +11,7 @@ from mosaic_photon.checkpoints.find import METADATA, checkpoint_folder, complete
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 
-Numbers = dict[str, dict[str, float]]
+Numbers = dict[str, dict[str, float | None]]
 """Set or task -> metric -> value."""
 SECONDS = 5.0
 """Between two looks at the folder."""
@@ -50,7 +50,8 @@ def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str]
                     continue
                 for name, metrics in numbers.items():
                     for metric, value in metrics.items():
-                        writer.add_scalar(f"evaluation/{name}/{metric}", value, step)
+                        if value is not None:  # no bytes, no bits per byte
+                            writer.add_scalar(f"evaluation/{name}/{metric}", value, step)
                 writer.flush()
             if any(step >= job.training.steps for step in steps):
                 return
