@@ -96,8 +96,8 @@ def test_a_row_of_documents_trains_as_a_row_for_each(
     model: str, data: tuple[Path, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, separator = data
-    if "bos" in separator and model == "llama3" and installed().folder == "v02":
-        arguments = jobs.write_job(tmp_path, folder / "packed", JOB, config(separator))
+    if "bos" in separator and model != "MPT" and installed().folder == "v02":
+        arguments = jobs.write_job(tmp_path, folder / "packed", JOBS[model], config(separator))
         assert jobs.run_here(arguments, ASKED) == 1
         assert "TorchTitan 0.2.2 knows documents by the token at their end, and" in capfd.readouterr().err
         return
@@ -128,6 +128,7 @@ def test_without_it_attention_crosses(data: tuple[Path, str], tmp_path: Path) ->
     assert (first[:, same:] - second[:, same:]).abs().mean() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["eos_token_id"], indirect=True)
 def test_in_layouts(data: tuple[Path, str], tmp_path: Path) -> None:
     """On two ranks each: halves of each layer's heads, and halves of the layers."""
@@ -140,6 +141,13 @@ def test_in_layouts(data: tuple[Path, str], tmp_path: Path) -> None:
         for tag, tolerance in ((jobs.LOSS, 1e-4), ("grad_norm", 1e-3)):
             expected = pytest.approx(jobs.scalars(whole, tag), rel=tolerance)
             assert jobs.scalars(tmp_path / degree, tag) == expected, (degree, tag)
+
+
+def test_a_command_on_checkpoints_has_the_same_model_without_data(prepared_data: Path, tmp_path: Path) -> None:
+    from mosaic_photon.use.checkpoint import job_model
+
+    arguments = jobs.write_job(tmp_path, prepared_data, jobs.JOB + "[mosaic]\nseparate_documents = true\n")
+    assert job_model(arguments[1]).args.attn_mask_type == "block_causal"
 
 
 REFUSED = {

@@ -23,8 +23,8 @@ def separate_documents(spec: TrainSpec, job: MosaicJobConfig) -> None:
     if not job.mosaic.separate_documents:
         return
     asked, args = "mosaic.separate_documents = true", spec.model_args[job.model.flavor]
-    given = separators(job)
-    if not given:
+    given, data_is_read = separators(job), bool(job.mosaic.dataloader)  # commands on checkpoints read none
+    if data_is_read and not given:
         raise ConfigError(
             f"{asked}, but {job.mosaic.config or 'the data config'} does not say which token is between documents: set "
             "eos_token_id or bos_token_id in its dataset."
@@ -32,7 +32,7 @@ def separate_documents(spec: TrainSpec, job: MosaicJobConfig) -> None:
     wanted = _settings(args)
     if wanted is None:
         raise ConfigError(f"{asked}: {job.model.name} {job.model.flavor} cannot keep attention within documents.")
-    if "attn_config" not in wanted and not given.keys() & titan.release().DOCUMENTS_BY:
+    if data_is_read and "attn_config" not in wanted and not given.keys() & titan.release().DOCUMENTS_BY:
         raise ConfigError(
             f"{asked}: TorchTitan 0.2.2 knows documents by the token at their end, and the data config gives "
             "bos_token_id; set eos_token_id if there is one, or train on TorchTitan 0.3."
