@@ -106,14 +106,25 @@ def test_an_mpt_trains_in_each_layout(flags: list[str], mpt: Path, prepared_data
         assert jobs.scalars(tmp_path, tag) == pytest.approx(jobs.scalars(mpt, tag), rel=TOLERANCE[tag]), tag
 
 
+FSDP, TP, PP = (
+    f"--parallelism.{kind}_degree=2" for kind in ("data_parallel_shard", "tensor_parallel", "pipeline_parallel")
+)
+
+
+def test_a_pipeline_does_not_part_one_weight(
+    tmp_path: Path, prepared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert jobs.run_here(jobs.write_job(tmp_path, prepared_data, jobs.of("qwen3")), PP, BATCH_OF_4[0]) == 1
+    said = "error on rank 0: parallelism.pipeline_parallel_degree = 2: the head of qwen3_mosaic debugmodel is its"
+    assert said in capsys.readouterr().err
+
+
 OTHERS = {
     "qwen3": jobs.of("qwen3"),
     "qwen3 with experts": jobs.of("qwen3").replace("debugmodel", "debugmodel_moe"),
     "deepseek_v3": jobs.of("deepseek_v3"),
 }
-FSDP, TP, PP = (
-    f"--parallelism.{kind}_degree=2" for kind in ("data_parallel_shard", "tensor_parallel", "pipeline_parallel")
-)
 
 
 @pytest.mark.slow

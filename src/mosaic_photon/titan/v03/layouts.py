@@ -35,7 +35,23 @@ def maybe_enable_async_tp(job: MosaicJobConfig, mesh: DeviceMesh) -> None:
 
 
 def check_layout(job: MosaicJobConfig, facts: Facts) -> None:
-    """Raises ConfigError: 0.3 shares a sequence out to its own flex attention only, in whole blocks of its masks."""
+    """Raises ConfigError: a layout that 0.3 does not have of this model."""
+    check_tied(job, facts)
+    check_context(job, facts)
+
+
+def check_tied(job: MosaicJobConfig, facts: Facts) -> None:
+    """The first and the last stage of a pipeline cannot have one weight."""
+    stages = job.parallelism.pipeline_parallel_degree
+    if stages > 1 and getattr(facts.model_args, "enable_weight_tying", False):
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_degree = {stages}: the head of {job.model.name} {job.model.flavor} is its "
+            "embedding, which a pipeline would part; set it to 1, or [model.overrides] enable_weight_tying = false."
+        )
+
+
+def check_context(job: MosaicJobConfig, facts: Facts) -> None:
+    """0.3 shares a sequence out to its own flex attention only, in whole blocks of its masks."""
     degree = job.parallelism.context_parallel_degree
     if degree == 1:
         return
