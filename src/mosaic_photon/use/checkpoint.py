@@ -56,8 +56,8 @@ def job_model(path: str) -> JobModel:
     job, _ = load_job_model(path)
     job.parallelism = type(job.parallelism)()
     job.checkpoint.enable = False  # what the job begins from, and how it ends, does not matter here
-    job.mosaic.dataloader = {"name": "text", "dataset": between_documents(job.model.hf_assets_path)}
     spec = spec_of_job(job)
+    job.mosaic.dataloader = {"name": "text", "dataset": between_documents(job.model.hf_assets_path)}
     args = copy.deepcopy(spec.model_args[job.model.flavor])
     meta = build_on_meta(job, spec)
     args.update_from_config(job)
