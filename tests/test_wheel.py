@@ -42,6 +42,11 @@ def test_llama_trains_from_the_wheel_alone_and_an_mpt_with_the_list_that_it_brin
     printed = run(*train, "--training.steps=5", "--optimizer.name=QHADOPT", folder=tmp_path)
     assert "step:  5" in printed and "Training completed" in printed
 
+    first = run(tmp_path / "env/bin/mosaic-photon", "init", "first run", "--mds", prepared_data, folder=tmp_path)
+    command = first.partition("train:\n")[2].splitlines()[0].strip()  # the README's way
+    printed = run("bash", "-c", f"{command} -- --training.steps=2 --metrics.log_freq=1", folder=tmp_path)
+    assert "step:  2" in printed and "Training completed" in printed
+
     doctor = run(python, "-m", "mosaic_photon.cli", "doctor", folder=tmp_path)
     assert f"torchtitan {TITAN[extra]}" in doctor
     words = doctor.partition("pip install --no-deps -r ")[2]
