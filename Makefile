@@ -94,14 +94,14 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-inde
 	--custom-compile-command "make lock"
 LOCKED = $(COMPILE) pyproject.toml --group dev --group foundry --generate-hashes
 
-# Both environments, and what llm-foundry and Composer need of the first beside torch: the list that a wheel has.
+# Both environments, and the list that a wheel has: the first one's without torch, TorchTitan and what develops.
 lock: install
 	$(LOCKED) --extra titan02 --output-file requirements.lock
 	@mkdir -p build
 	$(BIN)/python -c 'import pathlib, tomllib; tool = tomllib.load(open("pyproject.toml", "rb"))["tool"]; \
 		[pathlib.Path("build", name + ".txt").write_text("\n".join(lines)) for name, lines in tool["mosaic-photon"].items()]'
 	$(LOCKED) --extra titan --no-config --overrides build/current-overrides.txt --output-file requirements-current.lock
-	$(COMPILE) --group pyproject.toml:foundry --no-config --overrides build/foundry-overrides.txt \
+	$(COMPILE) pyproject.toml --group foundry --no-config --overrides build/foundry-overrides.txt \
 		--constraints requirements.lock --output-file build/foundry.txt
 	grep -v "sys_platform == 'none'" build/foundry.txt > src/mosaic_photon/foundry.txt
 
