@@ -61,11 +61,11 @@ def test_llama_trains_from_the_wheel_alone_and_an_mpt_with_the_list_that_it_brin
 
 
 def test_the_list_is_the_lock_s() -> None:
-    """foundry.txt has llm-foundry, Composer and what they need, without torch, in the versions of requirements.lock."""
+    """foundry.txt has what llm-foundry, Composer and this package need, but torch, as requirements.lock has it."""
     listed = _pins(jobs.ROOT / "src/mosaic_photon/foundry.txt")
     locked = _pins(jobs.ROOT / "requirements.lock")
-    assert {"mosaicml", "llm-foundry", "setuptools", "mlflow"} <= listed.keys()
-    assert not {"torch", "torchvision", "torchtitan", "triton", "mosaicml-streaming"} & listed.keys()
+    assert {"mosaicml", "llm-foundry", "setuptools", "mlflow", "tensorboard"} <= listed.keys()
+    assert not {"torch", "torchvision", "torchtitan", "triton"} & listed.keys()
     assert {name: versions - locked[name] for name, versions in listed.items()} == {name: set() for name in listed}
 
 

@@ -1,8 +1,8 @@
 """llm-foundry and Composer, which are installed by a command of their own.
 
 They bound torch below what TorchTitan runs on, so that a resolver without overrides, as pip's, finds no answer: this
-package does not declare them. Both come from `foundry.txt`, which lists them with all that they need but torch, in the
-versions that tests run; `make lock` writes it.
+package does not declare them. Both come from `foundry.txt`, which has them, and all that they and this package need but
+torch, in the versions that tests run; `make lock` writes it.
 """
 
 from importlib import import_module
