@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-FILES = ("JOB.toml", "DATA.toml", "SOURCE", "PATH")
-FOLDERS = ("DIR", "CHECKPOINT", "OUT", "HF_FOLDER")
+FILES = ("JOB.toml", "DATA.toml", "DATA", "FILE", "SOURCE", "PATH")
+FOLDERS = ("DIR", "CHECKPOINT", "CHECKPOINT_OR_EXPORT", "OUT", "HF_FOLDER")
 """By their metavars; `--out` and `--tokenizer` are folders, too."""
 
 
