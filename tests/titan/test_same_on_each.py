@@ -11,6 +11,7 @@ import torch
 
 import jobs
 import mds_data
+from layouts_jobs import entry, layout, run_plan
 from mosaic_photon.checkpoints.contents import read_shapes
 from mosaic_photon.cli import main as cli
 from mosaic_photon.models.resized import build
@@ -180,3 +181,41 @@ def test_flavors(model: str) -> None:
         of_flavor.pop("_enforced", None)
         of_flavor.get("moe_args", {}).pop("_debug_force_load_balance", None)
     assert fields == {name: known for name, known in FLAVORS.items() if name.startswith(f"{model}/")}
+
+
+TO_SPLIT = {
+    "llama3": (jobs.JOB, LOSSES["llama3"]),
+    "mpt_mup": (
+        JOBS["mpt_mup"].replace(
+            "d_model = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config.fused_qkv = false"
+        ),
+        [7.61850, 7.62710, 7.63226, 7.64357, 7.58979, 7.56537, 7.61076, 7.59717, 7.60129, 7.58546],
+    ),
+}
+"""Models that can be laid out in each way, and 0.2.2's losses in one process."""
+LAYOUTS = {
+    "one process": layout(1, 2),
+    "FSDP2 ×2": layout(2, 2, shard=2),
+    "TP ×2": layout(2, 2, tp=2),
+    "PP ×2": layout(2, 2, pp=2),
+    "FSDP2 ×2, PP ×2": layout(4, 2, shard=2, pp=2),
+}
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Ten steps of each in all layouts, in folders by their names."""
+    root, flags = tmp_path_factory.mktemp("layouts"), ("--training.steps=10", "--training.seq_len=16")
+    plan = [
+        entry(root / model / name, f"{model}, {name}", layout, job, data, *flags)
+        for model, (job, _) in TO_SPLIT.items()
+        for name, layout in LAYOUTS.items()
+    ]
+    run_plan(plan, root)
+    return root
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("model", TO_SPLIT)
+def test_losses_in_layouts(model: str, name: str, laid_out: Path) -> None:
+    assert list(jobs.scalars(laid_out / model / name).values()) == pytest.approx(TO_SPLIT[model][1], rel=1e-5)

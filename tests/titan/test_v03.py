@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import jobs
+from layouts_jobs import entry, layout, run_plan
 from mosaic_photon import register_llama3_mosaic
+from mosaic_photon.checkpoints.find import complete_steps
 from mosaic_photon.doctor.machine import check_versions
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
@@ -56,24 +58,34 @@ def test_the_recipe_trains(recipe: Path) -> None:
     assert jobs.scalars(recipe, "l2_norm/grad/global") == pytest.approx(jobs.scalars(recipe, "grad_norm"), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--parallelism.data_parallel_shard_degree=2", "--validation.steps=1"],
-        ["--parallelism.tensor_parallel_degree=2"],
-        ["--parallelism.pipeline_parallel_degree=2", *BATCH_OF_4, "--validation.steps=1"],
-    ],
-    ids=["FSDP2 ×2", "TP ×2", "PP ×2"],
-)
-def test_a_checkpoint_goes_on_in_each_layout(
-    flags: list[str], recipe: Path, prepared_data: Path, tmp_path: Path
-) -> None:
-    arguments = jobs.write_job(tmp_path, prepared_data, JOB)
-    shutil.copytree(recipe / "out/checkpoint/step-3", tmp_path / "out/checkpoint/step-3")
-    jobs.launch(arguments, *FLAGS, *flags, ranks=2)
+ASYNC = ("--checkpoint.async_mode=async", "--checkpoint.keep_latest_k=2", "--checkpoint.interval=1")
+LAYOUTS = {
+    "FSDP2 ×2": layout(2, 2, "--validation.steps=1", *ASYNC, shard=2),
+    "TP ×2": layout(2, 2, tp=2),
+    "PP ×2": layout(2, 4, "--validation.local_batch_size=4", "--validation.steps=1", pp=2),
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(recipe: Path, tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, Path]:
+    """The recipe's second half in each layout."""
+    root = tmp_path_factory.mktemp("resumed")
+    folders = {name: root / str(number) for number, name in enumerate(LAYOUTS)}
+    for folder in folders.values():
+        shutil.copytree(recipe / "out/checkpoint/step-3", folder / "out/checkpoint/step-3")
+    run_plan([entry(folders[name], name, LAYOUTS[name], JOB, prepared_data, *FLAGS) for name in LAYOUTS], root)
+    return folders
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_checkpoint_goes_on_in_each_layout(name: str, recipe: Path, resumed: dict[str, Path]) -> None:
     for tag, tolerance in TOLERANCE.items():
         whole = {step: value for step, value in jobs.scalars(recipe, tag).items() if step > 3}
-        assert jobs.scalars(tmp_path, tag) == pytest.approx(whole, rel=tolerance), tag
+        assert jobs.scalars(resumed[name], tag) == pytest.approx(whole, rel=tolerance), tag
+
+
+def test_checkpoints_written_beside_the_steps_are_whole(resumed: dict[str, Path]) -> None:
+    assert [*complete_steps(str(resumed["FSDP2 ×2"] / "out/checkpoint"))] == [5, 6]
 
 
 MPT = (
