@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import jobs
-from layouts_jobs import entry, layout, run_plan
+from layouts_jobs import Layout, entry, layout, run_plan
 from mosaic_photon import register_llama3_mosaic
 from mosaic_photon.checkpoints.find import complete_steps
 from mosaic_photon.doctor.machine import check_versions
@@ -59,10 +59,10 @@ def test_the_recipe_trains(recipe: Path) -> None:
 
 
 ASYNC = ("--checkpoint.async_mode=async", "--checkpoint.keep_latest_k=2", "--checkpoint.interval=1")
-LAYOUTS = {
-    "FSDP2 ×2": layout(2, 2, "--validation.steps=1", *ASYNC, shard=2),
-    "TP ×2": layout(2, 2, tp=2),
-    "PP ×2": layout(2, 4, "--validation.local_batch_size=4", "--validation.steps=1", pp=2),
+LAYOUTS: dict[str, tuple[Layout, tuple[str, ...]]] = {
+    "FSDP2 ×2": (layout(2, 2, shard=2), ("--validation.steps=1", *ASYNC)),
+    "TP ×2": (layout(2, 2, tp=2), ()),
+    "PP ×2": (layout(2, 4, pp=2), (*BATCH_OF_4, "--validation.steps=1")),
 }
 
 
@@ -73,7 +73,8 @@ def resumed(recipe: Path, tmp_path_factory: pytest.TempPathFactory, prepared_dat
     folders = {name: root / str(number) for number, name in enumerate(LAYOUTS)}
     for folder in folders.values():
         shutil.copytree(recipe / "out/checkpoint/step-3", folder / "out/checkpoint/step-3")
-    run_plan([entry(folders[name], name, LAYOUTS[name], JOB, prepared_data, *FLAGS) for name in LAYOUTS], root)
+    plan = [entry(folders[name], name, how, JOB, prepared_data, *FLAGS, *more) for name, (how, more) in LAYOUTS.items()]
+    run_plan(plan, root)
     return folders
 
 
