@@ -118,10 +118,12 @@ OVERRIDES: dict[str, str] = {
     "dim = 66": "dim = 66 must be a multiple of its n_heads = 4",
     "dim = 68": "dim / n_heads = 17 must be even",
     "norm_eps = nan": "model.overrides.norm_eps = nan: must be a finite number",
+    "attn_type = 'bogus'": {
+        "v02": "cannot be built as the job has it: Unknown attention type: bogus.",
+        "v03": "attn_type = 'bogus': TorchTitan 0.3 has",
+    }[installed().folder],
     "n_kv_heads = 3": "n_heads = 4 must be a multiple of its n_kv_heads = 3",
 }
-if installed().folder == "v02":
-    OVERRIDES["attn_type = 'bogus'"] = "cannot be built as the job has it: Unknown attention type: bogus."
 ACCEPTED: dict[str, tuple[int, list[str]]] = {
     "one process": (1, []),
     "FSDP2": (2, []),

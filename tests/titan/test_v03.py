@@ -1,4 +1,4 @@
-"""TorchTitan 0.3: Llama 3 with the recipe, resumed in layouts; an MPT in layouts; what the release lacks."""
+"""TorchTitan 0.3: Llama 3 with the recipe, resumed in layouts; what the release lacks."""
 
 from __future__ import annotations
 
@@ -87,36 +87,6 @@ def test_a_checkpoint_goes_on_in_each_layout(name: str, recipe: Path, resumed: d
 
 def test_checkpoints_written_beside_the_steps_are_whole(resumed: dict[str, Path]) -> None:
     assert [*complete_steps(str(resumed["FSDP2 ×2"] / "out/checkpoint"))] == [5, 6]
-
-
-MPT = (
-    jobs.JOB.replace('name = "llama3_mosaic"', 'name = "mpt_mup_mosaic"').replace(
-        "dim = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config.fused_qkv = false"
-    )
-    + "[mup]\nenabled = true\nbase_width = 32\n"
-)
-
-
-@pytest.fixture(scope="module")
-def mpt(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
-    """Four steps of an MPT in one process."""
-    folder = tmp_path_factory.mktemp("mpt")
-    assert jobs.run_here(jobs.write_job(folder, prepared_data, MPT)) == 0
-    return folder
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--parallelism.tensor_parallel_degree=2"],
-        ["--parallelism.pipeline_parallel_degree=2", *BATCH_OF_4],
-    ],
-    ids=["TP ×2", "PP ×2"],
-)
-def test_an_mpt_trains_in_each_layout(flags: list[str], mpt: Path, prepared_data: Path, tmp_path: Path) -> None:
-    jobs.launch(jobs.write_job(tmp_path, prepared_data, MPT), *flags, ranks=2)
-    for tag in (jobs.LOSS, "grad_norm"):
-        assert jobs.scalars(tmp_path, tag) == pytest.approx(jobs.scalars(mpt, tag), rel=TOLERANCE[tag]), tag
 
 
 FSDP, TP, PP = (
