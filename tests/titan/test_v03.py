@@ -1,4 +1,4 @@
-"""TorchTitan 0.3: Llama 3 with the recipe, resumed in layouts; an MPT in layouts; what the release lacks."""
+"""TorchTitan 0.3: Llama 3 with the recipe, resumed in layouts; what the release lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import jobs
+from layouts_jobs import Layout, entry, layout, run_plan
 from mosaic_photon import register_llama3_mosaic
+from mosaic_photon.checkpoints.find import complete_steps
 from mosaic_photon.doctor.machine import check_versions
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import ActivationCheckpoint, MosaicJobConfig
@@ -56,54 +58,35 @@ def test_the_recipe_trains(recipe: Path) -> None:
     assert jobs.scalars(recipe, "l2_norm/grad/global") == pytest.approx(jobs.scalars(recipe, "grad_norm"), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--parallelism.data_parallel_shard_degree=2", "--validation.steps=1"],
-        ["--parallelism.tensor_parallel_degree=2"],
-        ["--parallelism.pipeline_parallel_degree=2", *BATCH_OF_4, "--validation.steps=1"],
-    ],
-    ids=["FSDP2 ×2", "TP ×2", "PP ×2"],
-)
-def test_a_checkpoint_goes_on_in_each_layout(
-    flags: list[str], recipe: Path, prepared_data: Path, tmp_path: Path
-) -> None:
-    arguments = jobs.write_job(tmp_path, prepared_data, JOB)
-    shutil.copytree(recipe / "out/checkpoint/step-3", tmp_path / "out/checkpoint/step-3")
-    jobs.launch(arguments, *FLAGS, *flags, ranks=2)
-    for tag, tolerance in TOLERANCE.items():
-        whole = {step: value for step, value in jobs.scalars(recipe, tag).items() if step > 3}
-        assert jobs.scalars(tmp_path, tag) == pytest.approx(whole, rel=tolerance), tag
-
-
-MPT = (
-    jobs.JOB.replace('name = "llama3_mosaic"', 'name = "mpt_mup_mosaic"').replace(
-        "dim = 64", "d_model = 64\ntie_word_embeddings = false\nattn_config.fused_qkv = false"
-    )
-    + "[mup]\nenabled = true\nbase_width = 32\n"
-)
+ASYNC = ("--checkpoint.async_mode=async", "--checkpoint.keep_latest_k=2", "--checkpoint.interval=1")
+LAYOUTS: dict[str, tuple[Layout, tuple[str, ...]]] = {
+    "FSDP2 ×2": (layout(2, 2, shard=2), ("--validation.steps=1", *ASYNC)),
+    "TP ×2": (layout(2, 2, tp=2), ()),
+    "PP ×2": (layout(2, 4, pp=2), (*BATCH_OF_4, "--validation.steps=1")),
+}
 
 
 @pytest.fixture(scope="module")
-def mpt(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
-    """Four steps of an MPT in one process."""
-    folder = tmp_path_factory.mktemp("mpt")
-    assert jobs.run_here(jobs.write_job(folder, prepared_data, MPT)) == 0
-    return folder
+def resumed(recipe: Path, tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> dict[str, Path]:
+    """The recipe's second half in each layout."""
+    root = tmp_path_factory.mktemp("resumed")
+    folders = {name: root / str(number) for number, name in enumerate(LAYOUTS)}
+    for folder in folders.values():
+        shutil.copytree(recipe / "out/checkpoint/step-3", folder / "out/checkpoint/step-3")
+    plan = [entry(folders[name], name, how, JOB, prepared_data, *FLAGS, *more) for name, (how, more) in LAYOUTS.items()]
+    run_plan(plan, root)
+    return folders
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--parallelism.tensor_parallel_degree=2"],
-        ["--parallelism.pipeline_parallel_degree=2", *BATCH_OF_4],
-    ],
-    ids=["TP ×2", "PP ×2"],
-)
-def test_an_mpt_trains_in_each_layout(flags: list[str], mpt: Path, prepared_data: Path, tmp_path: Path) -> None:
-    jobs.launch(jobs.write_job(tmp_path, prepared_data, MPT), *flags, ranks=2)
-    for tag in (jobs.LOSS, "grad_norm"):
-        assert jobs.scalars(tmp_path, tag) == pytest.approx(jobs.scalars(mpt, tag), rel=TOLERANCE[tag]), tag
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_checkpoint_goes_on_in_each_layout(name: str, recipe: Path, resumed: dict[str, Path]) -> None:
+    for tag, tolerance in TOLERANCE.items():
+        whole = {step: value for step, value in jobs.scalars(recipe, tag).items() if step > 3}
+        assert jobs.scalars(resumed[name], tag) == pytest.approx(whole, rel=tolerance), tag
+
+
+def test_checkpoints_written_beside_the_steps_are_whole(resumed: dict[str, Path]) -> None:
+    assert [*complete_steps(str(resumed["FSDP2 ×2"] / "out/checkpoint"))] == [5, 6]
 
 
 FSDP, TP, PP = (
