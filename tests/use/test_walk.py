@@ -25,6 +25,7 @@ def recipe() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_from_make_train_to_a_text_a_number_and_a_folder(tmp_path: Path) -> None:
     for name in ("examples", "tests"):
         (tmp_path / name).symlink_to(jobs.ROOT / name)
