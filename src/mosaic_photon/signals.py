@@ -1,10 +1,33 @@
-"""Signal handlers that raise, and imports: an exception inside an extension module's start can abort the process."""
+"""Signal handlers that raise, outside of imports: one inside an extension module's start can abort the process."""
 
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 AGAIN_AFTER_S = 0.05
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; the argument is the signal's number."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped inside."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not postponed_by_import(number, frame):
+            raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def postponed_by_import(number: int, frame: FrameType | None) -> bool:

@@ -131,7 +131,7 @@ def test_a_forked_process_leaves_stopping_to_its_parent() -> None:
 
 IMPORTING = """
 import signal
-from mosaic_photon.prepare.pool import Stopped, stop_signals
+from mosaic_photon.signals import Stopped, stop_signals
 try:
     with stop_signals():
         import asks_to_stop_while_it_is_imported

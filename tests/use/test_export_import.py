@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -158,6 +159,7 @@ def test_folders_that_do_not_fit_are_refused(
         (bare, "out", "there is no config.json in it"),
         (cut, "out", "cannot be read"),
         (tmp_path, "out", "there are no .safetensors files in it"),
+        (tmp_path / "absent", "out", "absent': there is no such folder"),
         (folder, "full", "is there already; name a folder that is not"),
     ]:
         assert main(["import", str(given), str(tmp_path / out), "--job", job]) == 1
@@ -188,6 +190,56 @@ def test_a_full_disk_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, ignored)
     assert "cannot be written: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def words(command: str, llama: tuple[str, Path, Path], out: Path) -> list[str]:
+    job, checkpoint, folder = llama
+    if command == "average":
+        return ["average", str(checkpoint), "--out", str(out)]
+    return [command, str(checkpoint if command == "export" else folder), str(out), "--job", job]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["export", "import", "average"])
+def test_a_stop_on_the_way_leaves_nothing(
+    command: str,
+    number: signal.Signals,
+    llama: tuple[str, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Slurm's SIGTERM, a terminal's Ctrl-C, when a file has been written; the folder above OUT was not there either."""
+    module, name = (exporting, "save_file") if command == "export" else (torch, "save")
+    write = getattr(module, name)
+
+    def stopped(*given: Any, **more: Any) -> None:
+        write(*given, **more)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(module, name, stopped)
+    before = signal.signal(number, lambda *_: None)  # so that a stop that nobody heeds does not end the tests
+    try:
+        assert main(words(command, llama, tmp_path / "made/out")) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == f"\nmosaic-photon {command}: stopped\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["export", "import", "average"])
+def test_the_current_folder_is_there_already(
+    command: str,
+    llama: tuple[str, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where it is empty: another would take its place, and the shell stand in one that is gone."""
+    monkeypatch.chdir(tmp_path)
+    assert main(words(command, llama, Path("."))) == 1
+    assert "'.' is there already; name a folder that is not" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Iterable
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.signals import Stopped
 
 COMMANDS = {
     "init": "write a first job, of a size that this machine can train",
@@ -25,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1."""
+    """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1, Ctrl-C with 130."""
     words = sys.argv[1:] if argv is None else argv
     args = parser_of(words[:1]).parse_args(words)
     try:
@@ -33,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"mosaic-photon {args.command}: {error}", file=sys.stderr)
         return 1
+    except (Stopped, KeyboardInterrupt) as stopped:
+        print(f"\nmosaic-photon {args.command}: stopped", file=sys.stderr)
+        return 128 + int(stopped.args[0] if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
 def parser_of(whole: Iterable[str]) -> argparse.ArgumentParser:

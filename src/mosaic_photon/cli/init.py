@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, check_path, check_writable, display
+from mosaic_photon.files import OWN, check_path, check_writable, display, made_folder
 from mosaic_photon.foundry import needed
 from mosaic_photon.places import same_folder
+from mosaic_photon.signals import Stopped, stop_signals
 
 if TYPE_CHECKING:
     from mosaic_photon.init.files import FirstJob
@@ -42,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the folder, whole or not at all, and say how to train."""
     from mosaic_photon.init.sizes import Machine
-    from mosaic_photon.prepare.pool import Stopped, stop_signals
 
     target = _checked(args)
     try:
@@ -92,21 +92,17 @@ def _files(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
     """A folder to write in; what is in it comes into `target` when it is whole, and is removed where it is not."""
-    made = [path for path in (target, *target.parents) if not path.exists()]
     work = target / f"{OWN}init.{os.getpid()}"
-    try:
-        work.mkdir(parents=True)
-        yield work
-        if there := _files(target):
-            raise ConfigError(f"{display(target)} has got files meanwhile ({there[0]}); nothing is overwritten.")
-        for file in sorted(work.iterdir(), key=lambda file: file.name == "job.toml"):
-            file.rename(target / file.name)
-        made = []
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                path.rmdir()
+    with made_folder(target):
+        try:
+            work.mkdir()
+            yield work
+            if there := _files(target):
+                raise ConfigError(f"{display(target)} has got files meanwhile ({there[0]}); nothing is overwritten.")
+            for file in sorted(work.iterdir(), key=lambda file: file.name == "job.toml"):
+                file.rename(target / file.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _first_job(args: argparse.Namespace, machine: Machine, folder: Path, target: Path) -> FirstJob:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display
+from mosaic_photon.signals import Stopped, stop_signals
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
@@ -51,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mosaic_photon.prepare.pool import Stopped, stop_signals
     from mosaic_photon.prepare.run import prepare
 
     start = time.monotonic()

@@ -6,37 +6,14 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.signals import postponed_by_import
 
 PR_SET_PDEATHSIG = 1
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; the argument is the signal's number."""
-
-
-@contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped inside."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not postponed_by_import(number, frame):
-            raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_parallel(

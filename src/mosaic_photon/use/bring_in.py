@@ -39,8 +39,10 @@ def bring_in(model: JobModel, folder: str, out: str) -> None:
         out: a folder that is not there yet.
 
     Raises:
-        ConfigError: the folder's model or tokenizer is another than the job's; `out` is there, or has no room.
+        ConfigError: no such folder; its model or tokenizer is another than the job's; `out` is there, or has no room.
     """
+    if not os.path.exists(folder):
+        raise ConfigError(f"HF_FOLDER {folder!r}: there is no such folder.")
     dtype = getattr(torch, model.job.training.dtype)
     needed = sum(tensor.numel() for tensor in model.meta.state_dict().values()) * dtype.itemsize
     check_new("OUT", out, needed)

@@ -22,8 +22,9 @@ from mosaic_photon.checkpoints.contents import missing_files, read_metadata
 from mosaic_photon.checkpoints.find import METADATA
 from mosaic_photon.checkpoints.identity import NOT_THE_MODEL
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, existing
+from mosaic_photon.files import OWN, existing, made_folder
 from mosaic_photon.names import human_size
+from mosaic_photon.signals import Stopped, stop_signals
 
 
 class Weights:
@@ -84,10 +85,10 @@ def check_new(where: str, out: str, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        ConfigError: it is there, and not empty, or has no room.
+        ConfigError: it is there, and not empty or the current one, or has no room.
     """
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not target.is_dir() or any(target.iterdir()) or target.samefile(os.curdir)):
         raise ConfigError(f"{where} {out!r} is there already; name a folder that is not.")
     folder = existing(out)
     free = shutil.disk_usage(folder).free
@@ -101,28 +102,39 @@ def new_folder(where: str, out: str, needed: int) -> Iterator[Path]:
 
     Raises:
         ConfigError: as `check_new`, or what is written does not get onto the disk.
+        Stopped: by SIGINT or SIGTERM.
     """
     check_new(where, out, needed)
-    target = Path(out)
+    target = Path(os.path.abspath(out))
     part = target.with_name(f"{OWN}{target.name}.{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
-        yield part
-        os.replace(part, target)
+        with stop_signals(), made_folder(part.parent), _removed(part):
+            part.mkdir()
+            yield part
+            os.replace(part, target)
     except (OSError, CheckpointException, SafetensorError) as error:
-        cause = _of_the_disk(error)
+        cause = _beneath(error)
         if cause is None:
             raise
+        if isinstance(cause, Stopped):
+            raise cause from None
         raise ConfigError(f"{where} {out!r} cannot be written: {getattr(cause, 'strerror', None) or cause}.") from error
+
+
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """Nothing is left of the folder afterwards."""
+    try:
+        yield
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_the_disk(error: BaseException) -> BaseException | None:
-    """The disk's complaint, which torch's own exceptions hide: of a rank, and of what came of it."""
+def _beneath(error: BaseException) -> BaseException | None:
+    """The disk's complaint or the stop that torch's own exceptions hide: of a rank, and of what came of it."""
     found: BaseException | None = error
     if isinstance(error, CheckpointException):
         found = next(iter(error.failures.values()))[0]
-    while found is not None and not isinstance(found, OSError | SafetensorError):
+    while found is not None and not isinstance(found, OSError | SafetensorError | Stopped):
         found = found.__cause__ or found.__context__
     return found
