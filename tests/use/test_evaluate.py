@@ -12,8 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tokenizers import Tokenizer
 
 import jobs
+import mds_data
 from mosaic_photon.cli import main
+from mosaic_photon.cli.evaluate import show
 from mosaic_photon.use.checkpoint import job_model
+from mosaic_photon.use.evaluate import Score
 from mosaic_photon.use.opened import open_in_transformers
 
 
@@ -101,11 +104,36 @@ def test_shards_and_text(trained_job: Path, prepared_data: Path, tmp_path: Path,
     assert found["bits_per_byte"] == pytest.approx(float(sum(losses)) / math.log(2) / written, rel=1e-5)
 
 
+@pytest.mark.parametrize(("encoding", "read"), [("ndarray:int32:64", 64), ("ndarray:int32:128", 65), ("bytes", 17)])
+def test_shards_of_any_length(
+    encoding: str, read: int, trained_job: Path, tmp_path: Path, capsys: Any, caplog: Any
+) -> None:
+    """llm-foundry's have as many tokens as the sequence; what is not read of longer ones is said."""
+    mds_data.write_mds(tmp_path / "made", 6, encoding=encoding)
+    found = evaluate(capsys, "--job", trained_job / "job.toml", "--mds", tmp_path / "made")
+    assert found["tokens"] == 6 * (read - 1)
+    assert ("of each sample's 128 tokens the first 65 are read" in caplog.text) == (read == 65)
+
+
+def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for loss in (math.nan, math.inf):
+        assert math.isnan(Score(math.nan, 2, 3).numbers()["perplexity"] or 0)
+        show("step-1", {"val": Score(loss, 2, 3).numbers(), "train": Score(1.0, 2, 3).numbers()}, as_json=True)
+        found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert found["val"] == {"loss": None, "perplexity": None, "bits_per_byte": None, "tokens": 2, "bytes": 3}
+        assert found["train"]["loss"] == 1.0
+
+
+def copied(trained_job: Path, folder: Path) -> None:
+    """The job in another folder, whose TensorBoard is its own."""
+    shutil.copytree(trained_job, folder)
+    written = (folder / "job.toml").read_text().replace(str(trained_job), str(folder))
+    (folder / "job.toml").write_text(written)
+
+
 def test_each_checkpoint_is_watched_once(trained_job: Path, prepared_data: Path, tmp_path: Path, capsys: Any) -> None:
     """Until the job's last step, its numbers in the run's TensorBoard; what is half-written waits."""
-    shutil.copytree(trained_job, tmp_path / "job")
-    written = (tmp_path / "job/job.toml").read_text().replace(str(trained_job), str(tmp_path / "job"))
-    (tmp_path / "job/job.toml").write_text(written)
+    copied(trained_job, tmp_path / "job")
     (tmp_path / "job/out/checkpoint/step-3").mkdir()
     words = ["--watch", "--job", tmp_path / "job/job.toml", "--mds", prepared_data / "val"]
     for _ in range(2):  # the second finds nothing to do
@@ -119,6 +147,7 @@ def test_each_checkpoint_is_watched_once(trained_job: Path, prepared_data: Path,
 
 TASK = """
 task: endings
+tag: few
 dataset_path: json
 dataset_kwargs: {{ data_files: {{ test: "{data}" }} }}
 test_split: test
@@ -169,6 +198,20 @@ def test_lm_evals_tasks_give_what_its_own_hf_model_gives(
     assert exported["brier_score"] == pytest.approx(ours["brier_score"], rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("named", ["few", "end*"], ids=["tag", "pattern"])
+def test_tasks_by_a_tag_or_pattern_are_watched_once(
+    named: str, trained_job: Path, task: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    copied(trained_job, tmp_path / "job")
+    words = ["--watch", "--job", tmp_path / "job/job.toml", "--tasks", named, "--include-path", task]
+    for evaluated in (2, 0):
+        capsys.readouterr()
+        assert main(["evaluate", *map(str, words)]) == 0
+        assert capsys.readouterr().out.count("endings: acc") == evaluated
+
+
 def test_what_cannot_be_evaluated_is_one_message(
     trained_job: Path, prepared_data: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -180,6 +223,8 @@ def test_what_cannot_be_evaluated_is_one_message(
         ([], "say on what: --data DATA"),
         (["--data", str(tmp_path / "train_only.toml")], "has no eval loader"),
         (["--mds", str(tmp_path)], "there are no shards here"),
+        (["--mds", "s3://bucket/data"], "no folder here; name an address in a data config"),
+        (["--mds", str(mds_data.write_mds(tmp_path / "in/short", 4, encoding="ndarray:int32:32"))], "set seq_len = 32"),
         (["--text", str(tmp_path / "empty.txt")], "no text in"),
         ([str(tmp_path / "half"), "--mds", str(prepared_data / "val")], "no whole checkpoint"),
         ([str(tmp_path / "half"), "--watch", "--mds", str(prepared_data / "val")], "--watch takes the job's own"),

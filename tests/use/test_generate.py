@@ -64,6 +64,8 @@ def test_what_cannot_be_generated_from_is_one_message(trained_job: Path, tmp_pat
         (["--prompt", "x", "--max-new-tokens", "0"], "must be at least 1"),
         (["--prompt", "x", "--top-p", "0"], "above 0 and at most 1"),
         (["--prompt", "x", "--temperature", "-1"], "must be 0 (the likeliest token) or more"),
+        (["--prompt", "x", "--temperature", "nan"], "--temperature is nan"),
+        (["--prompt", "\udcff"], "is not UTF-8"),  # as Python gives the byte 0xff
         (["--prompt", "x", "--seed", "-1"], "--seed is -1"),
         (["--prompt", "x " * 200], "and the model has 64 positions"),
         (["--prompts", str(tmp_path / "empty")], "has no prompt"),

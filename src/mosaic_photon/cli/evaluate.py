@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError
@@ -58,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         if args.watch:
+            from mosaic_photon.use.tasks import leaf_tasks
             from mosaic_photon.use.watch import watch
 
-            watch(job.job, [*sets, *tasks], lambda path: show(*evaluate(path), args.json))
+            names = [*sets, *(leaf_tasks(manager, tasks) if tasks else [])]
+            watch(job.job, names, lambda path: show(*evaluate(path), args.json))
         else:
             show(*evaluate(args.model), args.json)
     except KeyboardInterrupt:
@@ -105,10 +108,17 @@ def show(path: str, numbers: Numbers, as_json: bool) -> Numbers:
     """Print what a checkpoint came to."""
     if as_json:
         alone = next(iter(numbers.values())) if len(numbers) == 1 else numbers
-        print(json.dumps({"checkpoint": path, **alone}), flush=True)
+        print(json.dumps(finite({"checkpoint": path, **alone})), flush=True)
         return numbers
     print(path)
     for name, metrics in numbers.items():
         shown = (f"{metric} {value:.6g}" for metric, value in metrics.items() if value is not None)
         print(f"  {name}: {', '.join(shown)}", flush=True)
     return numbers
+
+
+def finite(value: Any) -> Any:
+    """With null for numbers that JSON has not: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

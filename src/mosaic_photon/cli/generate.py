@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(args.max_new_tokens, 0 if args.greedy else args.temperature, args.top_p, args.seed)
     sampling.check()
+    check_text(args.prompt or "")
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
     from transformers import TextStreamer
 
@@ -56,6 +57,14 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 130
     return 0
+
+
+def check_text(prompt: str) -> None:
+    """Raises ConfigError: the command line's bytes were no UTF-8, so that the string has stand-ins for them."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--prompt {prompt!r} is not UTF-8.") from error
 
 
 def read_prompts(path: str) -> list[str]:

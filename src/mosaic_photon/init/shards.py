@@ -62,7 +62,7 @@ def look_at(place: str) -> Shards:
     where = {"local": path} if path is not None else {"remote": place.rstrip("/")}
     split, dataset = _open(where, place)
     try:
-        rows, encoding = _first_rows(dataset, place)
+        rows, encoding = first_rows(dataset, place)
         samples = dataset.num_samples
     finally:
         dataset.reader.close()
@@ -107,7 +107,7 @@ def _loader(where: dict[str, str], split: str | None) -> dict[str, Any]:
     return {"dataset": {**where, "split": split}}
 
 
-def _first_rows(dataset: ShardedDataset, place: str) -> tuple[list[NDArray[np.integer]], str | None]:
+def first_rows(dataset: ShardedDataset, place: str) -> tuple[list[NDArray[np.integer]], str | None]:
     """The tokens of the first samples; and their type, where they are stored as bytes."""
     for _, kind in dataset.kinds():
         if token_column(kind.columns, "int64", f"--mds {place!r}") is None:

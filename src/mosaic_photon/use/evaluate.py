@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.inspection import open_dataset
+from mosaic_photon.dataloader.shards.reader import token_column
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.init.shards import first_rows
 from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.places import file_path
 from mosaic_photon.prepare.read import read_piece
 from mosaic_photon.prepare.sources import LeftOut, cut, find_sources
 from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
@@ -48,7 +53,7 @@ class Score:
         bits = self.loss * self.tokens / math.log(2)
         return {
             "loss": self.loss,
-            "perplexity": math.exp(self.loss) if self.loss < 700 else math.inf,
+            "perplexity": math.inf if self.loss >= 700 else math.exp(self.loss),
             "bits_per_byte": bits / self.bytes if self.bytes else None,
             "tokens": self.tokens,
             "bytes": self.bytes,
@@ -94,7 +99,15 @@ def sets_of_data(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
 
 
 def sets_of_shards(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
-    """A folder of MDS shards, whole; or each of the folders in it that has some, as `prepare` writes train and val."""
+    """All samples of a folder of MDS shards; or of each folder in it that has some, as `prepare` writes train and val.
+
+    Raises:
+        ConfigError: there are none, they hold no tokens, or are shorter than `validation.seq_len`.
+    """
+    local = file_path(path)
+    if local is None:
+        raise ConfigError(f"--mds {path!r}: this is no folder here; name an address in a data config, --data DATA.")
+    path = local
     folders = [path, *sorted(os.path.join(path, name) for name in os.listdir(path))] if os.path.isdir(path) else []
     found = [folder for folder in folders if os.path.isfile(os.path.join(folder, "index.json"))]
     if not found:
@@ -102,9 +115,40 @@ def sets_of_shards(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
     named = {os.path.basename(os.path.abspath(folder)): folder for folder in (found[:1] if path in found else found)}
     loader = {"name": "text", "num_workers": 0, "drop_last": False}
     return {
-        name: _pass_over(job, tokenizer, {**loader, "dataset": {"local": folder, "shuffle": False}}, "--mds", None)
+        name: _pass_over(job, tokenizer, {**loader, "dataset": _dataset(folder, job.validation.seq_len)}, "--mds", None)
         for name, folder in named.items()
     }
+
+
+def _dataset(folder: str, seq_len: int) -> dict[str, Any]:
+    """As a data config would name these shards. Says so where the first samples are longer than what is read of one."""
+    dataset = open_dataset({"dataset": {"local": folder}})
+    try:
+        rows, encoding = first_rows(dataset, folder)
+        columns = [token_column(kind.columns, encoding or "int64", folder) for _, kind in dataset.kinds()]
+    finally:
+        dataset.reader.close()
+        dataset.cache.close()
+    found: dict[str, Any] = {
+        "local": folder,
+        "shuffle": False,
+        **({"token_encoding_type": encoding} if encoding else {}),
+    }
+    shortest = min((column.length for column in columns if column is not None and column.length), default=seq_len + 1)
+    longest = max(map(len, rows))
+    if shortest < seq_len:
+        raise ConfigError(
+            f"--mds {folder!r}: its samples have {shortest} tokens, less than the job's sequence length {seq_len}: set "
+            f"seq_len = {shortest} in [validation], with enable = true."
+        )
+    if shortest == seq_len:  # llm-foundry's, whose last token has no target
+        found["max_seq_len"] = seq_len
+    if longest > (width := found.get("max_seq_len", seq_len + 1)):
+        logging.getLogger(__name__).warning(
+            f"note: --mds {folder!r}: of each sample's {longest:,} tokens the first {width:,} are read, by the job's "
+            f"sequence length {seq_len:,}"
+        )
+    return found
 
 
 def _pass_over(

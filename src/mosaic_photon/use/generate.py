@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,10 @@ class Sampling:
         """Raises ConfigError: a value out of range."""
         if self.new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.new_tokens}, must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature is {self.temperature:g}, must be 0 (the likeliest token) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"--temperature is {self.temperature:g}, must be 0 (the likeliest token) or more, and finite"
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p:g}, must be above 0 and at most 1")
         if not 0 <= self.seed < 2**63:

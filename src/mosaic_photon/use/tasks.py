@@ -36,6 +36,16 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> Any:
     return manager
 
 
+def leaf_tasks(manager: Any, names: Sequence[str]) -> list[str]:
+    """The tasks that patterns, tags and groups stand for, by the names that lm-eval's results have.
+
+    Raises:
+        ConfigError: a task's data cannot be had, or it is in two of the groups.
+    """
+    matched = manager.match_tasks(list(names))
+    return list(ask_upstream(f"--tasks {','.join(names)}", (OSError, ValueError), manager.load, matched)["tasks"])
+
+
 def run_tasks(model: Any, tokenizer: Any, manager: Any, names: Sequence[str], rows: int) -> dict[str, dict[str, float]]:
     """Task -> metric -> value, as lm-eval's own `hf` model gives them.
 

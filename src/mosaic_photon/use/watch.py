@@ -23,12 +23,12 @@ def tensorboard_folder(job: MosaicJobConfig) -> str:
 
 
 def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str], Numbers]) -> None:
-    """Evaluate whole checkpoints as they come, until the one of the job's last step.
+    """Evaluate whole checkpoints as they come, until the one of the job config's last step.
 
     What has been evaluated is read from TensorBoard's files: a second process, or a later one, goes on from there.
 
     Args:
-        names: of the sets and tasks in what `evaluate` gives.
+        names: of the sets and tasks in what `evaluate` gives, each of which must be there.
         evaluate: from a checkpoint's folder to its numbers.
     """
     from torch.utils.tensorboard import SummaryWriter
