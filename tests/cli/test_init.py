@@ -185,7 +185,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_one_message(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistake_is_one_message(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # else it warns of forks, where other tests have used it
     make, words, message = MISTAKES[name]
     if make is not None:
         make(tmp_path / "at")

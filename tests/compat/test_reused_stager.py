@@ -7,8 +7,8 @@ from mosaic_photon.compat import reused_stager
 
 
 def test_a_stager_serves_more_than_one_checkpoint() -> None:
+    reused_stager.apply()
     stager = DefaultStager(StagingOptions(False, False, False, False))
-    reused_stager.keep_open(stager)
     weight = torch.zeros(3)
     for step in range(3):
         weight.fill_(step)

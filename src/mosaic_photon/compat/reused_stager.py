@@ -5,11 +5,14 @@ It clears, after each staging, what it copies by. TorchTitan 0.2.2 keeps one sta
 2.15 has not. Delete when the oldest torch that is run has pytorch/pytorch#183424.
 """
 
-from torch.distributed.checkpoint.staging import DefaultStager
+from functools import cache
+
+from torch.distributed.checkpoint.staging import StateDictStager
 
 NEEDED = "torch<2.15"
 
 
-def keep_open(stager: DefaultStager) -> None:
-    """Let this stager be used again; what it has pinned stays so, for the next save, until the stager is gone."""
-    stager._state_dict_stager.close = lambda: None  # type: ignore[method-assign]
+@cache
+def apply() -> None:
+    """Let this process use a stager again; what it has pinned stays so, for the next save, until the stager is gone."""
+    StateDictStager.close = lambda stager: None  # type: ignore[method-assign]

@@ -112,7 +112,7 @@ class Checkpointer(CheckpointManager):
                     path.unlink()
             description.write(checkpoint_id, self.model_args)
         if getattr(self, "stager", None) is not None:  # 0.3 saves by another package
-            reused_stager.keep_open(self.stager)
+            reused_stager.apply()
         return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
     def save_now(self, step: int) -> bool:

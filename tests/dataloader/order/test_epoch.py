@@ -67,6 +67,17 @@ def streaming_order(dataset: ShardedDataset, batch: int, epoch: int) -> NDArray[
     return ids[ids >= 0]
 
 
+@pytest.mark.parametrize("shuffle_algo", ["py1e", "py1br", "py1s"])
+def test_a_stream_that_is_left_no_samples_is_named(tmp_path: Path, shuffle_algo: str) -> None:
+    streams = {
+        name: {"local": index_of(tmp_path / name, [1]), "repeat": repeat} for name, repeat in (("few", 0.3), ("all", 1))
+    }
+    dataset = ShardedDataset({"streams": streams, "shuffle": True, "shuffle_algo": shuffle_algo,
+                              "batching_method": "per_stream"})  # fmt: skip
+    with pytest.raises(ConfigError, match="per_stream' takes samples of every stream, and stream 'few' is left none"):
+        dataset.order(1).length()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Streaming's, of few samples and small blocks
 @settings(max_examples=400, deadline=None)
 @given(

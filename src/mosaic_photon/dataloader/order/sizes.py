@@ -39,7 +39,22 @@ def fault_of_sizes(order: EpochOrder, widths: list[int]) -> str:
         parts = [Part("the epoch", sum(stream.choose for stream in order.streams), 1.0)]
     else:
         parts = [Part(f"stream {stream.name!r}", stream.choose, stream.proportion) for stream in order.streams]
-    return _fault_of_block(order, parts) or _fault_of_nodes(order, parts) or _fault_of_batch(order, parts, widths)
+    return (
+        _fault_of_nothing(order, parts)
+        or _fault_of_block(order, parts)
+        or _fault_of_nodes(order, parts)
+        or _fault_of_batch(order, parts, widths)
+    )
+
+
+def _fault_of_nothing(order: EpochOrder, parts: list[Part]) -> str:
+    empty = next((part.name for part in parts if part.share <= 0), "")
+    if not empty:
+        return ""
+    return (
+        f"batching_method: {order.batching_method!r} takes samples of every stream, and {empty} is left none (choose,"
+        f" repeat, proportion); give it more, or leave it out"
+    )
 
 
 def _fault_of_block(order: EpochOrder, parts: list[Part]) -> str:
