@@ -7,7 +7,7 @@ It clears, after each staging, what it copies by. TorchTitan 0.2.2 keeps one sta
 
 from functools import cache
 
-from torch.distributed.checkpoint._state_dict_stager import StateDictStager
+from torch.distributed.checkpoint.staging import StateDictStager  # type: ignore[attr-defined]
 
 NEEDED = "torch<2.15"
 

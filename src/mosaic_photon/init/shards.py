@@ -8,22 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mosaic_photon.dataloader.dataset import ShardedDataset
+from mosaic_photon.dataloader.first_rows import first_rows
 from mosaic_photon.dataloader.inspection import open_dataset
 from mosaic_photon.dataloader.shards.index import INDEX, DataError
-from mosaic_photon.dataloader.shards.reader import token_column
-from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, BYTE_TYPES
+from mosaic_photon.dataloader.tokens import ANY_VOCABULARY
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, read_json, write_json
 from mosaic_photon.places import file_path
 from mosaic_photon.prepare.record import FILE as RECORD
 from mosaic_photon.tokenizers import BYTE_LEVEL, CONFIG
-
-SAMPLES = 1000
-"""Read, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -105,37 +99,6 @@ def _has(where: dict[str, str], split: str) -> bool:
 
 def _loader(where: dict[str, str], split: str | None) -> dict[str, Any]:
     return {"dataset": {**where, "split": split}}
-
-
-def first_rows(dataset: ShardedDataset, place: str) -> tuple[list[NDArray[np.integer]], str | None]:
-    """The tokens of the first samples; and their type, where they are stored as bytes."""
-    for _, kind in dataset.kinds():
-        if token_column(kind.columns, "int64", f"--mds {place!r}") is None:
-            columns = ", ".join(column.name for column in kind.columns)
-            raise ConfigError(
-                f"--mds {place!r}: its samples have no tokens, but {columns}. `mosaic-photon prepare` makes tokens of"
-                " text; text shards as they are need a data config written by hand (docs/data.md)."
-            )
-    values = [dataset.get_item(number)["tokens"] for number in range(min(SAMPLES, dataset.num_samples))]
-    if not values:
-        raise ConfigError(f"--mds {place!r}: its index lists no sample.")
-    if not isinstance(values[0], bytes):
-        odd = next((value for value in values if value.ndim != 1 or value.dtype.kind not in "iu"), None)
-        if odd is not None:
-            raise ConfigError(f"--mds {place!r}: its tokens are {odd.dtype.name} of shape {odd.shape}, no row of ids.")
-        return values, None
-    for name in BYTE_TYPES:
-        dtype = np.dtype(name)
-        if all(_are_ids(value, dtype) for value in values):
-            return [np.frombuffer(value, dtype) for value in values], name
-    raise ConfigError(f"--mds {place!r}: its tokens are stored as bytes that are no ids of {', '.join(BYTE_TYPES)}.")
-
-
-def _are_ids(value: bytes, dtype: np.dtype[Any]) -> bool:
-    if len(value) % dtype.itemsize:
-        return False
-    ids = np.frombuffer(value, dtype)
-    return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < ANY_VOCABULARY)
 
 
 def named_tokenizer(shards: Shards) -> str | None:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.first_rows import first_rows, least_tokens
 from mosaic_photon.dataloader.inspection import open_dataset
-from mosaic_photon.dataloader.shards.reader import token_column
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.init.shards import first_rows
 from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.places import file_path
@@ -125,7 +124,7 @@ def _dataset(folder: str, seq_len: int) -> dict[str, Any]:
     dataset = open_dataset({"dataset": {"local": folder}})
     try:
         rows, encoding = first_rows(dataset, folder)
-        columns = [token_column(kind.columns, encoding or "int64", folder) for _, kind in dataset.kinds()]
+        shortest = least_tokens(dataset, encoding, folder) or seq_len + 1
     finally:
         dataset.reader.close()
         dataset.cache.close()
@@ -134,7 +133,6 @@ def _dataset(folder: str, seq_len: int) -> dict[str, Any]:
         "shuffle": False,
         **({"token_encoding_type": encoding} if encoding else {}),
     }
-    shortest = min((column.length for column in columns if column is not None and column.length), default=seq_len + 1)
     longest = max(map(len, rows))
     if shortest < seq_len:
         raise ConfigError(
