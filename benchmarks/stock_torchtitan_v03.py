@@ -23,7 +23,7 @@ def config(folder: str, text: str, steps: int) -> Any:
     made.dump_folder = folder
     made.loss = CrossEntropyLoss.Config(global_vocab_size=decoder_vocab_size(made.model_spec))
     made.dataloader = HuggingFaceTextDataLoader.Config(dataset="c4_test", dataset_path=text)
-    made.activation_checkpoint, made.validator, made.debug.seed = None, None, 17
+    made.activation_checkpoint, made.validator.enable, made.debug.seed = None, False, 17
     made.training.steps, made.training.local_batch_size, made.training.seq_len = steps, 4, 256
     made.training.mixed_precision_param = "float32"
     made.metrics.log_freq, made.metrics.disable_color_printing = 1, True
