@@ -4,18 +4,16 @@ python benchmarks/stock_torchtitan.py --job.config_file=JOB.toml [TorchTitan fla
 """
 
 import os
-import socket
 
 from mosaic_photon.compat import cpu_device_type, cpu_metrics, cpu_pg_timeouts
+from mosaic_photon.train_with_mosaic import be_one_process, free_port
 
 
 def one_process() -> None:
     """What torchrun sets, for a job of one process."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(name, value)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
+    be_one_process()
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Names of parameters and modules without what wrapping inserts, public names found on demand, sizes for people."""
+"""Names: of parameters without what wrapping inserts, of values in tables, public ones on demand; sizes for people."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mosaic_photon.foundry import NAMES, needed
@@ -30,6 +30,15 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
         return getattr(module, name)
 
     return find
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a table and of those in it, each by its whole name."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def human_size(count: float) -> str:

@@ -204,8 +204,7 @@ def build_train_spec(name: str) -> TrainSpec:
     """
     if name.removesuffix(SUFFIX) in NOT_TEXT:
         raise ConfigError(f"model.name: {name!r} is no language model, and Mosaic streams are text here.")
-    if name not in known_models():
-        known = known_models()
+    if name not in (known := known_models()):
         if instead := titan.release().NOT_HERE.get(name.removesuffix(SUFFIX)):
             raise ConfigError(f"model.name = {name!r}: {instead}. Here there are {', '.join(known)}.")
         raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known)}")

@@ -22,7 +22,7 @@ from mosaic_photon.cli import main
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.titan.releases import installed
 from mosaic_photon.use import export as exporting
-from mosaic_photon.use.checkpoint import job_model, open_model
+from mosaic_photon.use.checkpoint import job_model
 from mosaic_photon.use.formats import format_of
 from mosaic_photon.use.weights import Weights
 from use import trained
@@ -76,7 +76,7 @@ def test_exported_and_imported(case: str, tmp_path: Path) -> None:
     assert first.stored.keys() == second.stored.keys()
     if "no powers" not in case or "MuP" in architecture:
         assert [name for name in first.stored if not torch.equal(first.read(name), second.read(name))] == []
-    torch.testing.assert_close(trained.logits(open_model(model, str(back))), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trained.logits(trained.opened(model, str(back))), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

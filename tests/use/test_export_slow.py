@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import jobs
 from mosaic_photon.cli import main
-from mosaic_photon.use.checkpoint import job_model, open_model
+from mosaic_photon.use.checkpoint import job_model
 from use import trained
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def exported(folder: Path) -> torch.Tensor:
     job = str(folder / "job.toml")
     assert main(["export", str(folder / "out/checkpoint"), str(folder / "hf"), "--job", job]) == 0
     given = trained.logits(AutoModelForCausalLM.from_pretrained(folder / "hf").eval(), trained.TOKENS).logits
-    opened = open_model(job_model(job), str(folder / "out/checkpoint/step-2"))
+    opened = trained.opened(job_model(job), str(folder / "out/checkpoint/step-2"))
     torch.testing.assert_close(given, trained.logits(opened), rtol=1e-5, atol=1e-5)
     return given
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.use.checkpoint import check_weights, find_checkpoint, job_model, open_model
+from mosaic_photon.use.checkpoint import check_weights, find_checkpoint, job_model
 from use import trained
 
 
@@ -17,9 +17,8 @@ def test_a_checkpoint_is_opened(tmp_path: Path, name: str, overrides: str) -> No
     model, drawn, folder = trained.saved(tmp_path, name, overrides)
     (tmp_path / "out/checkpoint/step-20").mkdir()  # half-written
     assert find_checkpoint(model) == find_checkpoint(model, str(folder)) == str(folder)
-    opened = open_model(model, str(folder))
+    opened = trained.opened(model, folder)
     assert all(torch.equal(value, drawn.state_dict()[key]) for key, value in opened.state_dict().items())
-    assert {p.dtype for p in open_model(model, str(folder), dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

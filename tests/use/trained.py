@@ -13,7 +13,7 @@ import jobs
 from mosaic_photon import titan
 from mosaic_photon.checkpoints import description
 from mosaic_photon.models.resized import build
-from mosaic_photon.use.checkpoint import JobModel, job_model
+from mosaic_photon.use.checkpoint import JobModel, check_weights, job_model
 
 HEAD = """
 [job]
@@ -86,3 +86,10 @@ def saved(folder: Path, *job: str, **options: str) -> tuple[JobModel, nn.Module,
     model = job_model(str(write_job(folder, *job, **options)))
     checkpoint = folder / "out/checkpoint/step-10"
     return model, write_checkpoint(checkpoint, model), checkpoint
+
+
+def opened(model: JobModel, folder: str | Path) -> nn.Module:
+    """The job's model with the checkpoint's weights."""
+    built = build(model.spec.model_cls, model.args, seed=0)
+    check_weights(model, str(folder)).read_into(built.state_dict())
+    return built.eval()

@@ -53,7 +53,7 @@ def read_shapes(folder: str) -> Shapes:
 
 
 def hf_shapes(folder: str) -> Shapes:
-    """Every tensor in a folder's safetensors, from their headers.
+    """Every tensor in a folder's safetensors, from their headers, but for rotations' frequencies, which are no weights.
 
     Raises:
         ConfigError: a file that is damaged.
@@ -64,7 +64,8 @@ def hf_shapes(folder: str) -> Shapes:
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if not name.endswith("inv_freq")]  # noqa: SIM118
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{path} cannot be read ({error}).") from None
     return shapes

@@ -6,7 +6,7 @@ Written are all of the model args; compared is what shapes the model's function 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import write_whole
 from mosaic_photon.mup.table import on_the_function
+from mosaic_photon.names import dotted
 
 FILE = "mosaic_photon.json"
 VERSION = 1
@@ -115,15 +116,7 @@ def function_of(model_args: Mapping[str, Any]) -> dict[str, Any]:
     longest = args.pop("max_seq_len", None)
     if "mscale" in args:  # DeepSeek V3 stretches its positions, and scales its scores, beyond this length
         args["max_seq_len > original_seq_len"] = longest > args["original_seq_len"]
-    flat = {name: value for name, value in _flat(args) if not LEFT_OUT & {name, name.partition(".")[0]}}
+    flat = {name: value for name, value in dotted(args) if not LEFT_OUT & {name, name.partition(".")[0]}}
     if flat.get("attn_config.rope") and flat.get("attn_config.rope_hf_config.type") == "dynamic":
         flat["max_seq_len"] = longest
     return flat
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

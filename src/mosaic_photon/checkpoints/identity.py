@@ -62,7 +62,7 @@ def mismatches(start: Start, job: MosaicJobConfig, spec: TrainSpec, model: nn.Mo
     assert start.path is not None
     if start.hf:
         named, lost = in_hf_format(job, spec, model)
-        theirs = {name: shape for name, shape in hf_shapes(start.path).items() if not name.endswith("inv_freq")}
+        theirs = hf_shapes(start.path)
         lines = compare_models(start.path, theirs, shapes_of(named))
         return lines + ([f"TorchTitan does not know {names_of(lost)} in Hugging Face's format"] if lost else [])
     shapes = read_shapes(start.path)

@@ -12,10 +12,8 @@ from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
     from mosaic_photon.use.checkpoint import JobModel
-    from mosaic_photon.use.evaluate import Sets
+    from mosaic_photon.use.evaluate import Numbers, Sets
     from mosaic_photon.use.opened import Opened
-
-Numbers = dict[str, dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +55,14 @@ def run(args: argparse.Namespace) -> int:
         opened = open_in_transformers(job, path)
         return opened.path, numbers_of(opened, sets, manager, tasks)
 
-    try:
-        if args.watch:
-            from mosaic_photon.use.tasks import leaf_tasks
-            from mosaic_photon.use.watch import watch
+    if args.watch:
+        from mosaic_photon.use.tasks import leaf_tasks
+        from mosaic_photon.use.watch import watch
 
-            names = [*sets, *(leaf_tasks(manager, tasks) if tasks else [])]
-            watch(job.job, names, lambda path: show(*evaluate(path), args.json))
-        else:
-            show(*evaluate(args.model), args.json)
-    except KeyboardInterrupt:
-        return 130
+        names = [*sets, *(leaf_tasks(manager, tasks) if tasks else [])]
+        watch(job.job, names, lambda path: show(*evaluate(path), args.json))
+    else:
+        show(*evaluate(args.model), args.json)
     return 0
 
 

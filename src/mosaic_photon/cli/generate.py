@@ -42,20 +42,14 @@ def run(args: argparse.Namespace) -> int:
 
     opened = open_in_transformers(job_model(args.job), args.model)
     model, tokenizer = opened.model, opened.tokenizer
-    try:
-        for ids, prompt in [(encode(model, tokenizer, prompt), prompt) for prompt in prompts]:
-            if args.json:
-                new = generate(model, tokenizer, ids, sampling)
-                text = tokenizer.decode(new, skip_special_tokens=True)
-                print(json.dumps({"prompt": prompt, "text": text, "tokens": new}), flush=True)
-                continue
-            print(prompt, end="", flush=True)
-            generate(
-                model, tokenizer, ids, sampling, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-            )
-    except KeyboardInterrupt:
-        print()
-        return 130
+    for ids, prompt in [(encode(model, tokenizer, prompt), prompt) for prompt in prompts]:
+        if args.json:
+            new = generate(model, tokenizer, ids, sampling)
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            print(json.dumps({"prompt": prompt, "text": text, "tokens": new}), flush=True)
+            continue
+        print(prompt, end="", flush=True)
+        generate(model, tokenizer, ids, sampling, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
     return 0
 
 

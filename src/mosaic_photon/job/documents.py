@@ -26,7 +26,10 @@ def uses_sequence_id(model_args: Any) -> bool:
 
 def in_words(job: MosaicJobConfig, model_args: Any) -> str | None:
     """What attention does at the ends of documents; None where nobody knows of any."""
-    given = " ".join(f"{name} = {token}" for name, token in separators(job).items())
+    between = separators(job)
+    if masks_by_end_token(model_args) and not job.mosaic.separate_documents:
+        between.pop("bos_token_id", None)  # by itself it looks for the tokenizer's eos
+    given = " ".join(f"{name} = {token}" for name, token in between.items())
     if masks_by_end_token(model_args) or uses_sequence_id(model_args):
         return f"attention stays within each ({given or 'by the end token of the tokenizer'})"
     if given:

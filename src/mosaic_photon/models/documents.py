@@ -7,6 +7,7 @@ from mosaic_photon import titan
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.documents import separators
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.names import dotted
 from mosaic_photon.titan.spec import TrainSpec
 
 
@@ -37,8 +38,9 @@ def separate_documents(spec: TrainSpec, job: MosaicJobConfig) -> None:
             f"{asked}: TorchTitan 0.2.2 knows documents by the token at their end, and the data config gives "
             "bos_token_id; set eos_token_id if there is one, or train on TorchTitan 0.3."
         )
-    for name, value in _dotted(wanted):
-        said = dict(_dotted(job.model.overrides)).get(name, value)
+    overrides = dict(dotted(job.model.overrides))
+    for name, value in dotted(wanted):
+        said = overrides.get(name, value)
         if said != value and not (name == "attn_type" and said == "varlen"):
             raise ConfigError(f"{asked} needs {name} = {value!r}, and [model.overrides] sets {said!r}; leave one out.")
     spec.model_args[job.model.flavor] = dataclasses.replace(
@@ -56,10 +58,3 @@ def _settings(args: Any) -> dict[str, Any] | None:
     if args.attn_type == "sdpa" and getattr(args, "every_n_layers_nope", None):
         return None  # with its other attention it looks at blocks of a row, which do not begin where documents do
     return {"attn_type": "varlen" if args.attn_type == "varlen" else "flex", "attn_mask_type": "block_causal"}
-
-
-def _dotted(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for name, value in table.items():
-        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs

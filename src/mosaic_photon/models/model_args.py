@@ -89,25 +89,18 @@ def check_flex_heads(job: MosaicJobConfig, facts: Facts) -> None:
         ConfigError: the model attends by it, with heads of fewer than SMALLEST_FLEX_HEAD dimensions.
     """
     model_args = facts.model_args
-    if facts.on_cpu or not _attends_by_flex(model_args):
+    by_flex = getattr(model_args, "attends_by_flex", getattr(model_args, "attn_type", "sdpa") == "flex")
+    if facts.on_cpu or not by_flex:
         return
     width = getattr(model_args, "dim", None) or model_args.d_model
-    size = getattr(model_args, "head_dim", None) or width // model_args.n_heads
+    own = getattr(model_args, "head_dim", None) or getattr(model_args, "v_head_dim", None)  # the second is DeepSeek's
+    size = own or width // model_args.n_heads
     if size < SMALLEST_FLEX_HEAD:
         raise ConfigError(
             f"{job.model.name} {job.model.flavor} has heads of {size} dimensions, and on a GPU flex attention, by "
             f"which it attends, has kernels for {SMALLEST_FLEX_HEAD} and more. Set fewer heads (n_heads) or a wider "
             "model in [model.overrides]."
         )
-
-
-def _attends_by_flex(model_args: Any) -> bool:
-    attn = getattr(model_args, "attn_config", None)
-    if attn is None:
-        by_flex: bool = getattr(model_args, "attends_by_flex", getattr(model_args, "attn_type", "sdpa") == "flex")
-        return by_flex
-    biased = attn["alibi"] or attn["attn_uses_sequence_id"] or attn["sliding_window_size"] != -1
-    return bool(biased and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"])
 
 
 def check_experts(moe_args: Any) -> None:

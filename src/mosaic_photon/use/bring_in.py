@@ -79,7 +79,7 @@ def read(model: JobModel, folder: str) -> Tensors:
 
         return read_checkpoint(folder, model.args, unfold=True)
     form = format_of(model)
-    shapes = {name: shape for name, shape in hf_shapes(folder).items() if not name.endswith("inv_freq")}
+    shapes = dict(hf_shapes(folder))
     if not shapes:
         raise ConfigError(f"{folder}: there are no .safetensors files in it.")
     differs = config_differences(Path(folder), form)
@@ -91,6 +91,7 @@ def read(model: JobModel, folder: str) -> Tensors:
             f"{folder} is of another model than the job {model.path}:\n{as_lines(differs)}\nthe job's [model] and "
             "[model.overrides] say which model it is."
         )
+    assert form.from_hf is not None
     homeless = {name: torch.zeros(model.shapes[name]) for name in form.homeless}
     return form.from_hf(read_safetensors(folder, set(shapes))) | homeless
 

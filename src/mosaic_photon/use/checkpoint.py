@@ -10,10 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from mosaic_photon import titan
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import as_lines
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps
@@ -21,7 +19,6 @@ from mosaic_photon.checkpoints.identity import mismatches
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.model_args import build_on_meta
-from mosaic_photon.models.resized import build
 from mosaic_photon.tokenizers import read_tokenizer, special_id
 from mosaic_photon.train_spec import load_job_model, spec_of_job
 from mosaic_photon.use.weights import Weights
@@ -85,9 +82,8 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
         return folder
     if not os.path.isdir(folder):
         raise ConfigError(f"{folder}: there is no such folder of checkpoints.")
-    steps = [there for there in complete_steps(folder).values() if os.path.isfile(os.path.join(there, METADATA))]
-    if steps:
-        return steps[-1]
+    if steps := whole_steps(folder):
+        return steps[max(steps)]
     if any(name.endswith(".safetensors") for name in os.listdir(folder)):
         raise ConfigError(
             f"{folder} holds safetensors, not a checkpoint of a run: mosaic-photon import makes one of it."
@@ -95,6 +91,12 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
             else f"{folder} holds safetensors (checkpoint.last_save_in_hf): name the run's checkpoint before it."
         )
     raise ConfigError(f"{folder}: there is no whole checkpoint in it (a folder step-N with {METADATA}).")
+
+
+def whole_steps(folder: str) -> dict[int, str]:
+    """The run's own checkpoints in a folder, not those in Hugging Face's format, oldest first."""
+    steps = complete_steps(folder).items()
+    return {step: path for step, path in steps if os.path.isfile(os.path.join(path, METADATA))}
 
 
 def check_weights(model: JobModel, folder: str) -> Weights:
@@ -113,29 +115,3 @@ def check_weights(model: JobModel, folder: str) -> Weights:
     if differs:
         raise ConfigError(f"{folder} is of another model than the job {model.path}:\n{as_lines(differs)}\n{hint}.")
     return weights
-
-
-def open_model(model: JobModel, folder: str, device: str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
-    """The job's model with the checkpoint's weights, for inference.
-
-    Args:
-        folder: a checkpoint, as `find_checkpoint` gives it; it is compared with the job.
-        dtype: of its parameters; None: `training.dtype`.
-
-    Raises:
-        ConfigError: as `check_weights`.
-    """
-    weights = check_weights(model, folder)
-    if device == "cpu":
-        for workaround in titan.release().CPU_WORKAROUNDS:
-            workaround.apply()
-
-    def in_dtype(args: Any) -> nn.Module:
-        built: nn.Module = model.spec.model_cls(args)
-        for parameter in built.parameters():  # not buffers: positions are complex numbers
-            parameter.data = parameter.data.to(dtype or getattr(torch, model.job.training.dtype))
-        return built
-
-    opened = build(in_dtype, copy.deepcopy(model.args), seed=0, device=device)
-    weights.read_into(opened.state_dict())
-    return opened.eval().requires_grad_(False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.first_rows import first_rows, least_tokens
 from mosaic_photon.dataloader.inspection import open_dataset
+from mosaic_photon.dataloader.tokens import IGNORED
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -29,11 +30,12 @@ from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
 from mosaic_photon.token_bytes import TokenBytes
 from mosaic_photon.tokenizers import special_id
 
-IGNORED = -100
 Batch = tuple[dict[str, Tensor], Tensor]
 """{"input": int64 [B, S]}, and the label of each place, -100 where there is none."""
 Sets = dict[str, Callable[[], Iterator[Batch]]]
 """Name -> what begins a pass over the set."""
+Numbers = dict[str, dict[str, Any]]
+"""Set or task -> metric -> value."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def sets_of_text(job: MosaicJobConfig, path: str) -> Sets:
         for source in sources:
             for piece in cut(source, cuttable=False):
                 for fragment in read_piece(piece, "text"):
+                    if not fragment.text:
+                        continue
                     ids = tokenizer.encode(fragment.text, add_special_tokens=False).ids
                     end = [] if eos is None else [eos]
                     yield [*(begin if fragment.first else []), *ids, *(end if fragment.last else [])]

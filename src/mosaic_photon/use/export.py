@@ -46,9 +46,7 @@ def export(model: JobModel, checkpoint: str, out: str, dtype: torch.dtype | None
         ConfigError: the checkpoint is no whole one of the job's model; transformers has no such model; the tokenizer
             has more tokens than the model; `out` is there, or has no room.
     """
-    weights, form = check_weights(model, checkpoint), format_of(model)
-    tokenizer = fitting_tokenizer(model.job, model.args)
-    check_homeless(weights, form, model)
+    weights, form, tokenizer = checked(model, checkpoint)
     stored = weights.stored[next(iter(model.shapes))].properties.dtype
     needed = weights.bytes * (dtype or stored).itemsize // stored.itemsize
     with new_folder("OUT", out, needed) as part:
@@ -56,25 +54,28 @@ def export(model: JobModel, checkpoint: str, out: str, dtype: torch.dtype | None
         write_rest(part, form, Path(model.job.model.hf_assets_path), tokenizer, dtype or stored)
 
 
-def in_memory(model: JobModel, checkpoint: str, dtype: torch.dtype | None = None) -> Any:
-    """What transformers would load from the exported folder, without the folder.
+def checked(model: JobModel, checkpoint: str) -> tuple[Weights, Format, Tokenizer]:
+    """The checkpoint, how transformers has the model, and its tokenizer. Raises ConfigError: as `export`."""
+    weights, form = check_weights(model, checkpoint), format_of(model)
+    tokenizer = fitting_tokenizer(model.job, model.args)
+    check_homeless(weights, form, model)
+    return weights, form, tokenizer
 
-    Args:
-        dtype: of the weights; None: as the checkpoint has them.
+
+def in_memory(model: JobModel, checkpoint: str) -> Any:
+    """What transformers would load from the exported folder, in the checkpoint's dtype, without the folder.
 
     Raises:
         ConfigError: as `export`.
     """
-    weights, form = check_weights(model, checkpoint), format_of(model)
-    tokenizer = fitting_tokenizer(model.job, model.args)
-    check_homeless(weights, form, model)
+    weights, form, tokenizer = checked(model, checkpoint)
     state: Tensors = {}
     for layer in layers(model, weights, form):
-        state |= in_dtype(layer, dtype)
+        state |= in_dtype(layer, None)
     model_cls = class_of(form.config["architectures"][0])
     config = model_cls.config_class(**form.config, **special_ids(model.job.model.hf_assets_path, tokenizer))
     stored = next(iter(state.values())).dtype
-    return model_cls.from_pretrained(None, config=config, state_dict=state, torch_dtype=stored).eval()
+    return model_cls.from_pretrained(None, config=config, state_dict=state, torch_dtype=stored)
 
 
 def class_of(architecture: str) -> Any:

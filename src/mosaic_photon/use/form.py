@@ -19,8 +19,8 @@ class Format:
     """config.json, without what belongs to the tokenizer and the dtype."""
     to_hf: Callable[[Tensors], Tensors]
     """Tensors by the job's names, all of a layer's together -> by Hugging Face's, multipliers folded in."""
-    from_hf: Callable[[Tensors], Tensors]
-    """The inverse, of all tensors."""
+    from_hf: Callable[[Tensors], Tensors] | None = None
+    """The inverse, of all tensors; None for an MPT, which has a way in of its own."""
     named: Mapping[str, Any] = field(default_factory=dict)
     """Hugging Face's names, with tensors on the meta device."""
     homeless: tuple[str, ...] = ()

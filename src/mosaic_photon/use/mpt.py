@@ -11,7 +11,7 @@ from typing import Any
 
 from mosaic_photon.models.mpt_mup.args import DEFAULT_ACT_FN, MPTMuPModelArgs, act_fn, logit_scale, softmax_scale
 from mosaic_photon.models.mpt_mup.hf import match_qkv, multiplier
-from mosaic_photon.models.mpt_mup.state_dict_adapter import from_foundry_name, to_foundry_name
+from mosaic_photon.models.mpt_mup.state_dict_adapter import to_foundry_name
 from mosaic_photon.mup import table as rules
 from mosaic_photon.use.checkpoint import JobModel
 from mosaic_photon.use.form import Format, Tensors
@@ -37,16 +37,12 @@ def mpt_format(model: JobModel) -> Format:
     """Folded or carried, as the model's args allow. Import reads MPTs by `models.mpt_mup.hf.read_checkpoint`."""
     args: MPTMuPModelArgs = model.args
     if not is_native(args):
-        return Format(carried_config(args), _renamed, _by_our_names, files={STUB: STUB_TEXT.encode()})
-    return Format(native_config(args), lambda part: _renamed(folded(part, args)), _by_our_names)
+        return Format(carried_config(args), _renamed, files={STUB: STUB_TEXT.encode()})
+    return Format(native_config(args), lambda part: _renamed(folded(part, args)))
 
 
 def _renamed(part: Tensors) -> Tensors:
     return {to_foundry_name(name): tensor for name, tensor in part.items()}
-
-
-def _by_our_names(part: Tensors) -> Tensors:
-    return {from_foundry_name(name): tensor for name, tensor in part.items()}
 
 
 def is_native(args: MPTMuPModelArgs) -> bool:

@@ -76,7 +76,7 @@ def open_in_transformers(job: JobModel, path: str | None = None) -> Opened:
     else:
         path, tokenizer = find_checkpoint(job, path), transformers_tokenizer(job.job.model.hf_assets_path)
         model = in_memory(job, path)
-    return Opened(path, job, model.eval().requires_grad_(False).to(device_type), tokenizer)
+    return Opened(path, job, model.requires_grad_(False).to(device_type), tokenizer)
 
 
 def document_ids(tokens: Tensor, between: Mapping[str, int]) -> Tensor:

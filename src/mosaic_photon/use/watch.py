@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Callable, Collection
 
-from mosaic_photon.checkpoints.find import METADATA, checkpoint_folder, complete_steps
+from mosaic_photon.checkpoints.find import METADATA, checkpoint_folder
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.use.checkpoint import whole_steps
+from mosaic_photon.use.evaluate import Numbers
 
-Numbers = dict[str, dict[str, float | None]]
-"""Set or task -> metric -> value."""
 SECONDS = 5.0
 """Between two looks at the folder."""
 
@@ -37,10 +37,11 @@ def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str]
     done = evaluated_steps(tensorboard_folder(job), names)
     with SummaryWriter(tensorboard_folder(job)) as writer:
         while True:
-            steps = [step for step, path in complete_steps(folder).items() if os.path.isfile(f"{path}/{METADATA}")]
-            for step in (step for step in steps if step not in done):
+            steps = whole_steps(folder)
+            for step, path in steps.items():
+                if step in done:
+                    continue
                 done.add(step)
-                path = os.path.join(folder, f"step-{step}")
                 try:
                     numbers = evaluate(path)
                 except (ConfigError, OSError) as error:

@@ -218,6 +218,13 @@ class MPTMuPModelArgs(BaseModelArgs):
         if parallelism.context_parallel_degree > 1:
             self._check_context_parallel()
 
+    @property
+    def attends_by_flex(self) -> bool:
+        """Whether, on a GPU, flex attention is what the model attends by."""
+        attn = self.attn_config
+        biased = attn["alibi"] or attn["attn_uses_sequence_id"] or attn["sliding_window_size"] != -1
+        return bool(biased and attn["attn_impl"] == "sdpa" and not attn["attn_pdrop"])
+
     def _check_tensor_parallel(self, tp: int) -> None:
         attn = self.attn_config
         if attn["fused_qkv"]:

@@ -48,9 +48,9 @@ def unfolded(state: Mapping[str, Tensor], args: MPTMuPModelArgs) -> dict[str, Te
     """The weights divided by the multipliers; those of a tied head and its embedding may differ then."""
     head, embedding = "output.lm_head.weight", "tok_embeddings.wte.weight"
     tied = {head: state[embedding]} if args.tie_word_embeddings and head not in state and embedding in state else {}
-    factors = {name: multiplier(name, args) for name in {**state, **tied}}
     return {
-        name: tensor if factors[name] == 1.0 else tensor / factors[name] for name, tensor in {**state, **tied}.items()
+        name: tensor if (factor := multiplier(name, args)) == 1.0 else tensor / factor
+        for name, tensor in {**state, **tied}.items()
     }
 
 

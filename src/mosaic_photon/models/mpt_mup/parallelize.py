@@ -20,10 +20,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from mosaic_photon.job.layout_checks import (
-    check_sequences,
-    compiles_model,
-)
+from mosaic_photon.job.layout_checks import check_sequences, compiles_model
 from mosaic_photon.models.mpt_mup.attention import CausalAttention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.titan.config import TORCH_DTYPE_MAP

@@ -21,10 +21,6 @@ class BaseModelArgs:
     def update_from_config(self, job_config: Any, **kwargs: Any) -> None:
         """Take what the job says of the model, such as its sequence length."""
 
-    @abstractmethod
-    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-        """Parameters, and floating-point operations a token."""
-
 
 class ModelProtocol(nn.Module):
     """What 0.3's trainer asks of a model beside its forward pass and `init_weights`."""

@@ -23,7 +23,7 @@ from mosaic_photon.titan.v03.models import (
     ends,
     feed_forward,
     last_std,
-    norm,
+    norms,
 )
 from mosaic_photon.titan.v03.names import EXPERTS, HEAD, Names
 
@@ -146,8 +146,7 @@ def _layer(args: DeepSeekV3Args, layer_id: int) -> Any:
     attention.q_norm.eps = attention.kv_norm.eps = args.norm_eps
     return DeepSeekV3TransformerBlock.Config(
         attention=attention,
-        attention_norm=norm(args.dim, args.norm_eps),
-        ffn_norm=norm(args.dim, args.norm_eps),
+        **norms(args),
         feed_forward=feed_forward(args.dim, args.inter_dim, last) if dense else None,
         moe=None if dense else experts(args.moe_args, args.dim, args.moe_inter_dim, last),
     )

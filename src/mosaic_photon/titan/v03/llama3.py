@@ -21,7 +21,7 @@ from mosaic_photon.titan.v03.models import (
     ends,
     feed_forward,
     last_std,
-    norm,
+    norms,
 )
 
 __all__ = ["Adapter", "Llama3", "Llama3Args", "flavors", "parallelize"]
@@ -124,8 +124,7 @@ def _layer(args: Llama3Args, layer_id: int) -> Any:
     )
     hidden = compute_ffn_hidden_dim(args.dim, multiple_of=args.multiple_of, ffn_dim_multiplier=args.ffn_dim_multiplier)
     return Llama3TransformerBlock.Config(
-        attention_norm=norm(args.dim, args.norm_eps),
-        ffn_norm=norm(args.dim, args.norm_eps),
+        **norms(args),
         attention=attention,
         feed_forward=feed_forward(args.dim, hidden, last),
     )

@@ -45,11 +45,6 @@ class DecoderArgs(BaseModelArgs):
             logging.getLogger().warning(f"Sequence length {seq_len} exceeds original maximum {self.max_seq_len}.")
         self.max_seq_len = seq_len
 
-    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-        """TorchTitan's count."""
-        counted: tuple[int, int] = self.titan_config().get_nparams_and_flops(model, seq_len)
-        return counted
-
     @abstractmethod
     def titan_config(self, seed: int | None = None) -> Any:
         """0.3's config of the model. seed: the job's; None draws one.
@@ -153,6 +148,11 @@ def ends(args: Any, norm_eps: float | None) -> dict[str, Any]:
             in_features=args.dim, out_features=args.vocab_size, param_init=cut_normal(head_std, 3 * head_std)
         ),
     }
+
+
+def norms(args: Any) -> dict[str, Any]:
+    """Those of a layer."""
+    return {"attention_norm": norm(args.dim, args.norm_eps), "ffn_norm": norm(args.dim, args.norm_eps)}
 
 
 def norm(dim: int, eps: float | None) -> Any:

@@ -24,6 +24,7 @@ from mosaic_photon.titan.v03.models import (
     feed_forward,
     last_std,
     norm,
+    norms,
 )
 
 __all__ = ["Adapter", "Qwen3", "Qwen3Args", "flavors", "parallelize"]
@@ -131,8 +132,7 @@ def _layer(args: Qwen3Args, layer_id: int) -> Any:
         qk_norm=norm(args.head_dim, args.norm_eps) if args.qk_norm else None,
     )
     return Qwen3TransformerBlock.Config(
-        attention_norm=norm(args.dim, args.norm_eps),
-        ffn_norm=norm(args.dim, args.norm_eps),
+        **norms(args),
         attention=attention,
         moe=experts(args.moe_args, args.dim, args.moe_inter_dim, last) if args.moe_enabled else None,
         feed_forward=None if args.moe_enabled else feed_forward(args.dim, args.hidden_dim, last),
