@@ -1,5 +1,6 @@
 """What is asked of a model's sizes before it is built."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,3 +40,12 @@ def test_small_heads_may_attend_without_flex_attention() -> None:
 def test_titan_s_own_models_are_judged_too() -> None:
     with pytest.raises(ConfigError, match="heads of 8 dimensions"):
         check_flex_heads(JOB, on("cuda", TransformerModelArgs(dim=32, n_heads=4, attn_type="flex")))
+
+
+def test_heads_are_as_wide_as_what_they_read() -> None:
+    """DeepSeek's are not its width over their number."""
+    from torchtitan.models.deepseek_v3 import deepseekv3_args
+
+    args = dataclasses.replace(deepseekv3_args["debugmodel_flex_attn"], n_heads=32)
+    assert args.dim // args.n_heads < 16 <= args.v_head_dim
+    check_flex_heads(JOB, on("cuda", args))

@@ -78,7 +78,8 @@ def test_shards_and_text(trained_job: Path, prepared_data: Path, tmp_path: Path,
 
     text = "def naïve(): return '東京'\n" * 9
     (tmp_path / "a.txt").write_text(text)
-    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "shorter than a row"}) + "\n")
+    documents = ["shorter than a row", ""]  # a loss has the first, and the second nothing
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     found = evaluate(capsys, *job, "--text", tmp_path)
     tokenizer = Tokenizer.from_file(str(jobs.TOKENIZER / "tokenizer.json"))
     begin, end = (tokenizer.token_to_id(name) for name in ("<|bos|>", "<|eos|>"))
