@@ -48,6 +48,7 @@ def byte_fallback(folder: Path) -> Path:
         (tokenizers_made.tekken, TEXTS + OTHER),
         (byte_fallback, TEXTS + OTHER),
         (tokenizers_made.metaspace, TEXTS[:1] + TEXTS[2:3]),
+        (tokenizers_made.word_piece, ["some words, and a few more", "words to learn from the end.", "print"]),
         (tokenizers_made.word_level, ["some"]),
     ],
 )

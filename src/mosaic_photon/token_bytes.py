@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,8 @@ from mosaic_photon.tokenizers import vocabulary_size
 
 WORD_MARK = "▁"
 """A space, in the tokens of SentencePiece's kind."""
+CLOSING = frozenset(".,!?")
+"""What WordPiece's decoder writes without a space before it."""
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -26,7 +31,7 @@ class TokenBytes:
     """Bytes in UTF-8; 0 for special tokens, which are not text."""
     special: NDArray[np.bool_]
     added_space: NDArray[np.bool_]
-    """Begins with the space that the tokenizer puts before a text, if it comes first in one."""
+    """Begins with a space that is not the text's if it comes first in one."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenBytes:
@@ -34,19 +39,20 @@ class TokenBytes:
 
         Exact for byte-level tokenizers, for SentencePiece's kind, with byte tokens or without, and for others whose
         tokens are the text. What a normalizer takes away or changes (case, accents, double spaces) counts as changed.
+        WordPiece forgets which spaces a text has: those count that its decoder writes.
         """
         made = json.loads(tokenizer.to_str())
         parts = [*_parts(made["normalizer"]), *_parts(made["pre_tokenizer"])]
         byte_level = any(part["type"] == "ByteLevel" for part in [*parts, *_parts(made["decoder"])])
         alphabet = _byte_alphabet() if byte_level else set()
         word_prefix = made["model"].get("continuing_subword_prefix") if made["model"]["type"] == "WordPiece" else None
+        begins_word = (WORD_MARK, "Ġ") if alphabet else WORD_MARK
         added = {token["id"]: token for token in made["added_tokens"]}
         size = vocabulary_size(tokenizer)
         lengths, special, spaced = np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool)
         for text, number in tokenizer.get_vocab().items():
             token = added.get(number)
             special[number] = token is not None and token["special"]
-            spaced[number] = token is None and text.startswith((WORD_MARK, "Ġ") if alphabet else WORD_MARK)
             if special[number]:
                 continue
             if token is None and alphabet.issuperset(text) and alphabet:
@@ -54,8 +60,11 @@ class TokenBytes:
             elif token is None and BYTE_TOKEN.fullmatch(text):
                 lengths[number] = 1
             else:
-                lengths[number] = len(_text_of(text, word_prefix).replace(WORD_MARK, " ").encode())
-        return cls(lengths, special, spaced & _adds_space(parts))
+                stands_for = _text_of(text, word_prefix)
+                lengths[number] = len(stands_for.replace(WORD_MARK, " ").encode())
+                spaced[number] = word_prefix is not None and stands_for.startswith(" ")
+            spaced[number] |= token is None and text.startswith(begins_word)
+        return cls(lengths, special, spaced & (word_prefix is not None or _adds_space(parts)))
 
     def of_targets(self, targets: NDArray[np.int64], before: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes of each target token, in the targets' shape.
@@ -67,6 +76,31 @@ class TokenBytes:
         ids = np.maximum(targets, 0)
         found = self.lengths[ids] - (self.added_space[ids] & self.special[before])
         return np.where(targets < 0, 0, found)
+
+    def of_batch(self, input_dict: Mapping[str, Any], labels: Any) -> int:
+        """Bytes of the text that a batch's labels stand for.
+
+        Args:
+            input_dict: "input", int64 [B, S] on the host.
+            labels: int64 [B, S] on the host, each the token after the input at its place; negative where ignored.
+        """
+        return int(self.of_targets(labels.numpy(), input_dict["input"].numpy()).sum())
+
+
+def table_of(tokenizer: Any) -> TokenBytes | None:
+    """The table of TorchTitan's tokenizer; None, which rank 0 says, where its tokens are not known to be text."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    table = TokenBytes.of(inner) if hasattr(inner, "to_str") else None
+    if table is not None and table.lengths.any():
+        return table
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger(__name__).warning("No bits_per_byte: the tokenizer does not say what text its tokens are.")
+    return None
+
+
+def bits_per_byte(loss: float, labels: int, text_bytes: int) -> float | None:
+    """A mean loss of so many labels, in nats, as bits for each byte of their text; None where they have none."""
+    return loss * labels / text_bytes / math.log(2) if text_bytes else None
 
 
 def _parts(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -89,8 +123,8 @@ def _adds_space(parts: list[dict[str, Any]]) -> bool:
 
 
 def _text_of(token: str, word_prefix: str | None) -> str:
-    """A token of WordPiece with the space before a word; any other is its text."""
-    if word_prefix is None:
+    """A token of WordPiece with the space that its decoder writes before a word; any other is its text."""
+    if word_prefix is None or token in CLOSING:
         return token
     return token.removeprefix(word_prefix) if token.startswith(word_prefix) else f" {token}"
 

@@ -17,6 +17,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.gradient_norm import gradient_norm_told
 from mosaic_photon.titan.hf_files import fit_files
 from mosaic_photon.titan.interface import INSIDE_MICRO_BATCH, Batch, Parts, PassedOverError, TrainLoader
+from mosaic_photon.token_bytes import TokenBytes, table_of
 
 Mixed: Any = object
 """Stands for the release's Trainer, which comes after `InLoop` among a trainer's bases."""
@@ -33,6 +34,7 @@ class InLoop(Mixed):
     """TorchTitan's class."""
     checkpointer_cls: Any
     """What TorchTitan's checkpointer is made into."""
+    token_bytes: TokenBytes | None
 
     def build(self, job: MosaicJobConfig, parts: Parts, config: Any) -> None:
         """TorchTitan's constructor; then the parts, which it builds one by one, are told of each other."""
@@ -45,6 +47,7 @@ class InLoop(Mixed):
             raise
 
     def _attach(self) -> None:
+        self.token_bytes = table_of(self.tokenizer)
         self.loop.attach(self)
         self.metrics_processor.attach(self.parts.data.loader)
         if self.job_config.validation.enable:

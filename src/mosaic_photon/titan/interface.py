@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from mosaic_photon.checkpoints.find import Start
 from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from mosaic_photon.titan.layouts import ParallelDims
@@ -210,6 +211,8 @@ class RunningTrainer(Protocol):
     lr_schedulers: LRSchedulersContainer
     metrics_processor: MetricsProcessor
     gradient_accumulation_steps: int
+    token_bytes: TokenBytes | None
+    """Of the job's tokenizer; None where its tokens are not known to be text."""
 
     def train(self) -> None:
         """Load `parts.start` and train to the job's last step, or until `Loop.wants_stop`."""

@@ -27,7 +27,7 @@ from mosaic_photon.places import file_path
 from mosaic_photon.prepare.read import read_piece
 from mosaic_photon.prepare.sources import LeftOut, cut, find_sources
 from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
-from mosaic_photon.token_bytes import TokenBytes
+from mosaic_photon.token_bytes import TokenBytes, bits_per_byte
 from mosaic_photon.tokenizers import special_id
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -51,11 +51,10 @@ class Score:
 
     def numbers(self) -> dict[str, float | int | None]:
         """As they are reported; bits_per_byte is None where the labels stand for no text."""
-        bits = self.loss * self.tokens / math.log(2)
         return {
             "loss": self.loss,
             "perplexity": math.inf if self.loss >= 700 else math.exp(self.loss),
-            "bits_per_byte": bits / self.bytes if self.bytes else None,
+            "bits_per_byte": bits_per_byte(self.loss, self.tokens, self.bytes),
             "tokens": self.tokens,
             "bytes": self.bytes,
         }
@@ -79,7 +78,7 @@ def score(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], table
         targets = labels.to(logits.device).flatten()
         loss = loss + F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").double()
         tokens += int((labels != IGNORED).sum())
-        text_bytes += int(table.of_targets(labels.numpy(), inputs.numpy()).sum())
+        text_bytes += table.of_batch(input_dict, labels)
     if not tokens:
         raise ConfigError("there is nothing to evaluate: the set has no labels.")
     return Score(float(loss) / tokens, tokens, text_bytes)
