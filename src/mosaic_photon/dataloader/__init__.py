@@ -7,8 +7,9 @@ How a batch comes about, in each rank:
     samples become a micro-batch. Both together are a `BatchedDataset`.
  2. `order/epoch` fixes the order of an epoch: of which sample each place is. `order/orders` has a large one made once a
     node, by a process of its own, into a file that all ranks map; the next epoch's is made while this one runs.
- 3. `loader` asks `order/deal` which places of the order are this rank's, micro-batch after micro-batch, from `progress`
-    on. What a step gets depends on the order alone; which rank of it gets what, on the nodes too.
+ 3. `order/plan` says which samples each global batch of the run has, batches counted from 0, and `order/deal` which of
+    them are this rank's; `loader` asks for them micro-batch after micro-batch, from `progress` on. What a step gets
+    depends on the order alone; which rank of it gets what, on the nodes too.
  4. Where shards are missing here, the threads of `shards/ahead.FetchAhead` ("mosaic-fetch-N") walk the same plan in
     front and let `shards/cache` fetch them: one process of the node a shard, under a lock, checked, renamed when whole.
  5. The thread of `shards/ahead.ReadAhead` ("mosaic-read") makes micro-batches, a few ahead: `tokens` reads the samples'

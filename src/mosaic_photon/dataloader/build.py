@@ -17,7 +17,7 @@ from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, 
 from mosaic_photon.dataloader.node.folder import settle_folders
 from mosaic_photon.dataloader.node.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
-from mosaic_photon.dataloader.progress import known_data, load_state
+from mosaic_photon.dataloader.progress import known_data
 from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
@@ -68,7 +68,7 @@ def open_loader(
         data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     if state is not None:
-        loader.begin = load_state(state, loader.fingerprint, allow_change)[0]
+        loader.begin = loader.position_in(state)[0]
     loader.orders.check_room(loader.begin.epoch)
     loader.orders.prepare(loader.begin.epoch)  # while the model is built
     return loader

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, tee
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.node.folder import node_folder
-from mosaic_photon.dataloader.order.deal import Layout, blocks_of_batches, blocks_of_padded_batches, usable_samples
+from mosaic_photon.dataloader.order.deal import Layout, blocks_of_padded_batches
 from mosaic_photon.dataloader.order.orders import Orders
+from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan, origin_of
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.tokens import MicroBatch
@@ -106,26 +107,21 @@ class DataSpecDataLoader:
         # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
         self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
-        self.steps_per_epoch = self.orders.length // layout.global_batch
-        if not self.steps_per_epoch:
-            raise ConfigError(
-                f"an epoch has {self.orders.length} samples, fewer than one global batch of {layout.global_batch};"
-                " lower training.global_batch_size, or raise epoch_size"
-            )
+        self.plan = StaticPlan(self.orders, layout.global_batch)
+        self.steps_per_epoch = self.plan.batches_per_epoch
         self.progress = self.begin = Progress()
         """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
         self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch)
-        self._running: Iterator[tuple[MicroBatch, int]] | None = None
+        self._running: Iterator[MicroBatch] | None = None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """Go on from `progress`. A second call ends the iteration of the first."""
         self._stop_reading()
         running = self._running = self._read()
         samples = self.layout.local_batch * self.layout.dp_world_size
-        for batch, epoch_samples in running:
-            tokens, step = samples * self.seq_len, self.layout.global_batch
-            self.progress = self.progress.advance(samples, tokens, epoch_samples, step)
+        for batch in running:
+            self.progress = self.progress.advance(samples, samples * self.seq_len, self.plan)
             yield batch
 
     def take_part(self, dp_rank: int, seats: tuple[int, ...]) -> None:
@@ -138,10 +134,8 @@ class DataSpecDataLoader:
 
     def describe(self, begin: Progress, most: int = 8) -> str:
         """The samples of the step that began at `begin`, as numbers within their streams, at most `most` a stream."""
-        dataset, first = self.data.dataset, begin.samples_in_epoch
-        ids = np.sort(self.orders.get(begin.epoch)[first : first + self.layout.global_batch])
-        of = np.searchsorted(dataset.sample_offset_per_stream, ids, side="right") - 1
-        parts, names = [], dataset.stream_names
+        ids, names, dataset = np.sort(self.plan.samples(begin.batch)), self.plan.names, self.data.dataset
+        of, parts = self.plan.stream_of(ids), []
         for number in np.unique(of):
             numbers = (ids[of == number] - dataset.sample_offset_per_stream[number]).tolist()
             more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
@@ -158,16 +152,29 @@ class DataSpecDataLoader:
             return
         if STATE_KEY not in state_dict:
             raise ConfigError("the checkpoint was written with another data loader and does not say where its data is")
-        progress, difference = load_state(state_dict[STATE_KEY], self.fingerprint, self._allow_data_change)
-        if difference:
-            progress = dataclasses.replace(progress, samples_in_step=0)
+        progress, difference = self.position_in(state_dict[STATE_KEY])
         self._check_step_can_be_finished(progress.samples_in_step)
-        self.progress = progress
+        assert progress.origin is not None
+        self.progress, self.plan = progress, dataclasses.replace(self.plan, origin=progress.origin)
         self._stop_reading()
         if difference:
-            if not usable_samples(self.orders.length, self.progress.samples_in_epoch, self.layout):
-                self.progress = dataclasses.replace(self.progress, epoch=self.progress.epoch + 1, samples_in_epoch=0)
             logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{difference}")
+
+    def position_in(self, text: str) -> tuple[Progress, str]:
+        """Where a state is in these data, and how its data config differs, '' if it does not.
+
+        Raises ConfigError as `load_state_dict`.
+        """
+        progress, difference = load_state(text, self.fingerprint, self._allow_data_change)
+        if difference:
+            progress = dataclasses.replace(progress, samples_in_step=0)
+        batch, begin = progress.batch, progress.samples_in_epoch - progress.samples_in_step
+        origin = Origin(batch, progress.epoch, begin) if difference else progress.origin
+        if origin is None:
+            origin = origin_of(dataclasses.replace(self.plan, origin=BEGIN), batch, progress.epoch, begin)
+        epoch, begin = dataclasses.replace(self.plan, origin=origin).place(batch)
+        in_epoch = begin + progress.samples_in_step
+        return dataclasses.replace(progress, epoch=epoch, samples_in_epoch=in_epoch, origin=origin), difference
 
     def _check_step_can_be_finished(self, done: int) -> None:
         """Raise ConfigError where the rest of a step, `done` samples in, is no whole micro-batches of all ranks."""
@@ -185,32 +192,24 @@ class DataSpecDataLoader:
         self.orders.close()
         self.data.close()
 
-    def _read(self) -> Iterator[tuple[MicroBatch, int]]:
-        """Micro-batches from `progress` on, each with the samples of its epoch: ahead, by a thread or by workers."""
+    def _read(self) -> Iterator[MicroBatch]:
+        """Micro-batches from `progress` on: ahead, by a thread or by workers."""
         if self.data.workers is None:
-            return ReadAhead(self._batches(), BATCHES_AHEAD)
+            return ReadAhead(self.data.batches(self._sample_ids()), BATCHES_AHEAD)
         self.close()  # threads and connections go neither through a fork nor through a spawn
-        return self._batches()
+        return self.data.batches(self._sample_ids())
 
-    def _batches(self) -> Iterator[tuple[MicroBatch, int]]:
-        plan, same = tee(self._plan())
-        with closing(self.data.batches(ids for ids, _ in plan)) as batches:
-            for batch, (_, end) in zip(batches, same, strict=False):
-                yield batch, end
-
-    def _plan(self) -> Iterator[tuple[SampleIds, int]]:
-        """The rank's sample ids of each micro-batch from `progress` on, endless, with the samples of its epoch."""
-        epoch, read, done = self.progress.epoch, self.progress.samples_in_epoch, self.progress.samples_in_step
+    def _sample_ids(self) -> Iterator[SampleIds]:
+        """The rank's sample ids of each micro-batch from `progress` on, endless."""
+        batch, done, plan, layout = self.progress.batch, self.progress.samples_in_step, self.plan, self.layout
+        of_all = layout.local_batch * layout.dp_world_size
         while True:
-            order, asked = self.orders.get(epoch), False
-            end = read - done + usable_samples(len(order), read - done, self.layout)
-            for ids in self.data.in_turn(partial(blocks_of_batches, order, read, self.layout, done)):
-                yield ids, end
-                read += len(ids) * self.layout.dp_world_size
-                if not asked and 2 * read > len(order):
-                    self.orders.prepare(epoch + 1)
-                    asked = True
-            epoch, read, done = epoch + 1, 0, 0
+            for ids in self.data.in_turn(partial(plan.blocks, batch, plan.end(batch), layout, done)):
+                yield ids
+                done += of_all
+                if done == layout.global_batch:
+                    batch, done = batch + 1, 0
+                    plan.prepare(batch)
 
     def _stop_reading(self) -> None:
         running, self._running = self._running, None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.dataloader.node.settings import KnownData, KnownStream
+from mosaic_photon.dataloader.order.plan import BEGIN, Origin, Plan
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,18 +40,25 @@ class Progress:
     """Target positions that the loss counts, as the trainer reported them to `add_loss_tokens`."""
     samples_in_step: int = 0
     """Of the optimizer step under way; a job saves between steps."""
+    batch: int = 0
+    """The plan's global batch that comes next, or is under way."""
+    origin: Origin | None = BEGIN
+    """Where the plan begins; None: an older release's state does not tell."""
 
-    def advance(self, samples: int, tokens: int, epoch_samples: int, step_samples: int) -> Progress:
-        """After one more micro-batch of all ranks. The end of an epoch of `epoch_samples` is the begin of the next."""
-        in_epoch = self.samples_in_epoch + samples
-        ended = in_epoch >= epoch_samples
+    def advance(self, samples: int, tokens: int, plan: Plan) -> Progress:
+        """After one more micro-batch of all ranks. The end of an epoch is the begin of the next."""
+        in_step = self.samples_in_step + samples
+        ended = in_step == plan.global_batch
+        batch, in_step = self.batch + ended, 0 if ended else in_step
+        epoch, begin = plan.place(batch)
         return dataclasses.replace(
             self,
-            epoch=self.epoch + ended,
-            samples_in_epoch=0 if ended else in_epoch,
+            epoch=epoch,
+            samples_in_epoch=begin + in_step,
             samples=self.samples + samples,
             tokens=self.tokens + tokens,
-            samples_in_step=(self.samples_in_step + samples) % step_samples,
+            samples_in_step=in_step,
+            batch=batch,
         )
 
 
@@ -114,7 +122,10 @@ def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool) -> tu
             f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
         )
     fields = {field.name for field in dataclasses.fields(Progress)}
-    return Progress(**{name: value for name, value in state.items() if name in fields}), difference
+    values = {name: value for name, value in state.items() if name in fields}
+    origin = Origin(**state["origin"]) if "origin" in state else None
+    batch = state.get("batch", state["samples"] // saved["global_batch_size"])
+    return Progress(**values | {"origin": origin, "batch": batch}), difference
 
 
 def _parse(text: str) -> dict[str, Any]:

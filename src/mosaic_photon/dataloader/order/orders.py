@@ -44,6 +44,7 @@ class Orders:
         self._last: tuple[int, Ints] | None = None
         self._getting = threading.Lock()
         self._maker: Maker | None = None
+        self._prepared = -1
         self._is_first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
         if self._folder is not None and self._is_first_of_node:
             remove_unused(self._folder)
@@ -71,17 +72,22 @@ class Orders:
             raise self._no_room(self._folder, f"{free / 1e9:.2f} GB are free")
 
     def prepare(self, epoch: int) -> None:
-        """Begin to make the order of an epoch in a process of its own, in one rank of the node."""
-        if self._folder is None or not self._is_first_of_node:
+        """Begin to make the order of an epoch in a process of its own, in one rank of the node; once an epoch."""
+        if self._folder is None or not self._is_first_of_node or self._prepared == epoch:
             return
+        self._prepared = epoch
         path = self._path(epoch, self._folder)
         if path.exists() or (self._maker is not None and self._maker.path == path):
             return
-        self.close()
+        self._stop_maker()
         self._maker = Maker.start(self.order, epoch, path)
 
     def close(self) -> None:
         """End what `prepare` began."""
+        self._prepared = -1
+        self._stop_maker()
+
+    def _stop_maker(self) -> None:
         if self._maker is not None:
             self._maker.stop()
             self._maker = None
