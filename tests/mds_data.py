@@ -93,7 +93,7 @@ def job(
     """A job config with this data, `local` samples a micro-batch and `batch` an optimizer step."""
     config = MosaicJobConfig()
     config.mosaic.dataloader = loader or text_loader(dataset or {})
-    config.mosaic.eval_dataloader = eval_loader or {}
+    config.mosaic.eval_dataloaders = {"": eval_loader} if eval_loader else {}
     for name, value in mosaic.items():
         setattr(config.mosaic, name, value)
     config.model.hf_assets_path = str(ASSETS)

@@ -99,6 +99,17 @@ def without_end(folder: Path) -> None:
     tokenizers_made.byte_level(folder / "tokenizer", ["<s>"], bos_token="<s>")
 
 
+def nothing(folder: Path) -> None:
+    write(folder, {"tokens": "ndarray:int32:65"}, [])
+
+
+def eval_sets(*tables: str) -> str:
+    """Training data, and after each of these headers, with what belongs there, a set to validate on."""
+    train = jobs.DATA.partition("[mosaic_eval_dataloader]")[0]
+    dataset = 'dataset = {{local = "{data}", split = "val"}}'
+    return train + "".join(f'{table}\nname = "text"\n{dataset if "dataset" not in table else ""}\n' for table in tables)
+
+
 def with_(more: str) -> str:
     return jobs.DATA.replace('split = "train"\n', f'split = "train"\n{more}\n')
 
@@ -307,6 +318,50 @@ REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANG
     "a state that is not there": Refusal(
         "there is no state 'dataloder'. Did you mean 'dataloader'",
         job=begins_from('exclude_from_loading = ["dataloder"]'),
+    ),
+    "two sets of one label": Refusal(
+        "mosaic_eval_dataloader: two loaders have the label '1'; give each its own",
+        data=eval_sets('[[mosaic_eval_dataloader]]\nlabel = "1"', "[[mosaic_eval_dataloader]]\nlabel = 1"),
+    ),
+    "a set without a label beside another": Refusal(
+        "mosaic_eval_dataloader[1] has no label; each loader of a list needs one",
+        data=eval_sets('[[mosaic_eval_dataloader]]\nlabel = "web"', "[[mosaic_eval_dataloader]]"),
+    ),
+    "a label that is no metric's name": Refusal(
+        "mosaic_eval_dataloaders: the label 'the web' cannot be part of a metric's name",
+        data=eval_sets('[mosaic_eval_dataloaders."the web"]'),
+    ),
+    "sets in two tables": Refusal(
+        "has both mosaic_eval_dataloader and mosaic_eval_dataloaders; all of it belongs into one of them",
+        data=eval_sets("[mosaic_eval_dataloader]", "[mosaic_eval_dataloaders.web]"),
+    ),
+    "a key of one of several sets": Refusal(
+        "mosaic_eval_dataloaders.web: unknown key 'label'.",
+        data=eval_sets("[mosaic_eval_dataloaders.code]", "[mosaic_eval_dataloaders.web]\nlabel = 1"),
+    ),
+    "one of several sets without samples": Refusal(
+        "{folder}/shards/index.json: the dataset is empty",
+        data=eval_sets(
+            "[mosaic_eval_dataloaders.code]",
+            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{folder}/shards"}}',
+        ),
+        make=nothing,
+        flags=("--validation.enable",),
+    ),
+    "one of several sets longer than positions": Refusal(
+        "mosaic_eval_dataloaders.web.dataset.max_seq_len: 129 does not fit validation.seq_len 64",
+        data=eval_sets(
+            "[mosaic_eval_dataloaders.code]",
+            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{data}", split = "val", max_seq_len = 129}}',
+        ),
+        flags=("--validation.enable",),
+    ),
+    "a cache of one set in the data of another": Refusal(
+        "give the cache (local) a folder of its own",
+        data=eval_sets(
+            "[mosaic_eval_dataloaders.code]",
+            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{data}/val/cache", remote = "s3://bucket/web"}}',
+        ),
     ),
     "validation beyond the model's positions": Refusal(
         "the model's positions end at",

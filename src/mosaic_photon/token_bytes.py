@@ -103,6 +103,12 @@ def bits_per_byte(loss: float, labels: int, text_bytes: int) -> float | None:
     return loss * labels / text_bytes / math.log(2) if text_bytes else None
 
 
+def numbers_of(loss: float, labels: int, text_bytes: int) -> dict[str, float | None]:
+    """A mean loss as it is reported: with its perplexity and bits_per_byte, None where the labels stand for no text."""
+    perplexity = math.inf if loss >= 700 else math.exp(loss)
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte(loss, labels, text_bytes)}
+
+
 def _parts(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """The steps of a normalizer, pre-tokenizer or decoder."""
     if part is not None:

@@ -17,7 +17,7 @@ from mosaic_photon.callbacks.registry import check_callbacks
 from mosaic_photon.checkpoints.checks import check_checkpoint
 from mosaic_photon.checkpoints.find import find_start
 from mosaic_photon.compat.cpu_device_type import ON_CPU
-from mosaic_photon.dataloader import build_mosaic_eval_dataloader
+from mosaic_photon.dataloader.build import build_mosaic_eval_dataloaders
 from mosaic_photon.dataloader.checks import CHECKS as dataloader_checks
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.foundry import foundry_module
@@ -208,7 +208,7 @@ def build_train_spec(name: str) -> TrainSpec:
         if instead := titan.release().NOT_HERE.get(name.removesuffix(SUFFIX)):
             raise ConfigError(f"model.name = {name!r}: {instead}. Here there are {', '.join(known)}.")
         raise ConfigError(f"model.name: there is no model {name!r}.{nearest(name, known)}")
-    builders = Builders(build_dataloader, build_mosaic_eval_dataloader, build_optimizers, build_lr_schedulers)
+    builders = Builders(build_dataloader, build_mosaic_eval_dataloaders, build_optimizers, build_lr_schedulers)
     own = _mpt() if name == "mpt_mup_mosaic" else None
     return titan.release().model_spec(name.removesuffix(SUFFIX), builders, own)
 

@@ -65,7 +65,11 @@ def test_a_toml_table_is_taken_verbatim(tmp_path: Path) -> None:
 def test_a_whole_llm_foundry_yaml_works_with_its_variables(tmp_path: Path) -> None:
     config = load_data_config(write(tmp_path, FOUNDRY, "train.yaml"))
     assert config.train["dataset"]["local"] == "/data/c4" and config.train["dataset"]["shuffle_seed"] == 17
-    assert config.eval["dataset"]["split"] == "val" and "label" not in config.eval
+    assert (
+        list(config.eval) == ["c4"]
+        and config.eval["c4"]["dataset"]["split"] == "val"
+        and "label" not in config.eval["c4"]
+    )
 
 
 def test_streams_inherit_the_datasets_settings() -> None:

@@ -389,7 +389,7 @@ ROWS: dict[str, Any] = {
     "mup.output_multiplier": Read("2.0", lambda job, spec: mup(job, spec).output_multiplier == 2, MUP),
     "mosaic.config": Refused("x", "comes from the data config"),
     "mosaic.dataloader": Refused("{}", "comes from the data config"),
-    "mosaic.eval_dataloader": Refused("{}", "comes from the data config"),
+    "mosaic.eval_dataloaders": Refused("{}", "comes from the data config"),
     "mosaic.allow_data_change": Elsewhere("tests/schedulers/test_batch_change.py"),
     "mosaic.allow_partial_load": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),

@@ -36,8 +36,6 @@ class Moment:
     """Composer's events that callbacks get, once `JobState` has taken in what the trainer says with the event."""
     before: tuple[str, ...] = ()
     """Those that come before it has."""
-    after: tuple[str, ...] = ()
-    """Those that come once it has let go of what it was told."""
     agree: bool = False
     """Whether ranks agree at its end on a stop, and on whether a callback has failed on one of them.
 
@@ -50,10 +48,10 @@ MOMENTS = {
     "fit_start": Moment(("after_load", "fit_start"), agree=True),
     "batch_start": Moment(("after_dataloader", "batch_start", "before_train_batch")),
     "batch_end": Moment(("batch_end",), agree=True),
-    "eval_start": Moment(("eval_start",), before=("eval_before_all",)),
     "eval_batch_start": Moment(("eval_batch_start", "eval_before_forward")),
     "eval_batch_end": Moment(("eval_batch_end",), before=("eval_after_forward",)),
-    "eval_end": Moment(("eval_end",), after=("eval_after_all",), agree=True),
+    "eval_end": Moment(("eval_end",), agree=True),
+    "eval_after_all": Moment(("eval_after_all",), agree=True),
     "fit_end": Moment(("fit_end",), agree=True),
 }
 """The trainer's events that are more than one of Composer's by the same name. `before_dataloader` may begin an
@@ -153,7 +151,6 @@ class CallbackHost:
             self._run(*self._job.start_events())
         self._run(*moment.events)
         self._job.release(event)
-        self._run(*moment.after)
         if moment.agree:
             self._agree()
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from composer.core import Callback, State, Timestamp
+from composer.core import Callback, Evaluator, State, Timestamp
 from composer.devices import Device, DeviceCPU, DeviceGPU
 
 from mosaic_photon.callbacks.composer_view import ModelView, language_metrics, set_loss
+from mosaic_photon.job.eval_sets import evaluator
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.layouts import compute_dtype, sum_of_losses, whole
 
@@ -55,7 +56,13 @@ class JobState:
         )
         self.state.schedulers = list(trainer.lr_schedulers.schedulers)
         self.state.train_metrics = language_metrics()
-        self.state.eval_metrics = {"eval": language_metrics()}
+        labels = [evaluator(label) for label in self._data.eval_loaders or ("",)]
+        self.state.eval_metrics = {label: language_metrics() for label in labels}
+        self.state.evaluators = [
+            Evaluator(label=evaluator(label), dataloader=loader, metric_names=list(language_metrics()),
+                      device_eval_microbatch_size=trainer.job_config.validation.local_batch_size)
+            for label, loader in self._data.eval_loaders.items()
+        ]  # fmt: skip
         self._saved_clock: dict[str, Any] = {}
         self._batch_began = self._eval_began = self._eval_batch_began = time.monotonic()
         self._loss: torch.Tensor | None = None
@@ -184,7 +191,7 @@ class JobState:
     def _evaluate(self, event: str, facts: dict[str, Any]) -> None:
         now = time.monotonic()
         if event == "eval_start":
-            self.state.set_dataloader(self._data.eval_loader, "eval")
+            self.state.set_dataloader(self._data.eval_loaders[facts["label"]], evaluator(facts["label"]))
             self.state.eval_timestamp = Timestamp()
             self._eval_began = now
         elif event == "eval_batch_start":
@@ -198,7 +205,8 @@ class JobState:
             )
         elif event == "eval_end":
             loss = torch.as_tensor(facts["loss"])
-            self.state.eval_metric_values |= set_loss(self.state.eval_metrics["eval"], loss)
+            metrics = self.state.eval_metrics[evaluator(facts["label"])]
+            self.state.eval_metric_values |= set_loss(metrics, loss)
 
 
 def _composer_device(device: torch.device) -> Device:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--job", required=True, metavar="JOB.toml", help="job config that says which model this is")
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--data", metavar="DATA", help="data config; its eval set, as the job's validation reads it")
+    data.add_argument("--data", metavar="DATA", help="data config; its eval sets, as the job's validation reads them")
     data.add_argument("--mds", metavar="PATH", help="a folder of token shards, or of such folders: each is a set")
     data.add_argument("--text", metavar="PATH", help="text: a file or folder, as `mosaic-photon prepare` reads them")
     add("--tasks", metavar="A,B", help="tasks of EleutherAI's lm-eval (pip install 'mosaic-photon[eval]')")

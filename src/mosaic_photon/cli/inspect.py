@@ -47,11 +47,7 @@ def run(args: argparse.Namespace) -> int:
     job_config = _load_job(args) if args.job else None
     tokenizer = args.tokenizer or (job_config.model.hf_assets_path if job_config else None)
     known = {} if tokenizer is None else _vocabulary(tokenizer)
-    reports = {
-        name: _inspect(loader, args, known)
-        for name, loader in (("train", config.train), ("eval", config.eval))
-        if loader
-    }
+    reports = {name: _inspect(loader, args, known) for name, loader in config.loaders()}
     damaged = any(stream.damaged or stream.problem for report in reports.values() for stream in report.streams)
     damaged |= any("problems" in sample for report in reports.values() for sample in report.samples)
     job = _epochs(job_config, args) if job_config and not damaged else None

@@ -23,10 +23,11 @@ from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
 from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, TokenBatches, Window
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.data_config import check_loader
+from mosaic_photon.job.data_config import TRAIN, check_loader
+from mosaic_photon.job.eval_sets import place_in_job
 from mosaic_photon.job.layout_checks import sequence_divisor
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.job.value_checks import eval_loader_of
+from mosaic_photon.job.value_checks import eval_loaders_of
 from mosaic_photon.tokenizers import check_separators, special_id, vocabulary_size
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def open_loader(
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
     with in_force(_settings(job_config, known)):
-        data = _data(job_config, "dataloader", tokenizer, layout, training.seq_len)
+        where = f"{job_config.mosaic.config or 'data config'}: {TRAIN}"
+        data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     if state is not None:
         loader.begin = loader.position_in(state)[0]
@@ -89,15 +91,34 @@ def seats_of_job(dp_world_size: int, dp_rank: int) -> tuple[int, ...]:
 
 
 def build_mosaic_eval_dataloader(
-    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
+    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig, label: str | None = None
 ) -> EvalLoader:
-    """The validation loader of one data-parallel rank. Raises as `build_mosaic_dataloader`."""
-    eval_loader_of(job_config)
-    validation = job_config.validation
+    """The validation loader of one data-parallel rank. Raises as `build_mosaic_dataloader`.
+
+    Args:
+        label: of which set; None where there is one.
+    """
+    loaders, validation = eval_loaders_of(job_config), job_config.validation
+    where = job_config.mosaic.config or "data config"
+    if label is None and len(loaders) == 1:
+        (label,) = loaders
+    if label is None or label not in loaders:
+        raise ConfigError(f"{where} has no eval set {label or ''!r}; it has {', '.join(map(repr, loaders))}")
     layout = Layout.of(dp_world_size, dp_rank, validation.local_batch_size, -1)
     with in_force(_settings(job_config)):
-        data = _data(job_config, "eval_dataloader", tokenizer, layout, validation.seq_len)
+        at = f"{where}: {place_in_job(label)}"
+        data = _data(job_config, loaders[label], at, tokenizer, layout, validation.seq_len)
     return EvalLoader(data, layout)
+
+
+def build_mosaic_eval_dataloaders(
+    dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig
+) -> dict[str, EvalLoader]:
+    """The validation loaders of one data-parallel rank, by label. Raises as `build_mosaic_dataloader`."""
+    labels = eval_loaders_of(job_config)
+    return {
+        label: build_mosaic_eval_dataloader(dp_world_size, dp_rank, tokenizer, job_config, label) for label in labels
+    }
 
 
 def _settings(job_config: MosaicJobConfig, known: KnownData | None = None) -> Settings:
@@ -105,14 +126,15 @@ def _settings(job_config: MosaicJobConfig, known: KnownData | None = None) -> Se
     return dataclasses.replace(Settings.of(job_config.mosaic), patience=patience, known=known)
 
 
-def _data(job_config: MosaicJobConfig, which: str, tokenizer: Any, layout: Layout, seq_len: int) -> BatchedDataset:
-    where = f"{job_config.mosaic.config or 'data config'}: mosaic_{which}"
-    loader = copy.deepcopy(getattr(job_config.mosaic, which))
+def _data(
+    job_config: MosaicJobConfig, loader: dict[str, Any], where: str, tokenizer: Any, layout: Layout, seq_len: int
+) -> BatchedDataset:
+    loader = copy.deepcopy(loader)
     check_loader(loader, where)
     config, assets = loader["dataset"], job_config.model.hf_assets_path
     if tokenizer is not None:
         check_separators(config, assets, tokenizer, f"{where}.dataset")
-    setting = "training.seq_len" if which == "dataloader" else "validation.seq_len"
+    setting = "training.seq_len" if where.endswith(TRAIN) else "validation.seq_len"
     window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
     config["max_seq_len"] = window.width
     settle_folders(config)

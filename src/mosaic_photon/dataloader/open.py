@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -16,7 +16,8 @@ from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader, open_lo
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader, EvalLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, places_of_mesh, seats
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.data_config import EVAL, load_data_config
+from mosaic_photon.job.data_config import DataConfig, load_data_config
+from mosaic_photon.job.eval_sets import ONE, evaluator
 from mosaic_photon.job.source import Source
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.tokenizers import read_tokenizer
@@ -35,7 +36,7 @@ def open_data(  # noqa: PLR0913  # all but the first are sizes of a job, given b
     batch_size: int,
     global_batch_size: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
-    split: Literal["train", "eval"] = "train",
+    split: str = "train",
     dp_rank: int = 0,
     dp_world_size: int = 1,
     nodes: int = 1,
@@ -49,7 +50,8 @@ def open_data(  # noqa: PLR0913  # all but the first are sizes of a job, given b
         global_batch_size: samples of an optimizer step over all ranks; None is one batch of each.
         tokenizer: a folder with tokenizer.json, by which ids are checked against the vocabulary and padding is known.
             None: samples are token ids, and taken as they are.
-        split: "train" is the training data, without end; "eval" the eval set, each sample once in every iteration.
+        split: "train" is the training data, without end; "eval" the eval set, "eval/NAME" the one of this label of
+            several, each sample once in every iteration.
         dp_rank: which data-parallel rank's part.
         dp_world_size: data-parallel ranks.
         nodes: over how many nodes the ranks lie, equally many on each; it says which rank gets which samples of a step.
@@ -58,24 +60,36 @@ def open_data(  # noqa: PLR0913  # all but the first are sizes of a job, given b
         ConfigError: the first mistake in the arguments, the data config or the data.
     """
     _check_sizes(seq_len, batch_size, global_batch_size, dp_rank, dp_world_size, nodes)
-    if split not in ("train", "eval"):
-        raise ConfigError(f"split = {split!r} must be 'train' or 'eval'.")
     config, folder = load_data_config(data), os.fspath(tokenizer or "")
-    if split == "eval" and not config.eval:
-        raise ConfigError(f"split = 'eval': {config.path} has no eval loader; add a [{EVAL}] table.")
+    label = _eval_label(split, config)
     job = MosaicJobConfig()
-    job.mosaic.config, job.mosaic.dataloader, job.mosaic.eval_dataloader = config.path, config.train, config.eval
+    job.mosaic.config, job.mosaic.dataloader, job.mosaic.eval_dataloaders = config.path, config.train, config.eval
     job.model.hf_assets_path = folder
     job.training.seq_len = job.validation.seq_len = seq_len
     job.validation.local_batch_size = batch_size
     known = read_tokenizer(folder, "tokenizer") if folder else None
     with _in_arguments():
-        if split == "eval":
-            return MosaicData(lambda _: build_mosaic_eval_dataloader(dp_world_size, dp_rank, known, job))
+        if label is not None:
+            return MosaicData(lambda _: build_mosaic_eval_dataloader(dp_world_size, dp_rank, known, job, label))
         layout = Layout.of(dp_world_size, dp_rank, batch_size, global_batch_size or -1)
         places = places_of_mesh(dp_world_size, dp_world_size // nodes, dp_world_size, 1)
         layout = dataclasses.replace(layout, seats=seats(nodes_of_ranks(places)))
         return MosaicData(lambda state: open_loader(layout, known, job, state))
+
+
+def _eval_label(split: str, config: DataConfig) -> str | None:
+    """Which of the config's eval sets a split is; None: it is "train"."""
+    if split == "train":
+        return None
+    if split == "eval" and len(config.eval) == 1:
+        return next(iter(config.eval))
+    known = {evaluator(label): label for label in config.eval}
+    if split == "eval" and not known:
+        raise ConfigError(f"split = 'eval': {config.path} has no eval loader; add a [{ONE}] table.")
+    if split not in known:
+        names = ", ".join(map(repr, ["train", *(known or ["eval"])]))
+        raise ConfigError(f"split = {split!r} must be one of {names}.")
+    return known[split]
 
 
 class MosaicData(IterableDataset[Batch]):

@@ -31,8 +31,8 @@ def check_data(data: DataConfig) -> Iterator[Finding]:
     from mosaic_photon.job.data_config import streams_of
 
     disks: dict[int, Path] = {}
-    for kind, loader in (("train", data.train), ("eval", data.eval)):
-        for name in streams_of(loader["dataset"]) if loader else ():
+    for kind, loader in data.loaders():
+        for name in streams_of(loader["dataset"]):
             try:
                 yield from _check_stream(f"{kind} {name}", _only_stream(loader, name), disks)
             except ConfigError as error:

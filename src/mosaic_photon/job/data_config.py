@@ -6,13 +6,14 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import check_path
+from mosaic_photon.job import eval_sets
 from mosaic_photon.job.algorithms import instead_of
 from mosaic_photon.job.data_file import interpolated, read_tables
 from mosaic_photon.job.source import Source, opened
@@ -73,17 +74,24 @@ SIZES = {  # in text: the pattern, an example
     "epoch_size": (r"\d+|\d*\.?\d+ *[kmbt]", "10k"),
     "cache_limit": (r"\d+b?|\d*\.?\d+ *[kmgtpezy]b", "100gb"),
 }
-TRAIN, EVAL = "mosaic_dataloader", "mosaic_eval_dataloader"
-LOADERS = (TRAIN, EVAL, "train_loader", "eval_loader")
+TRAIN = "mosaic_dataloader"
+LOADERS = (TRAIN, "train_loader", *eval_sets.KEYS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The loader configs of one file, verbatim; `eval` is empty where the file has none."""
+    """The loader configs of one file, verbatim."""
 
     train: dict[str, Any]
-    eval: dict[str, Any] = field(default_factory=dict)
+    eval: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By label, "" for a set without one; empty where the file has none."""
     path: str = ""
+
+    def loaders(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All of them, called "train", and "eval" or "eval/LABEL" as llm-foundry calls its evaluators."""
+        yield "train", self.train
+        for label, loader in self.eval.items():
+            yield eval_sets.evaluator(label), loader
 
 
 def load_data_config(source: Source) -> DataConfig:
@@ -95,8 +103,8 @@ def load_data_config(source: Source) -> DataConfig:
     name, tables = opened(source, "data config")
     path = Path(name)
     raw = tables if tables is not None else read_tables(path)
-    train_key, eval_key = (TRAIN, EVAL) if TRAIN in raw else ("train_loader", "eval_loader")
     parameters = raw.get("parameters")
+    train_key = eval_sets.key_of(raw, (TRAIN, "train_loader"), path) or TRAIN
     if train_key not in raw and isinstance(parameters, dict) and "train_loader" in parameters:
         raise ConfigError(
             f"{path}: this file is mcli's, whose job is the table 'parameters': give a file with the contents of that "
@@ -113,17 +121,16 @@ def load_data_config(source: Source) -> DataConfig:
         logging.getLogger().warning(f"{path}: {instead_of(raw['algorithms'])}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")
+    eval_key = eval_sets.key_of(raw, eval_sets.KEYS, path) or eval_sets.ONE
     raw = interpolated(raw, [train_key, eval_key], path)
-    train, evaluation = raw[train_key], _one_eval_loader(raw.get(eval_key) or {}, eval_key, path)
-    config = DataConfig(_as_declared(train), _as_declared(evaluation), str(path))
-    check_loader(config.train, f"{path}: {train_key}")
-    if config.eval:
-        check_loader(config.eval, f"{path}: {eval_key}")
-        _check_caches_differ(config, eval_key)
-    loaders = [loader for loader in (config.train, config.eval) if loader]
-    streams = [stream for loader in loaders for stream in streams_of(loader["dataset"]).items()]
-    places = [place_of(name, *map(stream.get, ("local", "remote", "split"))) for name, stream in streams]
-    check_apart(places, f"{path}: ")
+    sets = eval_sets.sets_of(raw.get(eval_key) or {}, eval_key, path)
+    evaluation = {label: _as_declared(loader) for label, loader in sets.items()}
+    config = DataConfig(_as_declared(raw[train_key]), evaluation, str(path))
+    keys = [train_key, *(eval_sets.place(eval_key, label) for label in evaluation)]
+    named = dict(zip(keys, (loader for _, loader in config.loaders()), strict=True))
+    for key, loader in named.items():
+        check_loader(loader, f"{path}: {key}")
+    _check_caches(named, str(path))
     return config
 
 
@@ -172,14 +179,6 @@ def _as_declared(table: Any) -> Any:
     if isinstance(declared.get("streams"), dict):
         declared["streams"] = {str(name): stream for name, stream in declared["streams"].items()}
     return declared
-
-
-def _one_eval_loader(loader: Any, key: str, path: Path) -> dict[str, Any]:
-    if isinstance(loader, list):
-        if len(loader) != 1:
-            raise ConfigError(f"{path}: {key} lists {len(loader)} loaders; validation takes one")
-        loader = loader[0]
-    return {name: value for name, value in loader.items() if name != "label"} if isinstance(loader, dict) else loader
 
 
 def _check_table(table: Any, known: Iterable[str], where: str) -> None:
@@ -277,12 +276,20 @@ def _check_distinct(streams: list[tuple[str, dict[str, Any]]], where: str) -> No
             raise ConfigError(f"{where}.streams: {other!r} and {name!r} share local {stream['local']!r} but not remote")
 
 
-def _check_caches_differ(config: DataConfig, eval_key: str) -> None:
-    train, evaluation = (list(streams_of(loader["dataset"]).items()) for loader in (config.train, config.eval))
-    try:
-        _check_distinct(train + evaluation, "")
-    except ConfigError as error:
-        raise ConfigError(
-            f"{config.path}: {eval_key} uses a local folder of the training data with another remote:"
-            " give each its own local folder or split"
-        ) from error
+def _check_caches(loaders: Mapping[str, dict[str, Any]], path: str) -> None:
+    """One folder is the cache of one remote over all loaders, and no cache lies where data do."""
+    so_far: list[tuple[str, dict[str, Any]]] = []
+    places = []
+    for key, loader in loaders.items():
+        streams = list(streams_of(loader["dataset"]).items())
+        try:
+            _check_distinct(so_far + streams, "")
+        except ConfigError as error:
+            other = "the training data" if len(loaders) == 2 else "another loader"
+            raise ConfigError(
+                f"{path}: {key} uses a local folder of {other} with another remote:"
+                " give each its own local folder or split"
+            ) from error
+        so_far += streams
+        places += [place_of(name, *map(stream.get, ("local", "remote", "split"))) for name, stream in streams]
+    check_apart(places, f"{path}: ")

@@ -38,7 +38,7 @@ def load_job(job_source: Source, data_source: Source, flags: list[str]) -> Mosai
     data = load_data_config(data_source)
     job.mosaic.config = data.path
     job.mosaic.dataloader = data.train
-    job.mosaic.eval_dataloader = data.eval
+    job.mosaic.eval_dataloaders = data.eval
     return job
 
 
@@ -58,7 +58,7 @@ def read_job(source: Source, flags: list[str]) -> MosaicJobConfig:
             print(help_text(job_class))  # noqa: T201
         raise SystemExit(0)
     check_tables(values, job_class, path)
-    for name in ("config", "dataloader", "eval_dataloader"):
+    for name in ("config", "dataloader", "eval_dataloaders"):
         if name in values.get("mosaic", {}):
             raise ConfigError(f"{path}: mosaic.{name} comes from the data config, --mosaic-config.")
     apply_flags(values, flags, job_class)

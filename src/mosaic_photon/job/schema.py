@@ -15,13 +15,14 @@ from typing import Any
 
 from mosaic_photon.files import write_whole
 from mosaic_photon.job import data_config as data
+from mosaic_photon.job.eval_sets import KEYS, LABEL, SEVERAL
 from mosaic_photon.job.help import sentences_of
 from mosaic_photon.job.kinds import is_choice, is_dict, is_list, is_table, options_of, types_of
 from mosaic_photon.job.tables import MosaicJobConfig
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 DRAFT = "http://json-schema.org/draft-07/schema#"
-FROM_ELSEWHERE = {"job.config_file", "mosaic.config", "mosaic.dataloader", "mosaic.eval_dataloader"}
+FROM_ELSEWHERE = {"job.config_file", "mosaic.config", "mosaic.dataloader", "mosaic.eval_dataloaders"}
 """Fields that the launcher fills, and a file may not have."""
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -39,17 +40,18 @@ def data_schema() -> dict[str, Any]:
     dataset = _keys(data.TEXT_KEYS | data.FINETUNING_KEYS, streams=streams)
     name = {"enum": ["text", "finetuning"]}
     loader = {**_keys(data.LOADER_KEYS, dataset=dataset, name=name), "required": ["name", "dataset"]}
-    labelled = {**loader, "properties": {**loader["properties"], "label": {"type": "string"}}}  # which is not read
-    one = {"$ref": "#/definitions/eval_loader"}
-    evaluation = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1}]}
+    labelled = {**loader, "properties": {**loader["properties"], "label": {"type": ["string", "integer"]}}}
+    train, one = ({"$ref": f"#/definitions/{kind}_loader"} for kind in ("train", "eval"))
+    several = {"type": "array", "items": {"allOf": [one, {"required": ["label"]}]}, "minItems": 2}
+    evaluation = {"anyOf": [one, several, {"type": "array", "items": one, "maxItems": 1}]}
+    named = {"type": "object", "additionalProperties": train, "propertyNames": {"pattern": f"^{LABEL.pattern}$"}}
+    kinds = {**dict.fromkeys(data.LOADERS, train), **dict.fromkeys(KEYS, evaluation), SEVERAL: named}
     return {
         "$schema": DRAFT,
         "title": "A data config of mosaic-photon",
         "type": "object",
         "additionalProperties": False,
-        "properties": {
-            key: evaluation if "eval" in key else {"$ref": "#/definitions/train_loader"} for key in data.LOADERS
-        },
+        "properties": kinds,
         "definitions": {"train_loader": loader, "eval_loader": labelled},
     }
 

@@ -649,8 +649,8 @@ class Mosaic:
     dataloader: dict[str, Any] = field(default_factory=dict)
     """llm-foundry's train loader config, verbatim, read from the data config."""
 
-    eval_dataloader: dict[str, Any] = field(default_factory=dict)
-    """llm-foundry's eval loader config, verbatim, read from the data config."""
+    eval_dataloaders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """llm-foundry's eval loader configs by label, verbatim, read from the data config; "" is a set without a label."""
 
     allow_data_change: bool = False
     """Resume although the data config differs from the checkpoint's in what fixes the order of samples."""

@@ -193,18 +193,18 @@ def check_compile(job: MosaicJobConfig, facts: Facts) -> None:
 def check_eval_loader(job: MosaicJobConfig, facts: Facts) -> None:
     """Validation must have data."""
     if job.validation.enable:
-        eval_loader_of(job)
+        eval_loaders_of(job)
 
 
-def eval_loader_of(job: MosaicJobConfig) -> dict[str, Any]:
-    """The data config's eval loader.
+def eval_loaders_of(job: MosaicJobConfig) -> dict[str, dict[str, Any]]:
+    """The data config's eval loaders, by label.
 
     Raises:
         ConfigError: it has none.
     """
-    if not job.mosaic.eval_dataloader:
+    if not job.mosaic.eval_dataloaders:
         raise ConfigError(
             f"validation.enable = true, but {job.mosaic.config or 'the data config'} has no eval loader; add a "
-            "[mosaic_eval_dataloader] table."
+            "[mosaic_eval_dataloader] table, or one for each set, [mosaic_eval_dataloaders.NAME]."
         )
-    return job.mosaic.eval_dataloader
+    return job.mosaic.eval_dataloaders

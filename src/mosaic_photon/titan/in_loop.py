@@ -51,7 +51,7 @@ class InLoop(Mixed):
         self.loop.attach(self)
         self.metrics_processor.attach(self.parts.data.loader)
         if self.job_config.validation.enable:
-            self.validator.attach(self.loop.fire, self.post_dataloading_process)
+            self.validator.attach(self.loop.fire, self.post_dataloading_process, self.token_bytes)
         partial = self.job_config.mosaic.allow_partial_load
         self.checkpointer = self.checkpointer_cls.of(
             self.checkpointer, self.parts.start, self.loop, self.model_args, partial

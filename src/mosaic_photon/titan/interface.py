@@ -66,7 +66,7 @@ class TrainLoader(Protocol):
 
 
 class EvalLoader(Protocol):
-    """The eval set's micro-batches, the same in each pass and equally many on all ranks."""
+    """An eval set's micro-batches, the same in each pass and equally many on all ranks."""
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
@@ -78,12 +78,12 @@ class OpenData(Protocol):
     @property
     def loader(self) -> TrainLoader: ...
     @property
-    def eval_loader(self) -> EvalLoader | None:
-        """None in a job without validation."""
+    def eval_loaders(self) -> Mapping[str, EvalLoader]:
+        """By label, "" for one without; empty in a job without validation."""
         ...
 
     def deal(self, dp_world_size: int, dp_rank: int) -> None:
-        """From now on both loaders yield this data-parallel rank's part. Collective over the job."""
+        """From now on all loaders yield this data-parallel rank's part. Collective over the job."""
         ...
 
 
@@ -174,8 +174,8 @@ class Builders:
 
     dataloader: Callable[..., TrainLoader]
     """(dp_world_size, dp_rank, tokenizer, job_config)"""
-    eval_dataloader: Callable[..., EvalLoader]
-    """The same."""
+    eval_dataloaders: Callable[..., Mapping[str, EvalLoader]]
+    """The same; by label."""
     optimizers: Callable[..., Any]
     """(model_parts, the job's [optimizer], parallel_dims) -> TorchTitan's container"""
     schedules: Callable[..., Any]

@@ -1,9 +1,11 @@
 """TorchTitan's metrics, with token counts that are global and right after a change of layout."""
 
+import time
 from typing import Any
 
 from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
 from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
 
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 from mosaic_photon.errors import ConfigError
@@ -15,6 +17,8 @@ class MosaicMetricsProcessor(MetricsProcessor):
     """Reports the tokens that the data plane counted in place of TorchTitan's per-rank count."""
 
     loader: TrainLoader | None = None
+    ntokens_since_last_log: int
+    time_last_log: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,6 +52,28 @@ class MosaicMetricsProcessor(MetricsProcessor):
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
         self.last["loss"] = global_avg_loss
+
+    def log_set(self, label: str, numbers: dict[str, float], step: int) -> None:
+        """What an eval set came to, as `numbers_of` has it: TorchTitan's report, or another under the set's label.
+
+        As after TorchTitan's, the next report counts tokens, time and memory from here.
+        """
+        if not label:
+            extra = {f"validation_metrics/{name}": value for name, value in numbers.items() if name != "loss"}
+            self.log_validation(numbers["loss"], step, extra)
+            return
+        seconds = time.perf_counter() - self.time_last_log
+        tps = self.ntokens_since_last_log / (seconds * self.parallel_dims.non_data_parallel_size)
+        named = {**numbers, "throughput(tps)": tps}
+        self.logger.log({f"validation_metrics/{label}/{name}": value for name, value in named.items()}, step)
+        bits = f"  bits per byte: {numbers['bits_per_byte']:6.4f}" if "bits_per_byte" in numbers else ""
+        logger.info(
+            f"{self.color.yellow}validate step: {step:2}  {self.color.cyan}{label}  "
+            f"{self.color.green}loss: {numbers['loss']:7.4f}{bits}  "
+            f"{self.color.blue}tps: {round(tps):,}{self.color.reset}"
+        )
+        self.ntokens_since_last_log, self.time_last_log = 0, time.perf_counter()
+        self.device_memory_monitor.reset_peak_stats()
 
 
 def build_metrics_processor(

@@ -1,6 +1,7 @@
-"""Validation on the data config's eval loader: the exact mean loss over its tokens, on TorchTitan's schedule."""
+"""Validation on the data config's eval sets: the exact mean loss over each's tokens, on TorchTitan's schedule."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import Any
@@ -19,6 +20,7 @@ from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import EvalLoader
 from mosaic_photon.titan.layouts import sum_of_losses, whole
+from mosaic_photon.token_bytes import TokenBytes, numbers_of
 
 
 class MosaicValidator(BaseValidator):
@@ -30,7 +32,7 @@ class MosaicValidator(BaseValidator):
     def __init__(  # noqa: PLR0913  (TorchTitan's signature)
         self,
         job_config: MosaicJobConfig,
-        loader: EvalLoader,
+        loaders: Mapping[str, EvalLoader],
         parallel_dims: ParallelDims,
         loss_fn: Callable[..., torch.Tensor],
         validation_context: Callable[[], AbstractContextManager[None]],
@@ -40,12 +42,12 @@ class MosaicValidator(BaseValidator):
         pp_has_first_stage: bool | None = None,
         pp_has_last_stage: bool | None = None,
     ) -> None:
-        """TorchTitan's arguments, and this rank's loader of the eval data in place of what it would be built from."""
+        """TorchTitan's arguments, and this rank's loaders by label in place of what one would be built from."""
         super().__init__(job_config)
         self.job_config = job_config
         self.parallel_dims = parallel_dims
         self.loss_fn = loss_fn
-        self.validation_dataloader = loader
+        self.loaders = loaders
         self.validation_context = validation_context
         self.maybe_enable_amp = maybe_enable_amp
         self.metrics_processor = metrics_processor
@@ -54,44 +56,56 @@ class MosaicValidator(BaseValidator):
         self.pp_has_last_stage = pp_has_last_stage
         self.fire: Callable[..., None] = lambda event, **facts: None
         self.split: Callable[..., Any] = split_inputs
+        self.token_bytes: TokenBytes | None = None
 
-    def attach(self, fire: Callable[..., None], split: Callable[..., Any]) -> None:
+    def attach(self, fire: Callable[..., None], split: Callable[..., Any], token_bytes: TokenBytes | None) -> None:
         """Take part in a job's loop.
 
         Args:
             fire: receives Composer's event names.
             split: the trainer's `post_dataloading_process`, which builds attention masks and shards for context
                 parallelism.
+            token_bytes: of the tokenizer, None where there are no bits per byte.
         """
-        self.fire, self.split = fire, split
+        self.fire, self.split, self.token_bytes = fire, split, token_bytes
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Log the mean loss per label over the eval set, or its first `validation.steps` global batches."""
+        """Log the mean loss per label over each eval set, or over its first `validation.steps` global batches."""
         for model in model_parts:
             model.eval()
-        self.fire("eval_start")
-        limit = self.job_config.validation.steps
+        self.fire("eval_before_all")
+        for name in self.loaders:
+            self._validate_set(name, model_parts, step)
+        self.fire("eval_after_all")
+        for model in model_parts:
+            model.train()
+
+    def _validate_set(self, name: str, model_parts: list[nn.Module], step: int) -> None:
+        """One set, with Composer's events of an evaluator."""
+        self.fire("eval_start", label=name)
+        limit, loader = self.job_config.validation.steps, self.loaders[name]
         device = torch.device(utils.device_type)
-        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss summed over labels; labels
-        for input_dict, labels in islice(self.validation_dataloader, None if limit == -1 else limit):
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss summed over labels; labels; their bytes
+        for input_dict, labels in islice(loader, None if limit == -1 else limit):
             self.fire("eval_batch_start", batch=input_dict | {"labels": labels})
             self.metrics_processor.ntokens_since_last_log += labels.numel()
+            totals[2] += self.token_bytes.of_batch(input_dict, labels) if self.token_bytes else 0
             inputs = {name: tensor.to(device) for name, tensor in input_dict.items()}
-            labels = labels.to(device)
-            totals += self._loss_sum_and_labels(model_parts, inputs, labels)
+            totals[:2] += self._loss_sum_and_labels(model_parts, inputs, labels.to(device))
             self.fire("eval_batch_end")
         for module in chain.from_iterable(model.modules() for model in model_parts):
             if isinstance(module, FSDPModule):  # which does so after a backward pass only; a stop may save now
                 module.reshard()
-        loss, labels_seen = self._mean_over_ranks(totals)
+        loss, labels_seen, text_bytes = self._sums_over_ranks(totals)
         if labels_seen:
-            self.metrics_processor.log_validation(loss=loss, step=step)
+            numbers = numbers_of(loss / labels_seen, labels_seen, text_bytes)
+            known = {metric: value for metric, value in numbers.items() if value is not None}
+            self.metrics_processor.log_set(name, known, step)
         elif dist.get_rank() == 0:
-            logger.warning(f"Validation at step {step} has no loss: all labels of its samples are ignored.")
-        self.fire("eval_end", loss=loss)
-        for model in model_parts:
-            model.train()
+            of = f" of {name!r}" if name else ""
+            logger.warning(f"Validation{of} at step {step} has no loss: all labels of its samples are ignored.")
+        self.fire("eval_end", label=name, loss=loss / labels_seen if labels_seen else math.nan)
 
     def _loss_sum_and_labels(
         self, model_parts: list[nn.Module], input_dict: dict[str, torch.Tensor], labels: torch.Tensor
@@ -116,10 +130,11 @@ class MosaicValidator(BaseValidator):
         loss_sum = torch.stack([whole(loss) for loss in losses]).sum().to(labels.device)
         return torch.stack([loss_sum.double(), (labels != IGNORE_INDEX).sum().double()])
 
-    def _mean_over_ranks(self, totals: torch.Tensor) -> tuple[float, int]:
-        """The mean loss of a label, nan without labels, and the number of labels."""
-        totals = sum_of_losses(totals, self.parallel_dims)
-        return (totals[0] / totals[1]).item(), int(totals[1])
+    def _sums_over_ranks(self, totals: torch.Tensor) -> tuple[float, int, int]:
+        """The losses of all labels, the number of labels, and the bytes that they stand for."""
+        loss, labels, text_bytes = sum_of_losses(totals, self.parallel_dims).tolist()
+        # Ranks that share a batch have counted its bytes alike, and those that `sum_of_losses` takes in, each of them.
+        return loss, int(labels), int(text_bytes) // (self.parallel_dims.cp * self.parallel_dims.pp)
 
 
 def split_inputs(
@@ -129,13 +144,13 @@ def split_inputs(
     return input_dict["input"], labels, {k: v for k, v in input_dict.items() if k != "input"}, {}
 
 
-def build_validator(build_loader: Callable[..., EvalLoader]) -> Callable[..., MosaicValidator]:
-    """TorchTitan's `build_validator_fn`, on a loader from (dp_world_size, dp_rank, tokenizer, job_config)."""
+def build_validator(build_loaders: Callable[..., Mapping[str, EvalLoader]]) -> Callable[..., MosaicValidator]:
+    """TorchTitan's `build_validator_fn`, on loaders from (dp_world_size, dp_rank, tokenizer, job_config)."""
 
     def build(
         dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: MosaicJobConfig, **kwargs: Any
     ) -> MosaicValidator:
-        loader = build_loader(dp_world_size=dp_world_size, dp_rank=dp_rank, tokenizer=tokenizer, job_config=job_config)
-        return MosaicValidator(job_config, loader, **kwargs)
+        given = {"dp_world_size": dp_world_size, "dp_rank": dp_rank, "tokenizer": tokenizer, "job_config": job_config}
+        return MosaicValidator(job_config, build_loaders(**given), **kwargs)
 
     return build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 
 from mosaic_photon.checkpoints.contents import saved_position
 from mosaic_photon.checkpoints.find import Start, find_start
-from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader, build_mosaic_eval_dataloader
-from mosaic_photon.dataloader.build import seats_of_job
+from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
+from mosaic_photon.dataloader.build import build_mosaic_eval_dataloaders, seats_of_job
 from mosaic_photon.dataloader.loader import BatchedDataset, EvalLoader
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.run_length import Position, RunLength
@@ -27,24 +27,25 @@ class JobData:
     """The open loaders of a job, of the first data-parallel rank until they are dealt, and how long its run is."""
 
     loader: DataSpecDataLoader
-    eval_loader: EvalLoader | None
+    eval_loaders: Mapping[str, EvalLoader]
+    """By label; empty without validation."""
     run: RunLength
     start: Start
     """What the job begins from: the data are those that it knew, so the trainer must load this one."""
 
     def deal(self, dp_world_size: int, dp_rank: int) -> None:
-        """From now on both loaders yield this data-parallel rank's part. Collective over the job."""
+        """From now on all loaders yield this data-parallel rank's part. Collective over the job."""
         assert dp_world_size == self.loader.layout.dp_world_size
         self.loader.take_part(dp_rank, seats_of_job(dp_world_size, dp_rank))
-        if self.eval_loader is not None:
-            self.eval_loader.take_part(dp_rank)
+        for eval_loader in self.eval_loaders.values():
+            eval_loader.take_part(dp_rank)
 
     def close(self) -> None:
         """Stop threads and workers, close files. Safe to call twice."""
         with ExitStack() as stack:
-            for loader in (self.loader, self.eval_loader):
-                if loader is not None:
-                    stack.callback(loader.close)
+            stack.callback(self.loader.close)
+            for eval_loader in self.eval_loaders.values():
+                stack.callback(eval_loader.close)
 
 
 def open_loaders(
@@ -74,10 +75,11 @@ def open_loaders(
     check(run)
     check_some_samples(loader.data)
     if not job_config.validation.enable:
-        return JobData(loader, None, run, start)
-    eval_loader = build_mosaic_eval_dataloader(dp_world_size, 0, tokenizer, job_config)
-    check_some_samples(eval_loader.data)
-    return JobData(loader, eval_loader, run, start)
+        return JobData(loader, {}, run, start)
+    eval_loaders = build_mosaic_eval_dataloaders(dp_world_size, 0, tokenizer, job_config)
+    for eval_loader in eval_loaders.values():
+        check_some_samples(eval_loader.data)
+    return JobData(loader, eval_loaders, run, start)
 
 
 def build_dataloader(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mosaic_photon.places import file_path
 from mosaic_photon.prepare.read import read_piece
 from mosaic_photon.prepare.sources import LeftOut, cut, find_sources
 from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
-from mosaic_photon.token_bytes import TokenBytes, bits_per_byte
+from mosaic_photon.token_bytes import TokenBytes, numbers_of
 from mosaic_photon.tokenizers import special_id
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -51,13 +50,7 @@ class Score:
 
     def numbers(self) -> dict[str, float | int | None]:
         """As they are reported; bits_per_byte is None where the labels stand for no text."""
-        return {
-            "loss": self.loss,
-            "perplexity": math.inf if self.loss >= 700 else math.exp(self.loss),
-            "bits_per_byte": bits_per_byte(self.loss, self.tokens, self.bytes),
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-        }
+        return {**numbers_of(self.loss, self.tokens, self.bytes), "tokens": self.tokens, "bytes": self.bytes}
 
 
 @torch.no_grad()
@@ -85,7 +78,7 @@ def score(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Batch], table
 
 
 def sets_of_data(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
-    """The eval set of a data config, as the job's validation reads it, its `validation.steps` too.
+    """The eval sets of a data config by label, as the job's validation reads them, its `validation.steps` too.
 
     Raises:
         ConfigError: the data config, or its data, cannot be read; it has no eval set.
@@ -95,7 +88,9 @@ def sets_of_data(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
         raise ConfigError(f"{path} has no eval loader: add a table [mosaic_eval_dataloader], or give --mds PATH.")
     job.mosaic.dataloader = data.train  # which says what is between documents
     limit = None if job.validation.steps == -1 else job.validation.steps
-    return {"eval": _pass_over(job, tokenizer, data.eval, path, limit)}
+    return {
+        label or "eval": _pass_over(job, tokenizer, loader, path, limit, label) for label, loader in data.eval.items()
+    }
 
 
 def sets_of_shards(job: MosaicJobConfig, tokenizer: Any, path: str) -> Sets:
@@ -151,9 +146,9 @@ def _dataset(folder: str, seq_len: int) -> dict[str, Any]:
 
 
 def _pass_over(
-    job: MosaicJobConfig, tokenizer: Any, loader: dict[str, Any], where: str, limit: int | None
+    job: MosaicJobConfig, tokenizer: Any, loader: dict[str, Any], where: str, limit: int | None, label: str = ""
 ) -> Callable[[], Iterator[Batch]]:
-    job.mosaic.config, job.mosaic.eval_dataloader = where, loader
+    job.mosaic.config, job.mosaic.eval_dataloaders = where, {label: loader}
     opened = build_mosaic_eval_dataloader(1, 0, tokenizer, job)
     return lambda: islice(iter(opened), limit)
 

@@ -23,7 +23,7 @@ from mosaic_photon.compat.gloo_fsdp_reduction import force_sum_reduction
 from mosaic_photon.compat.moe_load_balancing import with_load_balancing
 from mosaic_photon.compat.pipeline_gradients import DividedLoss
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.titan.interface import Builders, EvalLoader, OwnModel, Parts, TrainLoader
+from mosaic_photon.titan.interface import Builders, OwnModel, Parts, TrainLoader
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.metrics import build_metrics_processor
 from mosaic_photon.titan.v02.layouts import check_degrees
@@ -51,7 +51,7 @@ def model_spec(name: str, builders: Builders, own: OwnModel | None = None) -> Tr
         build_lr_schedulers_fn=builders.schedules,
         build_dataloader_fn=builders.dataloader,
         build_loss_fn=_with_right_gradients(upstream.build_loss_fn),
-        build_validator_fn=build_validator(builders.eval_dataloader),
+        build_validator_fn=build_validator(builders.eval_dataloaders),
         build_metrics_processor_fn=build_metrics_processor,
     )
 
@@ -74,15 +74,11 @@ def put_parts(name: str, parts: Parts) -> None:
         data.deal(dp_world_size, dp_rank)
         return data.loader
 
-    def eval_loader(**kwargs: Any) -> EvalLoader:
-        assert data.eval_loader is not None
-        return data.eval_loader
-
     spec = dataclasses.replace(
         parts.spec,
         build_dataloader_fn=dealt,
         build_lr_schedulers_fn=parts.schedules,
-        build_validator_fn=build_validator(eval_loader),
+        build_validator_fn=build_validator(lambda **_: data.eval_loaders),
     )
     put(name, spec)
 

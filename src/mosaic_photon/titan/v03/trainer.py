@@ -180,8 +180,7 @@ def config_of(trainer: MosaicTrainer, job: MosaicJobConfig, parts: Parts) -> Mos
         return parts.schedules(optimizers, job.lr_scheduler, training_steps)
 
     def validator(**given: Any) -> MosaicValidator:
-        assert data.eval_loader is not None
-        return MosaicValidator(job, data.eval_loader, **given)
+        return MosaicValidator(job, data.eval_loaders, **given)
 
     return MosaicTrainer.Config(
         job=job,

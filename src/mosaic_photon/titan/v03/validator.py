@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,11 +17,11 @@ from mosaic_photon.titan.interface import EvalLoader
 class MosaicValidator(validator.MosaicValidator):
     """See its base."""
 
-    def __init__(self, job_config: Any, loader: EvalLoader, **given: Any) -> None:
+    def __init__(self, job_config: Any, loaders: Mapping[str, EvalLoader], **given: Any) -> None:
         """given: what TorchTitan hands to a validator's `build`, of which some is not needed here."""
         names = ("parallel_dims", "loss_fn", "validation_context", "metrics_processor", "pp_schedule",
                  "pp_has_first_stage", "pp_has_last_stage")  # fmt: skip
-        super().__init__(job_config, loader, maybe_enable_amp=nullcontext(), **{name: given[name] for name in names})
+        super().__init__(job_config, loaders, maybe_enable_amp=nullcontext(), **{name: given[name] for name in names})
         self.config = job_config.validation
         self.micro_batch = job_config.parallelism.pipeline_parallel_microbatch_size
 
