@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rank of others": ({"dp_rank": 1}, "dp_rank = 1 must be one of dp_world_size 1, counted from 0."),
     "nodes without ranks": ({"nodes": 2}, "nodes = 2 must divide dp_world_size 1: each has equally many ranks."),
-    "no such split": ({"split": "val"}, "split = 'val' must be 'train' or 'eval'."),
+    "no such split": ({"split": "val"}, "split = 'val' must be one of 'train', 'eval'."),
     "no eval set": ({"split": "eval"}, "data config has no eval loader; add a [mosaic_eval_dataloader] table."),
     "no tokenizer there": ({"tokenizer": "/nowhere"}, "tokenizer: no tokenizer.json in '/nowhere'"),
     "short samples": ({"seq_len": 64}, "its samples have 17 tokens, but seq_len 64 takes 65; set seq_len = 16"),

@@ -31,9 +31,12 @@ def clean_slate():
     recording.Recorder.closed.clear()
 
 
-def write(folder, data, callbacks):
-    """A job of four steps in two epochs, no accumulation, with these callback tables."""
-    dataloader = jobs.DATA.replace("shuffle_seed = 5", f"shuffle_seed = 5\nepoch_size = {EPOCH}", 1)
+def write(folder, data, callbacks, sets=("",)):
+    """A job of four steps in two epochs, no accumulation, with these callback tables and labels of eval sets."""
+    train, head, one = jobs.DATA.partition("[mosaic_eval_dataloader]")
+    tables = [(head + one).replace("eval_dataloader", f"eval_dataloaders.{label}" if label else "eval_dataloader")
+              for label in sets]  # fmt: skip
+    dataloader = (train + "".join(tables)).replace("shuffle_seed = 5", f"shuffle_seed = 5\nepoch_size = {EPOCH}", 1)
     job = jobs.JOB.replace("local_batch_size = 2\nglobal", "local_batch_size = 4\nglobal", 1)
     return jobs.write_job(folder, data, job + callbacks, dataloader)
 
@@ -53,7 +56,7 @@ class Model(ComposerModel):
         return self(batch)
 
 
-def composers_events(steps):
+def composers_events(steps, labels):
     """What Recorder sees of Composer's Trainer in the same job."""
 
     def loader():
@@ -61,11 +64,11 @@ def composers_events(steps):
         return DataSpec(batches, get_num_tokens_in_batch=lambda batch: batch.numel())
 
     model = Model()
-    evaluator = Evaluator(label="eval", dataloader=loader(), eval_interval="1ba", subset_num_batches=1, metric_names=[])
+    once = {"eval_interval": "1ba", "subset_num_batches": 1, "metric_names": []}
     trainer = Trainer(
         model=model,
         train_dataloader=loader(),
-        eval_dataloader=evaluator,
+        eval_dataloader=[Evaluator(label=label, dataloader=loader(), **once) for label in labels],
         optimizers=torch.optim.AdamW(model.parameters()),
         max_duration=f"{steps}ba",
         callbacks=recording.Recorder(),
@@ -80,9 +83,13 @@ def composers_events(steps):
     return [one for one, then in pairs if (one[0], then[0]) != ("before_dataloader", "epoch_end")]  # found no batch
 
 
-def test_events_come_in_composers_order_with_composers_times(tmp_path, prepared_data):
-    expected = composers_events(steps=4)
-    arguments = write(tmp_path, prepared_data, '[callbacks."recording:Recorder"]\n')
+@pytest.mark.parametrize("sets", [("",), ("web", "code")], ids=["one eval set", "two"])
+def test_events_come_in_composers_order_with_composers_times(tmp_path, prepared_data, sets):
+    labels = [f"eval/{label}" if label else "eval" for label in sets]
+    expected = composers_events(4, labels)
+    stopper = f'[callbacks.early_stopper]\nmonitor = "LanguageCrossEntropy"\ndataloader_label = "{labels[-1]}"\n'
+    callbacks = f'[callbacks."recording:Recorder"]\n{stopper}patience = "9ba"\n'
+    arguments = write(tmp_path, prepared_data, callbacks, sets)
     flags = (
         "--validation.enable=true",
         "--validation.steps=1",

@@ -72,6 +72,26 @@ def test_a_whole_llm_foundry_yaml_works_with_its_variables(tmp_path: Path) -> No
     )
 
 
+def test_eval_sets_have_llm_foundrys_labels_or_a_table_each(tmp_path: Path) -> None:
+    second = '  - {label: 7, name: text, dataset: {local: "${variables.data_local}", split: other}}\n'
+    config = load_data_config(write(tmp_path, FOUNDRY + second, "two.yaml"))
+    assert {label: loader["dataset"]["split"] for label, loader in config.eval.items()} == {"c4": "val", "7": "other"}
+    assert [name for name, _ in config.loaders()] == ["train", "eval/c4", "eval/7"]
+    one = GOOD.partition("[mosaic_dataloader.dataset]")[2]
+    tables = "".join(
+        f"[mosaic_eval_dataloaders.{label}]\nname = 'text'\n[mosaic_eval_dataloaders.{label}.dataset]\n{one}"
+        for label in ("web", "'code/py'")
+    )
+    assert list(load_data_config(write(tmp_path, GOOD + tables)).eval) == ["web", "code/py"]
+    assert (
+        load_data_config(write(tmp_path, FOUNDRY.partition("eval_loader:")[0] + "eval_loader: []", "a.yaml")).eval == {}
+    )
+    with pytest.raises(ConfigError, match="web uses a local folder of another loader with another remote"):
+        load_data_config(write(tmp_path, GOOD + tables.replace("web.dataset]", "web.dataset]\nremote = 's3://b/c'")
+                               .replace("[mosaic_eval_dataloaders.web]", "[mosaic_eval_dataloaders.a]\nname = 'text'\n"
+                                        "dataset = {local = 'there'}\n[mosaic_eval_dataloaders.web]")))  # fmt: skip
+
+
 def test_streams_inherit_the_datasets_settings() -> None:
     streams = {"a": {"local": "x"}, "b": {"local": "y", "split": "own", "keep_zip": True}}
     assert streams_of({"streams": streams, "split": "train", "download_retry": 5}) == {
