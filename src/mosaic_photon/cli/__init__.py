@@ -21,6 +21,7 @@ COMMANDS = {
     "import": "make a checkpoint that a job begins from out of a folder of Hugging Face's",
     "generate": "text from a checkpoint or an exported folder",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint or an exported folder, and lm-eval's tasks",
+    "report": "a page and a picture of what runs have trained; of several, a comparison",
     "average": "the mean of checkpoints' weights, as a checkpoint of the model alone",
     "completion": "print a script by which bash, zsh or fish completes what is typed",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 FILES = ("JOB.toml", "DATA.toml", "DATA", "FILE", "SOURCE", "PATH")
-FOLDERS = ("DIR", "CHECKPOINT", "CHECKPOINT_OR_EXPORT", "OUT", "HF_FOLDER")
+FOLDERS = ("DIR", "CHECKPOINT", "CHECKPOINT_OR_EXPORT", "OUT", "HF_FOLDER", "RUN")
 """By their metavars; `--out` and `--tokenizer` are folders, too."""
 
 
