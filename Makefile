@@ -11,7 +11,7 @@ TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/ti
 	tests/test_layout_checks.py tests/test_train_job.py tests/use/test_export_import.py \
 	tests/use/test_export_slow.py tests/cli/test_init.py
 
-.PHONY: train test test-all test-launch slurm lint format install wheel lock clean gpu-bundle train-current test-current \
+.PHONY: train test test-all test-launch slurm browser lint format install wheel lock clean gpu-bundle train-current test-current \
 	test-newest
 
 CONFIGS := examples/mosaic_photon/configs
@@ -26,7 +26,7 @@ train: install data/stdlib/prepare.json
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not launch"
 
-test-all: lint test-launch test-current test-newest
+test-all: lint browser test-launch test-current test-newest
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not launch"
 	$(TEST_CURRENT) -m slow
 
@@ -54,6 +54,11 @@ test-launch: install slurm build/manifests/installed
 slurm:
 	@command -v slurmctld >/dev/null || PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || { apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+
+# What looks at the page of `mosaic-photon report`, in `make test-all`; as root, on Debian.
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; }
 
 build/manifests/installed: | $(VENV)/installed
 	$(BIN)/uv venv --quiet --clear build/manifests
