@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,10 +50,8 @@ def _draw(axis: Axes, panel: Panel) -> None:
 def _line(axis: Axes, line: Line, rough: bool) -> None:
     rows = thinned(line.curve.values, 1000)
     steps = line.curve.steps[rows]
-    look = {
-        "color": COLOURS[line.colour % len(COLOURS)],
-        "linestyle": DASHES[line.colour // len(COLOURS) % len(DASHES)],
-    }
+    look: dict[str, Any] = {"color": COLOURS[line.colour % len(COLOURS)]}
+    look["linestyle"] = DASHES[line.colour // len(COLOURS) % len(DASHES)]
     raw = line.curve.values[rows]
     if rough:
         axis.plot(steps, raw, linewidth=0.6, alpha=0.35, **look)

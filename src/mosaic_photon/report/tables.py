@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -35,7 +35,7 @@ class Table:
     caption: str
     columns: Sequence[str]
     """Empty where a table of names and values needs no heading."""
-    groups: dict[str, list[Sequence[str]]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     """Rows by the name of their group, which is "" where there is one only."""
 
 
