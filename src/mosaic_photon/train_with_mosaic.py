@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,7 @@ from mosaic_photon.errors import ConfigError, NotFiniteError
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.train.loop import MosaicLoop
 
 CONFIGS = "examples/mosaic_photon/configs"
 EPILOG = """\
@@ -130,8 +132,12 @@ class Ended:
         return 0 if self.signal is None else 128 + self.signal
 
 
-def run(job_config: "MosaicJobConfig") -> Ended:
-    """Train one job to its end in this process."""
+def run(job_config: "MosaicJobConfig", make_loop: "Callable[..., MosaicLoop] | None" = None) -> Ended:
+    """Train one job to its end in this process.
+
+    Args:
+        make_loop: makes the loop in the place of `MosaicLoop`, of its arguments.
+    """
     prepare_process(job_config)
 
     from mosaic_photon import titan, train_spec
@@ -159,7 +165,7 @@ def run(job_config: "MosaicJobConfig") -> Ended:
         cleanup.push(leave_process_group)
         data = train_spec.data_of_job(spec, job_config, data_parallel)
         cleanup.callback(data.close)
-        trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop))
+        trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop, make_loop))
         cleanup.callback(trainer.close)
         print_summary(trainer, data.loader)
         if job_config.checkpoint.create_seed_checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,24 @@ if TYPE_CHECKING:
     from composer.core import Callback
 
 
-def parts_of(job: MosaicJobConfig, spec: TrainSpec, data: JobData, stop: GracefulStop) -> Parts:
+def parts_of(
+    job: MosaicJobConfig,
+    spec: TrainSpec,
+    data: JobData,
+    stop: GracefulStop,
+    make_loop: Callable[..., MosaicLoop] | None = None,
+) -> Parts:
     """What a release of TorchTitan builds a trainer from, of a checked job and its open data.
+
+    Args:
+        make_loop: makes the loop in the place of `MosaicLoop`, of its arguments.
 
     Raises:
         ConfigError: a callback that there is not, that cannot work here, or that does not take its arguments.
     """
     callbacks = build_callbacks(job.callbacks)
-    loop = MosaicLoop(job, spec.model_args[job.model.flavor], data.loader, callbacks, stop)
+    make = make_loop or MosaicLoop
+    loop = make(job, spec.model_args[job.model.flavor], data.loader, callbacks, stop)
     return Parts(spec, data, partial(build_lr_schedulers, run_length=data.run), loop, data.start)
 
 
