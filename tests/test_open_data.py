@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,6 +19,7 @@ import jobs
 from layouts_jobs import run_plan
 from mds_data import ASSETS, SEQ_LEN, flat, numbers, write_mds
 from mosaic_photon import ConfigError, open_data
+from mosaic_photon.cli import main
 from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.open import MosaicData
 from mosaic_photon.errors import ConfigError as OurError
@@ -93,6 +95,23 @@ def test_each_rank_gets_what_the_job_s_rank_trained_on(ran: Path, name: str) -> 
         with opened(ran / name / "data.toml", name, rank) as data:
             assert rows(data, 2 * STEPS) == [json.loads(line) for line in lines]
             assert data.steps_per_epoch == 13
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_trace_lists_what_each_rank_trained_on(ran: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By rank and micro-batch, for every step, over the end of the epoch."""
+    ranks, nodes, _ = RANKS[name]
+    files = [str(ran / name / file) for file in ("job.toml", "data.toml")]
+    layout = [f"--nnodes={nodes}", f"--nproc-per-node={ranks // nodes}"]
+    assert main(["trace", *files, f"--step=1-{STEPS}", *layout, "--json"]) == 0
+    listed: dict[int, list[list[int]]] = {rank: [[] for _ in range(2 * STEPS)] for rank in range(ranks)}
+    for step in json.loads(capsys.readouterr().out):
+        for sample in step["samples"]:
+            listed[sample["rank"]][2 * (step["step"] - 1) + sample["micro_batch"]].append(sample["sample"])
+    for rank in range(ranks):
+        lines = (ran / name / f"rank-{rank}.jsonl").read_text().splitlines()
+        trained = [np.array(json.loads(line)[0])[:, :2] - 3 for line in lines]
+        assert listed[rank] == [(first[:, 0] * 1000 + first[:, 1]).tolist() for first in trained]
 
 
 @pytest.mark.parametrize("name", RANKS)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -148,15 +149,15 @@ def check_job(job_config: MosaicJobConfig, spec: TrainSpec) -> int:
     return data_parallel_degree(job_config, facts.world_size)
 
 
-def load_job_model(path: str) -> tuple[Any, Any]:
-    """The job config at `path` and a copy of its flavor's model args, `[model.overrides]` applied.
+def load_job_model(path: str, flags: Sequence[str] = ()) -> tuple[Any, Any]:
+    """The job config at `path`, flags applied, and a copy of its flavor's model args, `[model.overrides]` applied.
 
     For commands that need the model but not the data.
 
     Raises:
         ConfigError: a missing or malformed file, an unknown table, field, model, flavor or override.
     """
-    job = read_job(path, [])
+    job = read_job(path, list(flags))
     job.checkpoint.initial_load_in_hf = False  # no such command loads those weights, and one makes them
     if not job.model.hf_assets_path:
         raise ConfigError(f"{path}: model.hf_assets_path is missing; name a folder with tokenizer.json.")

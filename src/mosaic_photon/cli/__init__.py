@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "check this machine for a job",
     "inspect": "show and verify the data that a data config names",
     "prepare": "turn text into MDS shards of token arrays",
+    "trace": "which samples a step sees, which steps see a sample or a text; run a step again",
     "schedule": "draw a job's learning rate, momentum and weight decay",
     "coord-check": "check that a parametrization keeps activations the same size over widths or depths",
     "export": "write a checkpoint as a folder that transformers loads",
@@ -30,7 +31,11 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. A ConfigError ends with its message and exit code 1, Ctrl-C with 130."""
     words = sys.argv[1:] if argv is None else argv
-    args = parser_of(words[:1]).parse_args(words)
+    parser = parser_of(words[:1])
+    ours, flags = split_flags(parser, words)
+    args = parser.parse_args(ours)
+    if flags:
+        args.flags = flags
     try:
         return args.run(args)
     except ConfigError as error:
@@ -52,6 +57,18 @@ def parser_of(whole: Iterable[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
+
+
+def split_flags(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], list[str]]:
+    """The command line up to `--`, and the job's flags behind it, where the command takes some.
+
+    argparse takes them for the command's own once an option has come between them and the files.
+    """
+    command = commands_of(parser).get(words[0]) if words else None
+    if command is None or "--" not in words or all(action.dest != "flags" for action in command._actions):
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

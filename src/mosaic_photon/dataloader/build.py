@@ -58,19 +58,25 @@ def build_mosaic_dataloader(
 
 
 def open_loader(
-    layout: Layout, tokenizer: Any, job_config: MosaicJobConfig, state: str | None = None
+    layout: Layout, tokenizer: Any, job_config: MosaicJobConfig, state: str | None = None, read: bool = True
 ) -> DataSpecDataLoader:
-    """`build_mosaic_dataloader` where the rank's place is known. A tokenizer is not needed where data are token ids."""
+    """`build_mosaic_dataloader` where the rank's place is known. A tokenizer is not needed where data are token ids.
+
+    Args:
+        read: False: only its plan and single samples will be asked; llm-foundry is not imported, the cache not checked.
+    """
     training, allow_change = job_config.training, job_config.mosaic.allow_data_change
     known = known_data(state) if state is not None else None
     if known is not None and allow_change:
         known = dataclasses.replace(known, streams=())
     with in_force(_settings(job_config, known)):
         where = f"{job_config.mosaic.config or 'data config'}: {TRAIN}"
-        data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len)
+        data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len, read)
     loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
     if state is not None:
         loader.begin = loader.position_in(state)[0]
+    if not read:
+        return loader
     loader.orders.check_room(loader.begin.epoch)
     loader.orders.prepare(loader.begin.epoch)  # while the model is built
     return loader
@@ -127,7 +133,13 @@ def _settings(job_config: MosaicJobConfig, known: KnownData | None = None) -> Se
 
 
 def _data(
-    job_config: MosaicJobConfig, loader: dict[str, Any], where: str, tokenizer: Any, layout: Layout, seq_len: int
+    job_config: MosaicJobConfig,
+    loader: dict[str, Any],
+    where: str,
+    tokenizer: Any,
+    layout: Layout,
+    seq_len: int,
+    read: bool = True,
 ) -> BatchedDataset:
     loader = copy.deepcopy(loader)
     check_loader(loader, where)
@@ -148,13 +160,20 @@ def _data(
         data.pin_memory = loader.get("pin_memory", True) and torch.cuda.is_available()
     elif tokenizer is None:
         raise ConfigError(f"{where}: these samples are no token ids; name a tokenizer, a folder with tokenizer.json")
-    else:
+    elif read:
         from mosaic_photon.dataloader.foundry_loader import foundry_data
 
         data = foundry_data(loader, dataset, assets, layout.local_batch, window)
-    _check_cache(dataset, job_config.mosaic.verify_cache)
+    else:
+        data = BatchedDataset(dataset, _not_read, _not_read)
+    if read:
+        _check_cache(dataset, job_config.mosaic.verify_cache)
     data.node_folder = job_config.mosaic.node_folder
     return data
+
+
+def _not_read(_: Any) -> Any:
+    raise AssertionError("this loader was opened for its plan")
 
 
 def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:

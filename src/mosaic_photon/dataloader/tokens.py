@@ -133,9 +133,14 @@ class TokenBatches:
             ids_BW[number, : len(row)] = labels_BW[number, : len(row)] = row
         return ids_BW, labels_BW
 
+    def tokens(self, sample_id: int) -> NDArray[np.integer]:
+        """What is taken of a sample, without the pad tokens behind it."""
+        tokens = self._decoded(sample_id)[: self.window.width]
+        return tokens[: length_without(self.pad_id, tokens)]
+
     def length(self, sample_id: int) -> int:
-        """Tokens of a sample, without the pad tokens behind them."""
-        return length_without(self.pad_id, self._decoded(sample_id)[: self.window.width])
+        """How many tokens these are."""
+        return len(self.tokens(sample_id))
 
     def _decoded(self, sample_id: int) -> NDArray[np.integer]:
         tokens = self.dataset.get_item(sample_id)["tokens"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,13 @@ class JobModel:
         return {name: tuple(tensor.shape) for name, tensor in self.meta.state_dict().items()}
 
 
-def job_model(path: str) -> JobModel:
-    """The model of the job config at `path`.
+def job_model(path: str, flags: Sequence[str] = ()) -> JobModel:
+    """The model of the job config at `path`, with the flags that win over it.
 
     Raises:
         ConfigError: a job config that does not load, or a model that cannot be built.
     """
-    job, _ = load_job_model(path)
+    job, _ = load_job_model(path, flags)
     job.parallelism = type(job.parallelism)()
     job.checkpoint.enable = False  # what the job begins from, and how it ends, does not matter here
     spec = spec_of_job(job)
