@@ -13,6 +13,7 @@ from mosaic_photon.errors import ConfigError, NotFiniteError
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.train.replay import Replayed
     from mosaic_photon.use.trace import Dealt, Run
 
 
@@ -86,8 +87,8 @@ class Look:
         found = self._seeing(ids)
         if not found:
             others = f" or the {len(ids) - 1:,} others with this text" if len(ids) > 1 else ""
-            steps = run.job.training.steps
-            print(f"none of the job's {steps:,} steps sees {run.dataset.name_of(ids[0])}{others}", file=sys.stderr)
+            count = run.job.training.steps
+            print(f"none of the job's {count:,} steps sees {run.dataset.name_of(ids[0])}{others}", file=sys.stderr)
         return found
 
     def show(self, steps: Iterable[Dealt]) -> None:
@@ -212,7 +213,8 @@ def replay(args: argparse.Namespace) -> int:
     from mosaic_photon.job.load import load_job
     from mosaic_photon.use.trace import steps_of
 
-    steps, found = steps_of(args.step), []
+    steps = steps_of(args.step)
+    found: list[Replayed] = []
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="mosaic-photon-replay-") as scratch:
         try:
             job = load_job(args.job, args.data, args.flags)
@@ -241,7 +243,7 @@ def is_first_rank() -> bool:
     return os.environ["RANK"] == "0"
 
 
-def print_replayed(found: list[Any], as_json: bool) -> None:
+def print_replayed(found: list[Replayed], as_json: bool) -> None:
     """The numbers of each step, with all their digits."""
     from dataclasses import asdict
 
