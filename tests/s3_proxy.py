@@ -14,9 +14,13 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Proxy:
-    """`fault(handler)` may answer a request for a shard in the server's place; `away` refuses all connections."""
+    """`fault(handler)` may answer a request in the server's place; `away` refuses all connections.
+
+    Without `of` only requests for a shard are given to `fault`; with it those of which it says so.
+    """
 
     def __init__(self, url: str) -> None:
+        self.of: Callable[[BaseHTTPRequestHandler], bool] = lambda one: "shard" in one.path and one.command == "GET"
         self.fault: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
         self.requests: list[str] = []
         """Method and path of each, in the order in which they came."""
@@ -52,12 +56,13 @@ class Proxy:
 
             def do_GET(self) -> None:
                 proxy.requests.append(f"{self.command} {self.path}")
+                body = body_of(self)
                 if proxy.away:
                     reset(self)
-                elif not ("shard" in self.path and self.command == "GET" and proxy.fault(self)):
-                    proxy._forward(self)
+                elif not (proxy.of(self) and proxy.fault(self)):
+                    proxy._forward(self, body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -72,9 +77,10 @@ class Proxy:
         self.server.server_activate()
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def _forward(self, handler: BaseHTTPRequestHandler) -> None:
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         connection = http.client.HTTPConnection(self.target.hostname or "", self.target.port, timeout=30)
-        connection.request(handler.command, handler.path, headers=dict(handler.headers))
+        headers = {name: value for name, value in handler.headers.items() if name.lower() != "transfer-encoding"}
+        connection.request(handler.command, handler.path, body, headers)
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
@@ -84,6 +90,19 @@ class Proxy:
                 handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(body)
+
+
+def body_of(handler: BaseHTTPRequestHandler) -> bytes:
+    """What a request brings, of known length or in chunks."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    body = b""
+    while size := int(handler.rfile.readline().split(b";")[0], 16):
+        body += handler.rfile.read(size)
+        handler.rfile.readline()
+    while handler.rfile.readline().strip():
+        pass
+    return body
 
 
 def first(count: int, answer: Answer) -> Callable[[BaseHTTPRequestHandler], bool]:

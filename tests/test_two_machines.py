@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import jobs
-from dataloader.conftest import s3  # noqa: F401
 from mds_data import write_mds
 
 SEQ_LEN = 16
@@ -77,7 +76,7 @@ def last_complete_checkpoint(folder: Path) -> int:
 @pytest.mark.timeout(900)
 def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
     tmp_path: Path,
-    s3: Any,  # noqa: F811
+    s3: Any,
 ) -> None:
     source = write_mds(tmp_path / "source" / "train", 640)
     remote = s3.upload(source.parent, "two-machines")
@@ -115,7 +114,7 @@ def test_one_of_two_machines_is_lost_and_the_job_goes_on_exactly_on_the_other(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_of_two_machines_fetches_half_of_the_shards(tmp_path: Path, s3: Any) -> None:  # noqa: F811
+def test_each_of_two_machines_fetches_half_of_the_shards(tmp_path: Path, s3: Any) -> None:
     """One epoch of a job of two ranks on each, which are told apart once the process group is there."""
     source = write_mds(tmp_path / "source" / "train", 324)
     remote, folder, port = s3.upload(source.parent, "two-by-two"), tmp_path / "job", jobs.free_port()

@@ -1,10 +1,10 @@
 """What is to be loaded must be there and fit the job; what is to be saved must be possible."""
 
-import os
 import shutil
 
 import torch.nn as nn
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.contents import missing_files
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps, find_start
@@ -46,7 +46,12 @@ def check_checkpoint(job: MosaicJobConfig, facts: Facts) -> None:
 
 
 def check_last_save(job: MosaicJobConfig, facts: Facts) -> None:
-    """What the job ends in, in Hugging Face's format, must be the model, and all of it."""
+    """What the job ends in, in Hugging Face's format, must be the model, and all of it, on a file system."""
+    if stores.is_url(job.checkpoint.folder):
+        raise ConfigError(
+            f"checkpoint.last_save_in_hf = true is not written to a store ({job.checkpoint.folder}); set it to false, "
+            "and mosaic-photon export makes such a folder of a checkpoint."
+        )
     if not job.checkpoint.last_save_model_only:
         raise ConfigError("checkpoint.last_save_in_hf = true needs last_save_model_only = true.")
     if job.checkpoint.create_seed_checkpoint:
@@ -61,6 +66,8 @@ def check_last_save(job: MosaicJobConfig, facts: Facts) -> None:
 
 def check_room(job: MosaicJobConfig, model: nn.Module) -> None:
     """The first checkpoint must fit on the disk."""
+    if stores.is_url(checkpoint_folder(job)):
+        return
     folder, needed = existing(checkpoint_folder(job)), bytes_of_checkpoint(job, model)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -140,16 +147,21 @@ def is_finished(job: MosaicJobConfig) -> bool:
 def check_initial_load(start: Start, checkpoint: Checkpoint) -> None:
     """TorchTitan's rules for the weights that a job without a complete checkpoint begins from."""
     assert start.path is not None
-    if not os.path.isdir(start.path):
+    if start.hf and stores.is_url(start.path):
+        raise ConfigError(
+            f"{start.named_by} = {start.path!r}: weights in Hugging Face's format are read from a folder of a file "
+            "system; copy them there."
+        )
+    if not stores.is_folder(start.path):
         raise ConfigError(f"{start.named_by} = {start.path!r}: there is no such folder.")
     if start.hf and not start.model_only:
         raise ConfigError("checkpoint.initial_load_in_hf = true needs initial_load_model_only = true.")
     if checkpoint.initial_load_in_hf_quantized and not start.hf:
         raise ConfigError("checkpoint.initial_load_in_hf_quantized = true needs initial_load_in_hf = true.")
     if start.hf:
-        if not any(name.endswith(".safetensors") for name in os.listdir(start.path)):
+        if not any(name.endswith(".safetensors") for name in stores.names(start.path)):
             raise ConfigError(f"{start.named_by} = {start.path!r}: there are no .safetensors files in it.")
-    elif not os.path.isfile(os.path.join(start.path, METADATA)):
+    elif not stores.is_file(stores.join(start.path, METADATA)):
         raise ConfigError(f"{start.named_by} = {start.path!r}: {_what_is_there(start.path)}")
 
 
@@ -157,6 +169,6 @@ def _what_is_there(folder: str) -> str:
     """What may be meant by a folder that is no checkpoint of torch's."""
     if steps := complete_steps(folder):
         return f"name one of the checkpoints in it, e.g. {list(steps.values())[-1]!r}."
-    if any(name.endswith(".safetensors") for name in os.listdir(folder)):
+    if any(name.endswith(".safetensors") for name in stores.names(folder)):
         return "it holds safetensors; set checkpoint.initial_load_in_hf = true."
     return f"it is no complete checkpoint, as it has no {METADATA}."

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints.find import METADATA, Start
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import Metadata
 
     from mosaic_photon.job.tables import MosaicJobConfig
@@ -25,21 +26,32 @@ BEGIN_ANEW = ("callbacks.", "generators.")
 """What the names of states begin with that a checkpoint may lack: callbacks' and random generators'."""
 
 
+def reader_of(folder: str) -> FileSystemReader:
+    """Torch's reader of a folder or of a URL."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    if not stores.is_url(folder):
+        return FileSystemReader(folder)
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+    stores.open_store(folder)  # by which fsspec knows the endpoint
+    return FsspecReader(folder)
+
+
 def read_metadata(folder: str) -> Metadata:
     """A checkpoint's `.metadata`; it is a pickle, so checkpoints are trusted input, as they are for torch.
 
     Raises:
         ConfigError: it cannot be read, or is none.
     """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
     from mosaic_photon.compat import newer_checkpoints
 
     newer_checkpoints.apply()
     try:
-        return FileSystemReader(folder).read_metadata()
+        with stores.understood(folder):
+            return reader_of(folder).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{os.path.join(folder, METADATA)} cannot be read ({error}).") from error
+        raise ConfigError(f"{stores.join(folder, METADATA)} cannot be read ({error}).") from error
 
 
 def shape_of(stored: Any) -> tuple[int, ...] | None:
@@ -76,7 +88,7 @@ def missing_files(folder: str) -> list[str]:
     ends: dict[str, int] = {}
     for stored in read_metadata(folder).storage_data.values():
         ends[stored.relative_path] = max(ends.get(stored.relative_path, 0), stored.offset + stored.length)
-    there = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    there = stores.sizes(folder)
     found = [f"{name} is missing" for name in ends if name not in there]
     return found + [
         f"{name} has {there[name]} bytes of {end}" for name, end in ends.items() if there.get(name, end) < end
@@ -87,12 +99,12 @@ def read_values(folder: str, *keys: str) -> list[Any]:
     """Values that are no tensors, e.g. a data state's JSON text; None where the checkpoint has no such key."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    there = read_metadata(folder).state_dict_metadata if os.path.isfile(os.path.join(folder, METADATA)) else {}
+    there = read_metadata(folder).state_dict_metadata if stores.is_file(stores.join(folder, METADATA)) else {}
     state = {key: "" for key in keys if key in there}
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
-            load(state, checkpoint_id=folder, no_dist=True)
+            load(state, storage_reader=reader_of(folder), no_dist=True)
     return [state.get(key) for key in keys]
 
 

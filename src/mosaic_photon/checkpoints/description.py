@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import write_whole
 from mosaic_photon.mup.table import on_the_function
 from mosaic_photon.names import dotted
 
@@ -42,10 +41,8 @@ def write(folder: str, model_args: Any) -> None:
     Args:
         model_args: a dataclass, as the model was built from it.
     """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, "model": asdict(model_args)}, indent=2, sort_keys=True, default=str)
-    write_whole(path / FILE, text.encode())
+    stores.write(stores.join(folder, FILE), text.encode())
 
 
 def changes(folder: str, model_args: Any) -> list[str] | None:
@@ -66,7 +63,7 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
         theirs = function_of(written_out(model))
     except (ConfigError, TypeError) as error:
         raise ConfigError(
-            f"{Path(folder) / FILE} is no description of a model that this release knows: {error}"
+            f"{stores.join(folder, FILE)} is no description of a model that this release knows: {error}"
         ) from None
     theirs = {name: value for name, value in default.items() if name in ours} | theirs
     return [
@@ -78,12 +75,12 @@ def changes(folder: str, model_args: Any) -> list[str] | None:
 
 def read(folder: str) -> dict[str, Any] | None:
     """The model args in a checkpoint's description; None where it has none. Raises ConfigError: it cannot be read."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return None
+    path = stores.join(folder, FILE)
     try:
-        saved = json.loads(path.read_bytes())
+        saved = json.loads(stores.read(path))
         version, model = saved["version"], saved["model"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no description of a model ({error!r}).") from None
     if version != VERSION:

@@ -7,11 +7,11 @@ written: it is neither taken nor counted nor removed.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Start:
     """What a job begins from."""
 
     path: str | None = None
-    """The folder to load. None: nothing, the weights are drawn."""
+    """The folder to load, or its URL. None: nothing, the weights are drawn."""
     step: int = -1
     """Of one of the job's own checkpoints; -1: `path` is not one of them. 0 is a seed checkpoint."""
     hf: bool = False
@@ -46,21 +46,19 @@ class Start:
 
 
 def checkpoint_folder(job: MosaicJobConfig) -> str:
-    """The folder of the job's own checkpoints."""
-    return os.path.join(job.job.dump_folder, job.checkpoint.folder)
+    """The folder of the job's own checkpoints, or its URL."""
+    return stores.join(job.job.dump_folder, job.checkpoint.folder)
 
 
 def is_complete(folder: str) -> bool:
     """Whether all of a checkpoint was written."""
-    return any(os.path.isfile(os.path.join(folder, name)) for name in (METADATA, HF_INDEX))
+    return any(stores.is_file(stores.join(folder, name)) for name in (METADATA, HF_INDEX))
 
 
 def step_folders(folder: str) -> dict[int, str]:
     """Step -> its path, of all folders `step-N`, half-written ones too; ascending. Other names are not TorchTitan's."""
-    if not os.path.isdir(folder):
-        return {}
-    found = {int(match[1]): name for name in os.listdir(folder) if (match := STEP_FOLDER.fullmatch(name))}
-    return {step: os.path.join(folder, found[step]) for step in sorted(found)}
+    found = {int(match[1]): name for name in stores.names(folder) if (match := STEP_FOLDER.fullmatch(name))}
+    return {step: stores.join(folder, found[step]) for step in sorted(found)}
 
 
 def complete_steps(folder: str) -> dict[int, str]:
@@ -78,13 +76,14 @@ def find_start(job: MosaicJobConfig) -> Start:
     if not checkpoint.enable or checkpoint.create_seed_checkpoint:
         return Start()
     folder = checkpoint_folder(job)
-    complete = complete_steps(folder)
-    step = checkpoint.load_step
-    if step != -1 and step not in complete:
-        raise ConfigError(_no_such_step(step, folder, list(complete)))
-    if complete:
-        step = max(complete) if step == -1 else step
-        return Start(complete[step], step, model_only=step == 0)
+    folders, step = step_folders(folder), checkpoint.load_step
+    # The newest first: each that is looked at is a request of each rank, where they are in a store.
+    asked = reversed(folders) if step == -1 else [step]
+    found = next((step for step in asked if step in folders and is_complete(folders[step])), None)
+    if found is not None:
+        return Start(folders[found], found, model_only=found == 0)
+    if step != -1:
+        raise ConfigError(_no_such_step(step, folder, list(complete_steps(folder))))
     model_only, hf = checkpoint.initial_load_model_only, checkpoint.initial_load_in_hf
     if checkpoint.initial_load_path:
         return Start(checkpoint.initial_load_path, -1, hf, model_only, "checkpoint.initial_load_path")
@@ -94,7 +93,7 @@ def find_start(job: MosaicJobConfig) -> Start:
 
 
 def _no_such_step(step: int, folder: str, complete: list[int]) -> str:
-    half = os.path.isdir(os.path.join(folder, f"step-{step}"))
+    half = stores.is_folder(stores.join(folder, f"step-{step}"))
     what = f"{folder}/step-{step} is half-written" if half else f"there is no such checkpoint in {folder}"
     have = f"complete are {', '.join(map(str, complete))}" if complete else "it has no complete one"
     return f"checkpoint.load_step = {step}: {what} ({have})."

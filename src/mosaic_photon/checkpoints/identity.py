@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints.contents import BEGIN_ANEW, DATA_STATE, Shapes, hf_shapes, read_shapes
 from mosaic_photon.checkpoints.find import METADATA, Start
 from mosaic_photon.checkpoints.hf import in_hf_format
@@ -40,7 +41,7 @@ STATES = ("model", *(name.rstrip(".") for name in NOT_THE_MODEL))
 
 def only_model(path: str) -> bool:
     """Whether a checkpoint holds nothing but weights, in torch's format or in Hugging Face's."""
-    if not os.path.isfile(os.path.join(path, METADATA)):
+    if not stores.is_file(stores.join(path, METADATA)):
         return True
     return not any(name.startswith(NOT_THE_MODEL) for name in read_shapes(path))
 

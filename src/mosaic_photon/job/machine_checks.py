@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import check_path, check_writable
 from mosaic_photon.job.documents import masks_by_end_token, separators
@@ -128,5 +129,10 @@ def check_outputs(job: MosaicJobConfig, facts: Facts) -> None:
         "profiling.save_memory_snapshot_folder": job.profiling.enable_memory_snapshot,
     }
     for name, used in written.items():
-        if used:
-            check_writable(name, os.path.join(job.job.dump_folder, field_of(job, name)))
+        if not used:
+            continue
+        folder = stores.join(job.job.dump_folder, field_of(job, name))
+        if not stores.is_url(folder):
+            check_writable(name, folder)
+        elif facts.rank == 0:
+            stores.check_rights(name, folder, writes=True)

@@ -326,13 +326,13 @@ class Checkpoint:
     """With TorchFT, save the position in the data too, so that no replica trains twice on the same."""
 
     folder: str = "checkpoint"
-    """Folder for checkpoints, relative to dump_folder."""
+    """Folder for checkpoints, relative to dump_folder, or a store's URL (s3://, gs://, az://)."""
 
     interval: int = 500
     """Steps from one checkpoint to the next."""
 
     initial_load_path: str | None = None
-    """Checkpoint, or Hugging Face folder, to begin from where the job has no checkpoint of its own."""
+    """Checkpoint (a URL too), or Hugging Face folder, to begin from where the job has no checkpoint of its own."""
 
     initial_load_model_only: bool = True
     """Of initial_load_path load the weights alone, and begin at step 0."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +15,21 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torchtitan.components.checkpoint import MODEL, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
-from mosaic_photon.checkpoints.contents import BEGIN_ANEW, shape_of
-from mosaic_photon.checkpoints.find import HF_INDEX, METADATA, Start, complete_steps, is_complete, step_folders
+from mosaic_photon.checkpoints.contents import BEGIN_ANEW, reader_of, shape_of
+from mosaic_photon.checkpoints.find import (
+    HF_INDEX,
+    METADATA,
+    Start,
+    checkpoint_folder,
+    complete_steps,
+    is_complete,
+    step_folders,
+)
 from mosaic_photon.compat import reused_stager
+from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Loop
 
 WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
@@ -39,18 +50,21 @@ class Checkpointer(CheckpointManager):
     model_args: Any
     check_sound: Callable[[], None]
     """Raises where the weights are not worth saving."""
+    removing: list[threading.Thread]
+    """Of checkpoints in a store, of which TorchTitan 0.2.2 knows nothing."""
     _written = _writing = _load_step = -1
 
     @classmethod
     def of(
-        cls, titan: CheckpointManager, start: Start, loop: Loop, model_args: Any, allow_partial_load: bool
+        cls, titan: CheckpointManager, job: MosaicJobConfig, start: Start, loop: Loop, model_args: Any
     ) -> Checkpointer:
         """The same object as one of this class, which saves the loop's states too.
 
         TorchTitan's Trainer names the class that it builds.
         """
         titan.__class__ = cls
-        titan.start, titan.allow_partial_load, titan.model_args = start, allow_partial_load, model_args
+        titan.start, titan.allow_partial_load, titan.model_args = start, job.mosaic.allow_partial_load, model_args
+        titan.folder, titan.removing = checkpoint_folder(job), []
         titan.check_sound = loop.check_sound
         titan.states |= loop.states()
         return titan
@@ -97,7 +111,7 @@ class Checkpointer(CheckpointManager):
                  planner=planner)  # fmt: skip
             state_dict = self.sd_adapter.from_hf(named)
         else:
-            load(state_dict, checkpoint_id=checkpoint_id, planner=planner)
+            load(state_dict, storage_reader=reader_of(checkpoint_id), planner=planner)
         self.states[MODEL].load_state_dict(state_dict)
 
     def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -107,9 +121,8 @@ class Checkpointer(CheckpointManager):
         """
         self._written, self._writing = self._writing, int(checkpoint_id.rpartition("-")[2])
         if dist.get_rank() == 0:
-            for name in WRITTEN_OVER:
-                for path in Path(checkpoint_id).glob(name):
-                    path.unlink()
+            for name in stores.matching(checkpoint_id, WRITTEN_OVER):
+                stores.remove(name)
             description.write(checkpoint_id, self.model_args)
         if getattr(self, "stager", None) is not None:  # 0.3 saves by another package
             reused_stager.apply()
@@ -142,8 +155,30 @@ class Checkpointer(CheckpointManager):
         for step, path in list(complete.items())[: pending - self.keep_latest_k]:
             if step in (self._written, self._writing, self._load_step):
                 continue
-            if not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
+            if stores.is_url(path):
+                if path != self.initial_load_path:
+                    self._remove(path)
+            elif not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
                 self.purge_queue.put(path)
+
+    def _remove(self, url: str) -> None:
+        """Remove a checkpoint from its store beside the steps; from the first moment on it counts as half-written."""
+
+        def remove() -> None:
+            try:
+                stores.remove(stores.join(url, METADATA))
+                stores.remove_folder(url)
+            except ConfigError as error:
+                logger.warning(f"checkpoint.keep_latest_k: {url} stays: {error}")
+
+        self.removing.append(threading.Thread(target=remove, daemon=True))
+        self.removing[-1].start()
+
+    def close(self) -> None:
+        """Wait for what is being removed, end TorchTitan's threads."""
+        for thread in getattr(self, "removing", ()):
+            thread.join()
+        super().close()
 
 
 class FittingLoadPlanner(DefaultLoadPlanner):

@@ -52,9 +52,8 @@ class InLoop(Mixed):
         self.metrics_processor.attach(self.parts.data.loader)
         if self.job_config.validation.enable:
             self.validator.attach(self.loop.fire, self.post_dataloading_process, self.token_bytes)
-        partial = self.job_config.mosaic.allow_partial_load
         self.checkpointer = self.checkpointer_cls.of(
-            self.checkpointer, self.parts.start, self.loop, self.model_args, partial
+            self.checkpointer, self.job_config, self.parts.start, self.loop, self.model_args
         )
         if self.checkpointer.enable and self.job_config.checkpoint.last_save_in_hf:
             fit_files(self.checkpointer.sd_adapter, self.checkpointer.states["model"].state_dict())

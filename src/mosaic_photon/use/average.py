@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.find import STEP_FOLDER
 from mosaic_photon.checkpoints.identity import names_of
@@ -102,9 +101,9 @@ def average(folders: Sequence[str], out: str, weights: Sequence[float]) -> None:
         for name, stored in sources[-1].stored.items()
     }
     with new_folder("--out", out, sources[-1].bytes) as part, warnings.catch_warnings():
-        written = Path(folders[-1]) / description.FILE
-        if written.is_file():
-            shutil.copyfile(written, part / description.FILE)
+        written = stores.join(folders[-1], description.FILE)
+        if stores.is_file(written):
+            stores.write(str(part / description.FILE), stores.read(written))
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         save(state, storage_writer=FileSystemWriter(part), planner=_Mean(sources, weights), no_dist=True)
 

@@ -6,13 +6,13 @@ Names of tensors are a job's on each release of TorchTitan (`output.weight`, `la
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import as_lines
 from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps
@@ -79,16 +79,16 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
         ConfigError: there is none.
     """
     folder = path or checkpoint_folder(model.job)
-    if os.path.isfile(os.path.join(folder, METADATA)):
+    if stores.is_file(stores.join(folder, METADATA)):
         return folder
-    if not os.path.isdir(folder):
+    if not stores.is_folder(folder):
         raise ConfigError(f"{folder}: there is no such folder of checkpoints.")
     if steps := whole_steps(folder):
         return steps[max(steps)]
-    if any(name.endswith(".safetensors") for name in os.listdir(folder)):
+    if any(name.endswith(".safetensors") for name in stores.names(folder)):
         raise ConfigError(
             f"{folder} holds safetensors, not a checkpoint of a run: mosaic-photon import makes one of it."
-            if os.path.isfile(os.path.join(folder, "config.json"))
+            if stores.is_file(stores.join(folder, "config.json"))
             else f"{folder} holds safetensors (checkpoint.last_save_in_hf): name the run's checkpoint before it."
         )
     raise ConfigError(f"{folder}: there is no whole checkpoint in it (a folder step-N with {METADATA}).")
@@ -97,7 +97,7 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
 def whole_steps(folder: str) -> dict[int, str]:
     """The run's own checkpoints in a folder, not those in Hugging Face's format, oldest first."""
     steps = complete_steps(folder).items()
-    return {step: path for step, path in steps if os.path.isfile(os.path.join(path, METADATA))}
+    return {step: path for step, path in steps if stores.is_file(stores.join(path, METADATA))}
 
 
 def check_weights(model: JobModel, folder: str) -> Weights:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints.find import METADATA, checkpoint_folder
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -45,7 +46,7 @@ def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str]
                 try:
                     numbers = evaluate(path)
                 except (ConfigError, OSError) as error:
-                    if os.path.isfile(f"{path}/{METADATA}"):
+                    if stores.is_file(stores.join(path, METADATA)):
                         raise
                     log.warning(f"{path} was removed before it was evaluated (checkpoint.keep_latest_k): {error}")
                     continue

@@ -8,17 +8,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from mosaic_photon.checkpoints.contents import missing_files, read_metadata
+from mosaic_photon import stores
+from mosaic_photon.checkpoints.contents import missing_files, read_metadata, reader_of
 from mosaic_photon.checkpoints.find import METADATA
 from mosaic_photon.checkpoints.identity import NOT_THE_MODEL
 from mosaic_photon.errors import ConfigError
@@ -32,16 +31,17 @@ class Weights:
 
     def __init__(self, folder: str) -> None:
         """Raises ConfigError: no checkpoint, a half-written or damaged one, or one without weights."""
-        if not os.path.isfile(os.path.join(folder, METADATA)):
+        if not stores.is_file(stores.join(folder, METADATA)):
             raise ConfigError(
                 f"{folder}: no whole checkpoint of TorchTitan here (no {METADATA}); name a step-N folder."
             )
         if faults := missing_files(folder):
             raise ConfigError(f"{folder} is damaged: {'; '.join(faults[:3])}.")
-        self.folder, self._reader = folder, _Reader(folder)
+        self.folder, self._reader, metadata = folder, reader_of(folder), read_metadata(folder)
+        vars(self._reader)["read_metadata"] = lambda: metadata  # torch would read it again for each tensor
         self.stored: dict[str, TensorStorageMetadata] = {
             name: stored
-            for name, stored in self._reader.read_metadata().state_dict_metadata.items()
+            for name, stored in metadata.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata) and not name.startswith(NOT_THE_MODEL)
         }
         if not self.stored:
@@ -64,17 +64,6 @@ class Weights:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
             load(state, storage_reader=self._reader, no_dist=True)
-
-
-class _Reader(FileSystemReader):
-    """Torch's, which would read the metadata again for each tensor."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self._metadata = read_metadata(folder)
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._metadata
 
 
 def check_new(where: str, out: str, needed: int) -> None:

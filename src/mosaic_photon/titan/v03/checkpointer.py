@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mosaic_photon.checkpoints.find import Start
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan import checkpointer
 from mosaic_photon.titan.interface import Loop
 
@@ -13,10 +14,10 @@ class Checkpointer(checkpointer.Checkpointer):
     """See its base."""
 
     @classmethod
-    def of(cls, titan: Any, start: Start, loop: Loop, model_args: Any, allow_partial_load: bool) -> Checkpointer:
+    def of(cls, titan: Any, job: MosaicJobConfig, start: Start, loop: Loop, model_args: Any) -> Checkpointer:
         """The same object as one of this class, which saves the loop's states too."""
         vars(titan).setdefault("states", {})
-        made = super().of(titan, start, loop, model_args, allow_partial_load)
+        made = super().of(titan, job, start, loop, model_args)
         assert isinstance(made, Checkpointer)
         return made
 

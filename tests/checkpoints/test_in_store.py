@@ -1,0 +1,138 @@
+"""Checkpoints in an object store: a job goes on from them, uses read them, and none is half taken or lost."""
+
+from __future__ import annotations
+
+import io
+import signal
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs
+from mosaic_photon import stores
+from mosaic_photon.checkpoints.find import complete_steps
+from mosaic_photon.cli import main
+from s3_proxy import Proxy, first, reset, status
+
+SAVES = "[checkpoint]\nenable = true\ninterval = 1\nkeep_latest_k = 2\n"
+JOB = jobs.JOB.replace("[checkpoint]\n", SAVES)
+BARE = JOB.replace("last_save_model_only = false\n", "")
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory, prepared_data: Path) -> Path:
+    """Four steps, all in one go, with checkpoints in a folder."""
+    folder = tmp_path_factory.mktemp("disk")
+    assert jobs.run_here(jobs.write_job(folder, prepared_data, JOB), "--training.steps=4") == 0
+    return folder
+
+
+@pytest.fixture
+def url(s3: Any) -> str:
+    """A bucket that is empty."""
+    s3.client.create_bucket(Bucket="runs")
+    for entry in s3.client.list_objects_v2(Bucket="runs").get("Contents", ()):
+        s3.client.delete_object(Bucket="runs", Key=entry["Key"])
+    return "s3://runs/one"
+
+
+def write(folder: Path, data: Path, url: str) -> list[str]:
+    return jobs.write_job(folder, data, JOB.replace("[checkpoint]\n", f'[checkpoint]\nfolder = "{url}"\n'))
+
+
+def test_a_job_goes_on_from_a_store_that_stumbles(
+    on_disk: Path, url: str, proxy: Proxy, prepared_data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = write(tmp_path, prepared_data, url)
+    faults = [first(2, status(503)), first(2, reset), first(2, status(500))]
+    proxy.of = lambda one: one.command in ("PUT", "POST")
+    proxy.fault = lambda one: any(fault(one) for fault in faults)
+    assert jobs.run_here(arguments, "--training.steps=2", "--checkpoint.async_mode=async") == 0
+    proxy.of, faults = lambda one: True, [first(2, status(503)), first(2, reset)]
+    assert jobs.run_here(arguments, "--training.steps=4") == 0
+    assert "Resumes from s3://runs/one/step-2" in capsys.readouterr().out
+    assert jobs.scalars(tmp_path) == jobs.scalars(on_disk)
+    assert list(complete_steps(url)) == [3, 4] and stores.names(url) == ["step-3", "step-4"]
+    assert not (tmp_path / "out/checkpoint").exists() and not list(tmp_path.rglob("s3:"))
+
+
+def test_what_uses_checkpoints_reads_them_from_a_store(on_disk: Path, url: str, s3: Any, tmp_path: Path) -> None:
+    """The same numbers and weights as from a folder."""
+    for path in (on_disk / "out/checkpoint").rglob("*"):
+        if path.is_file():
+            s3.client.upload_file(str(path), "runs", f"one/{path.relative_to(on_disk / 'out/checkpoint')}")
+    disk, job, said = str(on_disk / "out/checkpoint"), ["--job", str(on_disk / "job.toml")], []
+    for place in (disk, url):
+        with redirect_stdout(io.StringIO()) as printed:
+            assert main(["evaluate", place, *job, "--data", str(on_disk / "data.toml"), "--json"]) == 0
+            assert main(["generate", f"{place}/step-3", *job, "--prompt=def", "--max-new-tokens=8"]) == 0
+        said.append(printed.getvalue().replace(place, ""))
+        out = tmp_path / ("disk" if place == disk else "store")
+        assert main(["export", place, str(out / "export"), *job]) == 0
+        assert main(["average", f"{place}/step-3", f"{place}/step-4", "--out", str(out / "average")]) == 0
+    assert said[0] == said[1] and "loss" in said[0]
+    written = {path.relative_to(tmp_path / "disk"): path for path in (tmp_path / "disk").rglob("*") if path.is_file()}
+    for name, path in written.items():
+        assert name.name == ".metadata" or (tmp_path / "store" / name).read_bytes() == path.read_bytes(), name
+    assert len(written) > 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ('folder = "s3://nowhere/run"', "checkpoint.folder = 's3://nowhere/run': cannot list it (FileNotFoundError"),
+        ('folder = "ftps://host/run"', "ftps://host/run: stores are s3://, "),
+        ('folder = "gs://runs/one"', "gs://runs/one: needs the store's client: pip install 'mosaic-photon[gs]'"),
+        ('folder = "s3://runs/new"\nlast_save_in_hf = true\nlast_save_model_only = true', "is not written to a store"),
+        ('initial_load_path = "s3://runs/none"', "initial_load_path = 's3://runs/none': there is no such folder."),
+    ],
+)
+def test_what_a_store_cannot_do_is_said_before_the_first_step(
+    asked: str, says: str, url: str, prepared_data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = jobs.write_job(tmp_path, prepared_data, BARE.replace("[checkpoint]\n", f"[checkpoint]\n{asked}\n"))
+    assert jobs.run_here(arguments) == 1
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+    assert main(["doctor", arguments[1], arguments[3]]) == 1
+    assert says in capsys.readouterr().out
+
+
+PHASES = {
+    "before the weights": "PUT /runs/one/step-3/__0_0.distcp",
+    "after them": "PUT /runs/one/step-3/.metadata.tmp",
+    "before it counts as whole": "PUT /runs/one/step-3/.metadata",
+    "before an older one is removed": "DELETE /runs/one/step-1/.metadata",
+    "while it is removed": "POST /runs?delete",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_kill_in_each_phase_of_a_save_loses_nothing(
+    phase: str, on_disk: Path, url: str, proxy: Proxy, prepared_data: Path, tmp_path: Path
+) -> None:
+    """The newest whole checkpoint is taken, and the steps after it are those of a run that nobody killed."""
+    arguments = write(tmp_path, prepared_data, url)
+
+    def deadly(one: Any) -> bool:
+        removes = "DELETE /runs/one/step-1/.metadata" in proxy.requests or not phase.startswith("while")
+        if removes and f"{one.command} {one.path}" == PHASES[phase]:
+            jobs.kill(process)
+            reset(one)
+            return True
+        return False
+
+    proxy.of, proxy.fault = lambda one: True, lambda one: False
+    process = jobs.start(arguments, "--training.steps=4", ranks=0)
+    proxy.fault = deadly
+    process.wait(200)
+    assert process.returncode == -signal.SIGKILL
+    proxy.fault = lambda one: False
+    removing = phase in list(PHASES)[3:]
+    assert list(complete_steps(url)) == ([2, 3] if phase.startswith("while") else [1, 2, 3] if removing else [1, 2])
+    assert jobs.run_here(arguments, "--training.steps=4") == 0
+    assert jobs.scalars(tmp_path) == jobs.scalars(on_disk)
+    assert list(complete_steps(url))[-2:] == [3, 4]
