@@ -122,16 +122,19 @@ def with_qhadopt(job: str) -> str:
 
 DATA = jobs.DATA.replace('split = "train"', 'split = "train"\neos_token_id = 1')
 """The MPT without muP keeps documents apart."""
+BY_STREAM = "\n[mosaic]\nloss_per_stream = true\n"
+STREAMS = ("web__2026", "books")
+"""Of the data of a job that ends so, see `mds_data.write_two_streams`."""
 JOBS = {
-    "llama3, AdamW": JOB,
+    "llama3, AdamW": JOB + BY_STREAM,
     "llama3, QHADOPT": with_qhadopt(JOB),
     "MPT, AdamW": MPT.replace("fused_qkv = false", "fused_qkv = false, attn_uses_sequence_id = true"),
-    "MPT muP, AdamW": MPT + MUP,
+    "MPT muP, AdamW": MPT + MUP + BY_STREAM,
     "MPT muP, QHADOPT": with_qhadopt(MPT) + MUP,
 }
 LONG = "llama3, 256 tokens"
 if ON_03:  # which shares sequences out in blocks of 128
-    JOBS[LONG] = JOB.replace("seq_len = 64\nmax_norm", "seq_len = 256\nmax_norm")
+    JOBS[LONG] = JOB.replace("seq_len = 64\nmax_norm", "seq_len = 256\nmax_norm") + BY_STREAM
 
 
 def layouts_of(job: str) -> list[str]:
@@ -146,16 +149,9 @@ interval = "1ba"
 """
 
 
-def write_long(folder: Path) -> Path:
-    """Samples for `LONG`."""
-    for split, first in (("train", 0), ("val", 500)):
-        mds_data.write_mds(folder / split, 96, start=first, encoding="ndarray:int32:257")
-    return folder
-
-
 def entry(folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str) -> dict[str, object]:
     """One job of the driver's plan, with its configs written into `folder`."""
-    arguments = jobs.write_job(folder, data, job, DATA)
+    arguments = jobs.write_job(folder, data, job, mds_data.TWO_STREAMS if BY_STREAM in job else DATA)
     return {
         "name": name,
         "ranks": layout.ranks,
@@ -193,14 +189,33 @@ def run_plan(plan: list[dict[str, object]], folder: Path, python: str = sys.exec
 
 
 def difference(folder: Path, reference: Path, tag: str, steps: int) -> float:
-    """Largest relative difference of a metric between two runs over all steps.
+    """Largest relative difference of a metric between two runs over their first `steps` steps.
 
     Raises:
-        AssertionError: one of the runs did not report every step.
+        AssertionError: one of the runs did not report every one of the steps.
     """
-    ours, theirs = jobs.scalars(folder, tag), jobs.scalars(reference, tag)
-    assert list(ours) == list(theirs) == list(range(1, steps + 1)), f"{tag}: {list(ours)} and {list(theirs)}"
+    ours, theirs = (
+        {step: value for step, value in jobs.scalars(run, tag).items() if step <= steps} for run in (folder, reference)
+    )
+    wanted = list(theirs) if tag.startswith("loss/") else list(range(1, steps + 1))  # not all streams are in each step
+    assert list(ours) == list(theirs) == wanted, f"{tag}: {list(ours)} and {list(theirs)}"
     return max(abs(ours[step] - theirs[step]) / abs(theirs[step]) for step in theirs)
+
+
+def streams_as_in(folder: Path, reference: Path, steps: int) -> dict[str, float]:
+    """Hold what a run reports of its streams to another one; returns the differences of their losses.
+
+    Raises:
+        AssertionError: they are not the same, the losses to 1e-5 at the first step and to 1e-4 at later ones.
+    """
+    tags = [f"loss/{stream}" for stream in STREAMS]
+    first, found = ({tag: difference(folder, reference, tag, upto) for tag in tags} for upto in (1, steps))
+    assert max(first.values()) <= 1e-5 and max(found.values()) <= 1e-4, (first, found)
+    for tag in (f"{what}/{stream}" for what in ("tokens", "epochs") for stream in STREAMS):
+        assert jobs.scalars(folder, tag) == jobs.scalars(reference, tag), tag
+    tag = "loss_metrics/bits_per_byte"
+    assert difference(folder, reference, tag, steps) <= TOLERANCE[LOSS], tag
+    return found
 
 
 def went_on(folder: Path, reference: Path, job: str, steps: int) -> dict[str, float]:
@@ -212,6 +227,8 @@ def went_on(folder: Path, reference: Path, job: str, steps: int) -> dict[str, fl
     found = {tag: difference(folder, reference, tag, steps) for tag in (LOSS, NORM)}
     assert all(found[tag] <= TOLERANCE[tag] for tag in found), found
     exact = ["n_tokens_seen", "n_loss_tokens_seen", "counted/batches", "counted/tokens"]
+    if BY_STREAM in JOBS[job]:
+        found |= streams_as_in(folder, reference, steps)
     if "muP" not in job:  # TorchTitan reports the first parameter group's, which is another one in later stages
         exact.append("lr")
     for tag in exact:

@@ -76,6 +76,47 @@ def write_mds(
     return out
 
 
+SECOND = 5000
+"""Number of the first sample of the second of two streams."""
+
+
+def write_two_streams(folder: Path, length: int) -> Path:
+    """Streams `a` and `b`, 96 and 48 samples of `length` tokens, b's with up to 19 pad tokens at the end; and val/."""
+    for stream, first, samples in (("a", 0, 96), ("b", SECOND, 48), ("val", 500, 32)):
+        with MDSWriter(out=str(folder / stream), columns={"tokens": f"ndarray:int32:{length}"}, size_limit=8000) as mds:
+            for number in range(first, first + samples):
+                tokens = sample_tokens(number, length).astype(np.int32)
+                if stream == "b":
+                    tokens[length - number % 20 :] = 2
+                mds.write({"tokens": tokens})
+    return folder
+
+
+TWO_STREAMS = """
+[mosaic_dataloader]
+name = "text"
+num_workers = 0
+drop_last = true
+[mosaic_dataloader.dataset]
+shuffle = true
+shuffle_seed = 5
+num_canonical_nodes = 4
+[mosaic_dataloader.dataset.streams."web, 2026"]
+local = "{data}/a"
+[mosaic_dataloader.dataset.streams.books]
+local = "{data}/b"
+[mosaic_eval_dataloader]
+name = "text"
+num_workers = 0
+drop_last = false
+[mosaic_eval_dataloader.dataset]
+local = "{data}"
+split = "val"
+shuffle = false
+"""
+"""The data config of them. The first has no metric's name."""
+
+
 def text_loader(dataset: dict[str, Any], **loader: Any) -> dict[str, Any]:
     return {"name": "text", "drop_last": True, "num_workers": 0, "dataset": dataset, **loader}
 

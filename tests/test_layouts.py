@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from layouts_jobs import (
+    BY_STREAM,
     CALLBACKS,
     CHAIN,
     JOBS,
@@ -29,9 +30,10 @@ from layouts_jobs import (
     entry,
     layouts_of,
     run_plan,
+    streams_as_in,
     went_on,
-    write_long,
 )
+from mds_data import write_two_streams
 from mosaic_photon.titan.releases import installed
 
 BEGIN, END = (f"<!-- table of {installed().newest} {word} -->" for word in ("begins", "ends"))
@@ -106,8 +108,7 @@ def results(
     results = Results(tmp_path_factory.mktemp("layouts"))
     here = [item for item in request.session.items if getattr(item, "module", None) is request.module]
     cases = [item.callspec.params["case"] for item in here if hasattr(item, "callspec")]  # type: ignore[attr-defined]
-    long = write_long(results.root / "long") if any(case.job == LONG for case in cases) else None
-    run_plan(plan_of(cases, results, prepared_data, long), results.root)
+    run_plan(plan_of(cases, results, prepared_data), results.root)
     yield results
     table = render(results.table)
     print(table)
@@ -115,10 +116,12 @@ def results(
         write_table(Path(os.environ["LAYOUTS_TABLE"]), table)
 
 
-def plan_of(cases: list[Case], results: Results, usual: Path, long: Path | None) -> list[dict[str, object]]:
+def plan_of(cases: list[Case], results: Results, usual: Path) -> list[dict[str, object]]:
     plan = []
     for job in dict.fromkeys(case.job for case in cases):
-        data = long if job == LONG else usual
+        data = usual
+        if BY_STREAM in JOBS[job]:
+            data = write_two_streams(results.root / f"data {len(plan)}", 257 if job == LONG else 65)
         layouts = [case.layout for case in cases if case.job == job]
         for layout in [ONE, *filter(None, layouts)] if any(layouts) else []:
             folder = results.folder(Case(job, layout))
@@ -138,6 +141,8 @@ def test_losses_and_gradient_norms_are_those_of_one_process(case: Case, results:
     found = {tag: difference(folder, reference, tag, STEPS) for tag in (LOSS, NORM)}
     results.table[case] = (found[LOSS], found[NORM])
     assert all(found[tag] <= TOLERANCE[tag] for tag in found), found
+    if BY_STREAM in JOBS[case.job]:
+        streams_as_in(folder, reference, STEPS)
 
 
 @pytest.mark.timeout(3600)  # the first one waits for all runs

@@ -222,11 +222,21 @@ CACHE = TOKENS.replace("/shards", "/cache") + 'remote = "{folder}/two"\n'
 OWN_TOKENIZER = jobs.JOB.replace("{tokenizer}", "{folder}/tokenizer")
 FLEX = jobs.JOB.replace('"debugmodel"', '"debugmodel_flex_attn"')
 
+ONE_NAME = "".join(
+    f'[mosaic_dataloader.dataset.streams."{name}"]\nlocal = "{{data}}"\nsplit = "{split}"\n'
+    for name, split in (("a b", "train"), ("a:b", "val"))
+)
+
 REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANGES.items()} | {
     "a monitor of gradients that are gone": Refusal(
         "callbacks.optimizer_monitor is refused: it measures gradients",
         job=jobs.JOB + "[callbacks.optimizer_monitor]\n",
         flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
+    ),
+    "streams that would be one in metrics": Refusal(
+        "loss_per_stream = true: streams 'a b' and 'a:b' would both be 'a_b' in metrics; rename one",
+        job=jobs.JOB + "[mosaic]\nloss_per_stream = true\n",
+        data=STREAMS + ONE_NAME,
     ),
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",

@@ -1,9 +1,11 @@
 """Names: of parameters without what wrapping inserts, of values in tables, public ones on demand; sizes for people."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.foundry import NAMES, needed
 
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
@@ -39,6 +41,24 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from dotted(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def metric_names(names: Iterable[str], what: str = "names") -> list[str]:
+    """Each name as TensorBoard takes it in a metric's: letters, digits and `_-./`.
+
+    Args:
+        what: they are, as a message begins.
+
+    Raises:
+        ConfigError: two would be one.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        clean = re.sub(r"[^-/\w.]", "_", name).strip("/") or "_"
+        if clean in found:
+            raise ConfigError(f"{what} {found[clean]!r} and {name!r} would both be {clean!r} in metrics; rename one.")
+        found[clean] = name
+    return list(found)
 
 
 def human_size(count: float) -> str:

@@ -394,6 +394,7 @@ ROWS: dict[str, Any] = {
     "mosaic.allow_partial_load": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.nonfinite": Elsewhere("tests/train/test_finite.py"),
+    "mosaic.loss_per_stream": Elsewhere("tests/train/test_streams.py"),
     "mosaic.separate_documents": Elsewhere("tests/titan/test_documents.py"),
     "mosaic.adopt_cache": Elsewhere("tests/dataloader/test_faults.py"),
     "mosaic.node_folder": Elsewhere("tests/dataloader/order/test_orders.py"),
@@ -628,6 +629,10 @@ def test_a_model_that_a_custom_import_registers(
     flags = ["--experimental.custom_import=own_model", "--model.name=own_mosaic", "--model.flavor=small"]
     _, spec, _ = checked(tmp_path, prepared_data, flags, monkeypatch)
     assert spec.model_args["small"].n_layers == 2 and "own_mosaic" in known_models()
+    rows = "--mosaic.loss_per_stream"
+    assert checked(tmp_path, prepared_data, [*flags, rows], monkeypatch)
+    with pytest.raises(ConfigError, match="odd_mosaic has a loss of its own, and only of TorchTitan's cross-entropy"):
+        checked(tmp_path, prepared_data, [*flags, rows, "--model.name=odd_mosaic"], monkeypatch)
     with pytest.raises(ConfigError, match=r"there is no model 'own'\. Known: .*, own_mosaic, "):
         checked(tmp_path, prepared_data, ["--model.name=own"], monkeypatch)
 
@@ -654,5 +659,7 @@ import dataclasses
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 
 llama = get_train_spec("llama3")
-register_train_spec("own", dataclasses.replace(llama, model_args={"small": llama.model_args["debugmodel"]}))
+own = dataclasses.replace(llama, model_args={"small": llama.model_args["debugmodel"]})
+register_train_spec("own", own)
+register_train_spec("odd", dataclasses.replace(own, build_loss_fn=lambda job_config, **_: None))
 """

@@ -46,6 +46,8 @@ OF_RELEASE = {
     "v03": [
         "torch.distributed.tensor.experimental._context_parallel._attention:_compiled_create_block_mask",
         "torch.nn.attention.flex_attention:_DEFAULT_SPARSE_BLOCK_SIZE",
+        "torchtitan.components.loss:BaseLoss._maybe_compile",
+        "torchtitan.components.loss:_LossParallelCrossEntropy",
         "torchtitan.components.optimizer:OptimizersContainer._validate_params",
         "torchtitan.distributed.pipeline_parallel:_generate_llm_fqn_per_model_part",
         "torchtitan.distributed.compile:_maybe_enable_async_tp",

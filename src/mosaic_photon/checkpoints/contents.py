@@ -22,8 +22,8 @@ Shapes = Mapping[str, tuple[int, ...] | None]
 """Name -> shape; None for what is no tensor."""
 DATA_STATE = "dataloader.mosaic_dataloader"
 SCHEDULE_POSITION = "lr_scheduler.last_epoch"
-BEGIN_ANEW = ("callbacks.", "generators.")
-"""What the names of states begin with that a checkpoint may lack: callbacks' and random generators'."""
+BEGIN_ANEW = ("callbacks.", "generators.", "streams.")
+"""What the names of states begin with that a checkpoint may lack: callbacks', random generators', streams' counts."""
 
 
 def reader_of(folder: str) -> FileSystemReader:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.dataloader.order.deal import Layout
 from mosaic_photon.dataloader.shards.patience import patience_of
+from mosaic_photon.job.data_config import streams_of
 from mosaic_photon.job.layout_checks import data_parallel_degree
+from mosaic_photon.names import metric_names
 
 if TYPE_CHECKING:
     from mosaic_photon.job.facts import Facts
@@ -30,4 +32,10 @@ def check_documents(job: MosaicJobConfig, facts: Facts) -> None:
     document_counter(facts.model_args, job.mosaic.dataloader["dataset"])
 
 
-CHECKS = (check_patience, check_batch, check_documents)
+def check_stream_names(job: MosaicJobConfig, facts: Facts) -> None:
+    """Streams that are reported one by one must have names of their own in metrics."""
+    if job.mosaic.loss_per_stream:
+        metric_names(streams_of(job.mosaic.dataloader["dataset"]), "[mosaic] loss_per_stream = true: streams")
+
+
+CHECKS = (check_patience, check_batch, check_documents, check_stream_names)

@@ -666,6 +666,10 @@ class Mosaic:
     """What to do at a step whose loss or gradient norm is not finite: stop, and save nothing of it; skip its optimizer
     step, up to ten in a row; or go on as TorchTitan does."""
 
+    loss_per_stream: bool = False
+    """Report of each stream its mean loss since the last report, and how many tokens and epochs of it have been read:
+    `loss/STREAM`, `tokens/STREAM`, `epochs/STREAM`."""
+
     separate_documents: bool = False
     """Keep attention within the documents of concatenated text, which the data config's `eos_token_id` or
     `bos_token_id` tells apart. False: as the model's own settings say, by default across their ends."""

@@ -49,7 +49,7 @@ class InLoop(Mixed):
     def _attach(self) -> None:
         self.token_bytes = table_of(self.tokenizer)
         self.loop.attach(self)
-        self.metrics_processor.attach(self.parts.data.loader)
+        self.metrics_processor.attach(self.parts.data.loader, self.loop.metrics)
         if self.job_config.validation.enable:
             self.validator.attach(self.loop.fire, self.post_dataloading_process, self.token_bytes)
         self.checkpointer = self.checkpointer_cls.of(

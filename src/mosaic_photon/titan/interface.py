@@ -93,6 +93,12 @@ class Loop(Protocol):
     `mosaic_photon.train` tells the way of a step, `train/loop.py: MosaicLoop` what each method does.
     """
 
+    @property
+    def keep_rows(self) -> Callable[[torch.Tensor], None] | None:
+        """Is to be given float32 [B], each row's sum of losses, of one part of a micro-batch after another, by ranks
+        that have the loss. None: nobody asks for it."""
+        ...
+
     def attach(self, trainer: RunningTrainer) -> None: ...
 
     def states(self) -> dict[str, Stateful]:
@@ -146,6 +152,10 @@ class Loop(Protocol):
     def pass_over(self, why: PassedOverError) -> None: ...
 
     def end_step(self) -> None: ...
+
+    def metrics(self, loss: float) -> dict[str, float]:
+        """What is reported of a step beside its mean loss. Collective."""
+        ...
 
     def check_sound(self) -> None:
         """Before a save and at the end: raises NotFiniteError where a step so far has ruined the weights."""

@@ -1,6 +1,7 @@
 """TorchTitan's metrics, with token counts that are global and right after a change of layout."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
@@ -31,9 +32,9 @@ class MosaicMetricsProcessor(MetricsProcessor):
         self.last |= {"step": step, **metrics}
         self._write(metrics, step)
 
-    def attach(self, loader: TrainLoader) -> None:
-        """From now on the tokens that `loader` has counted are reported."""
-        self.loader = loader
+    def attach(self, loader: TrainLoader, more: Callable[[float], dict[str, float]]) -> None:
+        """From now on the tokens that `loader` has counted are reported, and what `more` has beside a mean loss."""
+        self.loader, self.more = loader, more
 
     def log(
         self,
@@ -50,6 +51,7 @@ class MosaicMetricsProcessor(MetricsProcessor):
         if self.loader is not None:
             progress = self.loader.progress
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
+            extra |= self.more(global_avg_loss)
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
         self.last["loss"] = global_avg_loss
 

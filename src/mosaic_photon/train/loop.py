@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
@@ -26,10 +27,12 @@ from mosaic_photon.titan.interface import Batch, NoLabelsError, Parts, PassedOve
 from mosaic_photon.titan.parts import IGNORE_INDEX
 from mosaic_photon.titan.spec import BaseModelArgs, TrainSpec
 from mosaic_photon.titan.tools import logger
+from mosaic_photon.token_bytes import bits_per_byte
 from mosaic_photon.train.data import JobData
 from mosaic_photon.train.finite import FiniteSteps
 from mosaic_photon.train.generators import Generators
 from mosaic_photon.train.stop import GracefulStop
+from mosaic_photon.train.streams import StreamMeter
 
 if TYPE_CHECKING:
     from composer.core import Callback
@@ -78,6 +81,8 @@ class MosaicLoop:
     ) -> None:
         self.count_documents = document_counter(model_args, job.mosaic.dataloader["dataset"])
         self.loader, self.stop = loader, stop
+        self.streams = StreamMeter(loader) if job.mosaic.loss_per_stream else None
+        self.keep_rows = None if self.streams is None else self.streams.keep_rows
         self.callbacks = CallbackHost(callbacks)
         self.fire, self.wants_inside = self.callbacks.fire, self.callbacks.wants_inside
 
@@ -99,8 +104,9 @@ class MosaicLoop:
         self.callbacks.attach(trainer, self.group)
 
     def states(self) -> dict[str, Stateful]:
-        """The callbacks' states and their clock, and this rank's random generators."""
-        return {"callbacks": self.callbacks, "generators": self.generators}
+        """The callbacks' states and their clock, this rank's random generators, and what is counted by stream."""
+        streams = {} if self.streams is None else {"streams": self.streams}
+        return {"callbacks": self.callbacks, "generators": self.generators, **streams}
 
     def begin(self) -> None:
         """Signals ask for a stop from now on; a callback whose state cannot be saved fails now, not in a save."""
@@ -109,11 +115,18 @@ class MosaicLoop:
         if self.trainer.job_config.checkpoint.enable:
             self.callbacks.state_dict()
         self.generators.begin(self.trainer.step)
+        if self.streams is not None:
+            self.streams.begin()
 
     def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Count this rank's labels while they are on the host: the step's count would have to leave the device."""
+        table, reports = self.trainer.token_bytes, self.trainer.metrics_processor.should_log
         for input_dict, labels in batches:
             self.labels_of_step += int((labels != IGNORE_INDEX).sum())
+            if table is not None and reports(self.trainer.step):
+                self.bytes_of_step += table.of_batch(input_dict, labels)
+            if self.streams is not None:
+                self.streams.count(labels)
             yield input_dict, labels
 
     def wants_stop(self) -> bool:
@@ -125,7 +138,9 @@ class MosaicLoop:
         """Composer's `before_dataloader`."""
         self.stop.begin_step()
         self.micro_batches_left = self.trainer.gradient_accumulation_steps
-        self.labels_of_step = 0
+        self.labels_of_step = self.bytes_of_step = 0
+        if self.streams is not None:
+            self.streams.begin_step()
         self.progress_before = self.loader.progress
         self.finite.begin()
         self.fire("before_dataloader")
@@ -140,6 +155,8 @@ class MosaicLoop:
             self.fire("batch_start", batch=batch)
             if self.labels_of_step == 0:
                 raise NoLabelsError
+        if self.streams is not None:
+            self.streams.begin_micro_batch(len(batch["labels"]))
         self.micro_batches_left -= 1
         self.fire("before_forward", batch=batch)
         return self.micro_batches_left == 0
@@ -179,6 +196,24 @@ class MosaicLoop:
         self.finite.check(before=self.trainer.step)
         self.fire("batch_end")
         self.stop.end_step()
+
+    def metrics(self, loss: float) -> dict[str, float]:
+        """Bits per byte of the step, whose mean loss is `loss`; and with `loss_per_stream` what the streams have."""
+        dims, streams = self.trainer.parallel_dims, self.streams
+        replicas = dist.get_world_size() / (dims.dp_replicate * dims.dp_shard)  # of a batch
+        counts = [self.bytes_of_step, *([] if streams is None else streams.labels)]
+        losses = [] if streams is None else streams.losses().tolist()
+        sums = torch.tensor(
+            [*(count / replicas for count in counts), *(one / dims.tp for one in losses)], dtype=torch.float64
+        )
+        if self.group is not None:
+            dist.all_reduce(sums, group=self.group)
+        text_bytes, *labels = sums[: len(counts)].round().tolist()
+        bits = bits_per_byte(loss, self.labels_of_step, int(text_bytes))
+        found = {} if bits is None else {"loss_metrics/bits_per_byte": bits}
+        if streams is not None:
+            found |= streams.report(sums[len(counts) :].numpy(), np.array(labels))
+        return found
 
     def check_sound(self) -> None:
         """Wait for the numbers of this step too."""

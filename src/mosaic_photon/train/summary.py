@@ -38,6 +38,7 @@ def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: in
     peak = max(float(group["initial_lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
     schedule = job.lr_scheduler.name or "TorchTitan"
     sinks = [name for name, on in (("TensorBoard", metrics.enable_tensorboard), ("W&B", metrics.enable_wandb)) if on]
+    by_stream = "; loss, tokens and epochs of each stream" if job.mosaic.loss_per_stream else ""
     where = os.path.join(job.job.dump_folder, metrics.save_tb_folder)
     saves = f"{checkpoint_folder(job)}, every {job.checkpoint.interval} steps"
     return [
@@ -45,7 +46,7 @@ def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: in
         *data_rows(trainer, loader),
         ("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"),
         ("layout", layout_line(trainer)),
-        ("metrics", f"{' and '.join(sinks)} in {where}" if sinks else "console only"),
+        ("metrics", (f"{' and '.join(sinks)} in {where}" if sinks else "console only") + by_stream),
         ("checkpoints", saves if job.checkpoint.enable else "off"),
     ]
 

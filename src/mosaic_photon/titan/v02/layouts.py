@@ -1,14 +1,8 @@
 """What TorchTitan 0.2.2 cannot lay out."""
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.tables import MosaicJobConfig
-
-
-def check_layout(job: MosaicJobConfig, facts: Facts) -> None:
-    """Raises ConfigError: see `check_degrees`."""
-    check_degrees(job, facts.world_size, facts.on_cpu)
 
 
 def check_degrees(job: MosaicJobConfig, world_size: int, on_cpu: bool) -> None:

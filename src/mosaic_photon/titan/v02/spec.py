@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import Builders, OwnModel, Parts, TrainLoader
 from mosaic_photon.titan.layouts import ParallelDims
 from mosaic_photon.titan.metrics import build_metrics_processor
+from mosaic_photon.titan.row_losses import KeepRows, cross_entropy_of_each, keeping_rows
 from mosaic_photon.titan.v02.layouts import check_degrees
 from mosaic_photon.titan.validator import build_validator
 
@@ -78,6 +81,7 @@ def put_parts(name: str, parts: Parts) -> None:
         parts.spec,
         build_dataloader_fn=dealt,
         build_lr_schedulers_fn=parts.schedules,
+        build_loss_fn=partial(parts.spec.build_loss_fn, keep_rows=parts.loop.keep_rows),
         build_validator_fn=build_validator(lambda **_: data.eval_loaders),
     )
     put(name, spec)
@@ -127,8 +131,13 @@ def _with_end_token(build_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
 def _with_right_gradients(build_loss: Callable[..., Any]) -> Callable[..., Any]:
     """A loss whose gradients are right where TorchTitan's Trainer gets them wrong, or that it can't be trained with."""
 
-    def build_loss_fn(job_config: MosaicJobConfig, parallel_dims: ParallelDims, **kwargs: Any) -> Any:
+    @wraps(build_loss)
+    def build_loss_fn(
+        job_config: MosaicJobConfig, parallel_dims: ParallelDims, keep_rows: KeepRows | None = None, **kwargs: Any
+    ) -> Any:
         loss_fn = build_loss(job_config, parallel_dims=parallel_dims, **kwargs)
+        if keep_rows is not None:
+            loss_fn = keeping_rows(_compiled(cross_entropy_of_each, job_config), keep_rows)
         if parallel_dims.pp_enabled:
             return DividedLoss(loss_fn)
         if parallel_dims.dp_replicate_enabled and not parallel_dims.fsdp_enabled:
@@ -136,3 +145,14 @@ def _with_right_gradients(build_loss: Callable[..., Any]) -> Callable[..., Any]:
         return loss_fn
 
     return build_loss_fn
+
+
+def _compiled(loss_fn: Callable[..., Any], job_config: MosaicJobConfig) -> Callable[..., Any]:
+    """As TorchTitan compiles its loss."""
+    table = job_config.compile
+    return torch.compile(loss_fn, backend=table.backend) if table.enable and "loss" in table.components else loss_fn
+
+
+def has_cross_entropy(spec: TrainSpec) -> bool:
+    """Whether a spec of `model_spec` is trained by TorchTitan's cross-entropy."""
+    return inspect.unwrap(spec.build_loss_fn) is build_cross_entropy_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import spmd_types as spmd
@@ -19,6 +20,7 @@ from mosaic_photon.titan.in_loop import InLoop
 from mosaic_photon.titan.interface import Batch, Parts, TrainLoader
 from mosaic_photon.titan.v03.checkpointer import Checkpointer
 from mosaic_photon.titan.v03.config import Made, job_tables
+from mosaic_photon.titan.v03.row_losses import RowLosses
 from mosaic_photon.titan.v03.validator import MosaicValidator, micro_batches
 
 
@@ -33,6 +35,8 @@ class MosaicTrainer(InLoop, Trainer):
 
     titan_trainer, checkpointer_cls = Trainer, Checkpointer
     ntokens_seen: int
+    rows_of_graph: torch.Tensor
+    """What a CUDA graph writes of each row's loss, anew in each replay."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
@@ -103,12 +107,22 @@ class MosaicTrainer(InLoop, Trainer):
         )
         if self.recorded:
             loss = loss.detach().clone()  # the next replay writes over the graph's own
+            if self.loop.keep_rows is not None:
+                self.loop.keep_rows(self.rows_of_graph.clone())
         has_loss = not self.parallel_dims.pp_enabled or self.pp_has_last_stage
         if self.recorded or self.parallel_dims.pp_enabled:
             self.fire_of_schedule(loss.detach() if has_loss else torch.zeros((), device=self.device))
         if has_loss:
             self.loop.add_loss(loss)
         return loss
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Hand the loop what each row of a part of a micro-batch has of the loss, or leave it for after a replay."""
+        if self.recorded:
+            self.rows_of_graph = rows
+        else:
+            assert self.loop.keep_rows is not None
+            self.loop.keep_rows(rows)
 
     def _forward_backward_body(
         self,
@@ -182,6 +196,9 @@ def config_of(trainer: MosaicTrainer, job: MosaicJobConfig, parts: Parts) -> Mos
     def validator(**given: Any) -> MosaicValidator:
         return MosaicValidator(job, data.eval_loaders, **given)
 
+    tables = job_tables(job, parts)
+    if parts.loop.keep_rows is not None:
+        tables["loss"] = Made(partial(RowLosses, tables["loss"], keep=trainer.keep_rows))
     return MosaicTrainer.Config(
         job=job,
         model_spec=ModelSpec(
@@ -197,5 +214,5 @@ def config_of(trainer: MosaicTrainer, job: MosaicJobConfig, parts: Parts) -> Mos
         optimizer=Made(optimizers),
         lr_scheduler=Made(schedules, warmup_steps=job.lr_scheduler.warmup_steps),
         validator=Made(validator, enable=job.validation.enable),
-        **job_tables(job, parts),
+        **tables,
     )
