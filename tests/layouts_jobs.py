@@ -169,23 +169,27 @@ def chain(folder: Path, job: str, layouts: tuple[str, ...], data: Path) -> list[
     ]
 
 
-def run_plan(plan: list[dict[str, object]], folder: Path, python: str = sys.executable) -> None:
+def run_plan(plan: list[dict[str, object]], folder: Path, python: str = sys.executable) -> dict[str, object]:
     """Run the jobs one after the other; prints each job's seconds, and the log of one that fails.
+
+    Returns each job's exit code by its name, or what its ranks failed of.
 
     Args:
         python: that of the environment to run them in.
     """
     (folder / "plan.json").write_text(json.dumps(plan))
     driver = [python, str(Path(__file__).parent / "layouts_driver.py"), str(folder / "plan.json")]
-    settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    settings, results = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}, {}
     with (folder / "driver.log").open("w") as errors:
         process = subprocess.Popen(driver, env=os.environ | settings, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None
         for job, line in zip(plan, process.stdout, strict=False):
             print(line, end="", flush=True)
-            if json.loads(line)["result"] != 0:
+            results[str(job["name"])] = json.loads(line)["result"]
+            if results[str(job["name"])] != 0:
                 print(Path(str(job["log"])).read_text()[-4000:])
         process.wait()
+    return results
 
 
 def difference(folder: Path, reference: Path, tag: str, steps: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from streaming import MDSWriter
 
 import jobs
+from layouts_jobs import layout, run_plan
 
 sys.path.insert(0, str(Path(__file__).parent / "callbacks"))
 import recording
@@ -94,22 +95,33 @@ def test_composer_s_events_stay_in_pairs(data: Path, tmp_path: Path) -> None:
     assert ends == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "layout"),
-    [
-        (2, ("--parallelism.data_parallel_replicate_degree=2", "--parallelism.data_parallel_shard_degree=1")),
-        (2, ("--parallelism.data_parallel_shard_degree=2",)),
-        (2, ("--parallelism.tensor_parallel_degree=2", "--training.local_batch_size=4")),
-        (2, ("--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=4")),
-    ],
-    ids=["DDP", "FSDP2", "TP", "PP"],
-)
-def test_all_ranks_of_a_layout_agree(ranks: int, layout: tuple[str, ...], data: Path, tmp_path: Path) -> None:
-    printed = jobs.launch(jobs.write_job(tmp_path, data, dataloader=DATA), "--training.steps=6", *layout, ranks=ranks)
-    losses = jobs.scalars(tmp_path)
+LAYOUTS = {
+    "DDP": layout(2, 2, replicate=2, shard=1),
+    "FSDP2": layout(2, 2, shard=2),
+    "TP": layout(2, 4, tp=2),
+    "PP": layout(2, 4, pp=2),
+}
+
+
+@pytest.fixture(scope="module")
+def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job in each layout."""
+    root, plan = tmp_path_factory.mktemp("ranks"), []
+    for name, ranks in LAYOUTS.items():
+        arguments = jobs.write_job(root / name, data, dataloader=DATA)
+        flags = ["--training.steps=6", *ranks.flags]
+        log = str(root / name / "log")
+        plan.append({"name": name, "ranks": ranks.ranks, "arguments": [*arguments, "--", *flags], "log": log})
+    assert set(run_plan(plan, root).values()) == {0}
+    return root
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_ranks_of_a_layout_agree(name: str, ran: Path) -> None:
+    losses = jobs.scalars(ran / name)
     assert list(losses) == [1, 2, 3, 5, 6]
     assert all(np.isfinite(list(losses.values())))
-    assert printed.count("makes no optimizer step") == 1
+    assert (ran / name / "log").read_text().count("makes no optimizer step") == 1
 
 
 def test_validation_without_labels_logs_no_loss(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -10,6 +10,7 @@ import torch
 from streaming import MDSWriter
 
 import jobs
+from layouts_jobs import layout, run_plan
 from mds_data import sample_tokens
 
 CALLBACK = '[callbacks."poison:Poison"]\nfirst = {first}\nlast = {last}\nrank = {rank}\nvalue = {value}\n'
@@ -94,26 +95,36 @@ def test_steps_within_the_backward_pass_are_seen_in_the_weights(data: Path, tmp_
     assert jobs.run_here(arguments, *early, "--mosaic.nonfinite=skip") == 1
 
 
-@pytest.mark.parametrize(
-    ("rule", "layout"),
-    [
-        ("stop", ("--parallelism.data_parallel_replicate_degree=2", "--parallelism.data_parallel_shard_degree=1")),
-        ("skip", ("--parallelism.data_parallel_shard_degree=2",)),
-        ("skip", ("--parallelism.tensor_parallel_degree=2", "--training.local_batch_size=4")),
-        ("stop", ("--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=4")),
-    ],
-    ids=["DDP", "FSDP2", "TP", "PP"],
-)
-def test_all_ranks_agree_on_what_one_of_them_has(
-    rule: str, layout: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    arguments = jobs.write_job(tmp_path, data, job(4, rank=1) + f'[mosaic]\nnonfinite = "{rule}"\n', DATA)
-    printed = jobs.launch(arguments, *SAVES, *layout, ranks=2, expect=int(rule == "stop"))
+LAYOUTS = {
+    "DDP": ("stop", layout(2, 2, replicate=2, shard=1)),
+    "FSDP2": ("skip", layout(2, 2, shard=2)),
+    "TP": ("skip", layout(2, 4, tp=2)),
+    "PP": ("stop", layout(2, 4, pp=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A job in each layout, of which the second rank has a NaN in step 4; the folder, and how each ended."""
+    root, plan = tmp_path_factory.mktemp("ranks"), []
+    for name, (rule, ranks) in LAYOUTS.items():
+        arguments = jobs.write_job(root / name, data, job(4, rank=1) + f'[mosaic]\nnonfinite = "{rule}"\n', DATA)
+        flags = [*SAVES, *ranks.flags]
+        log = str(root / name / "log")
+        plan.append({"name": name, "ranks": ranks.ranks, "arguments": [*arguments, "--", *flags], "log": log})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        return root, run_plan(plan, root)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_ranks_agree_on_what_one_of_them_has(name: str, ran: tuple[Path, dict[str, object]]) -> None:
+    rule, folder, printed = LAYOUTS[name][0], ran[0] / name, (ran[0] / name / "log").read_text()
     assert printed.count("Step 4 has loss") == 1
     assert "Traceback (most recent call last)" not in printed.partition("Step 4 has loss")[0]
+    assert ran[1][name] == int(rule == "stop")
     if rule == "stop":
-        assert saved(tmp_path) == ["step-2"]
+        assert saved(folder) == ["step-2"]
     else:
-        assert list(jobs.scalars(tmp_path)) == [1, 2, 3, 5, 6, 7, 8]
-        assert saved(tmp_path)[-1] == "step-8"
+        assert list(jobs.scalars(folder)) == [1, 2, 3, 5, 6, 7, 8]
+        assert saved(folder)[-1] == "step-8"
