@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -115,6 +116,21 @@ def first(count: int, answer: Answer) -> Callable[[BaseHTTPRequestHandler], bool
             if left[0] < 0:
                 return False
         answer(handler)
+        return True
+
+    return fault
+
+
+def each(number: int, *answers: Answer) -> Callable[[BaseHTTPRequestHandler], bool]:
+    """The fault that `answers` in turn take the place of each so-and-so-manieth answer."""
+    lock, count = threading.Lock(), itertools.count(1)
+
+    def fault(handler: BaseHTTPRequestHandler) -> bool:
+        with lock:
+            now = next(count)
+        if now % number:
+            return False
+        answers[now // number % len(answers)](handler)
         return True
 
     return fault

@@ -86,9 +86,14 @@ def made_folder(path: Path) -> Iterator[None]:
         raise
 
 
+def json_bytes(content: object) -> bytes:
+    """As people and `diff` read it."""
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, content: object) -> None:
     """Write whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(path, json_bytes(content))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -98,8 +103,17 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         ConfigError: it cannot be read or is malformed; the message ends with the remedy.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {display(path)} ({error}): {remedy}") from error
+    return json_object(data, path, remedy)
+
+
+def json_object(data: bytes, path: str | Path, remedy: str) -> dict[str, Any]:
+    """The object that is a file's JSON. Raises as `read_json`."""
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except ValueError as error:
         raise ConfigError(f"cannot read {display(path)} ({error}): {remedy}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{display(path)} holds no JSON object, but {type(content).__name__}: {remedy}")
@@ -107,7 +121,9 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def display(path: str | Path) -> str:
-    """A path as the user would write it, relative where it is below the working folder; always printable."""
+    """A path as the user would write it, relative where it is below the working folder, or an address; printable."""
+    if "://" in str(path):
+        return str(path)
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     shown = absolute if relative.startswith("..") else relative

@@ -44,7 +44,7 @@ def small_pieces(monkeypatch):
     """Cut files into pieces and work into units as small as only huge inputs are otherwise."""
     monkeypatch.setattr(sources, "PIECE_BYTES", 700)
     monkeypatch.setattr(read, "PIECE_BYTES", 700)
-    monkeypatch.setattr("mosaic_photon.prepare.run.UNIT_BYTES", (2000, 2000))
+    monkeypatch.setattr("mosaic_photon.prepare.parts.PART_BYTES", (2000, 2000))
 
 
 def test_samples_equal_llm_foundrys(tmp_path, small_pieces):

@@ -34,7 +34,7 @@ def record(out):
 def small_pieces(monkeypatch):
     monkeypatch.setattr(sources, "PIECE_BYTES", 300)
     monkeypatch.setattr(read, "PIECE_BYTES", 300)
-    monkeypatch.setattr("mosaic_photon.prepare.run.UNIT_BYTES", (1000, 1000))
+    monkeypatch.setattr("mosaic_photon.prepare.parts.PART_BYTES", (1000, 1000))
 
 
 @pytest.mark.parametrize("source", ["corpus", "corpus/**/*.jsonl", "corpus/**"])

@@ -74,7 +74,7 @@ def test_bad_source(tmp_path, capsys, name):
         ({"compression": "zstt"}, "Did you mean 'zstd'?"),
         ({"hashes": "sha11"}, "Did you mean 'sha1'?"),
         ({"eos-text": "<|end|>"}, "is not one token of the tokenizer"),
-        ({"out": "s3://bucket/data"}, "prepare writes a local folder"),
+        ({"out": "ftp://host/data"}, "ftp://host/data: stores that are known are s3://, gs://"),
         ({"shard-mib": 0}, "--shard-mib is 0"),
     ],
 )

@@ -178,7 +178,7 @@ def _prepare(text: str | None, tokenizer: str, seq_len: int, folder: Path, targe
             f"--text {text}: it has {error.tokens} tokens, less than one sample of {error.sample}: give more text."
         ) from None
     assert record is not None, "the folder is new"
-    for line in command.summary(record, target / SHARDS):
+    for line in command.summary(record, str(target / SHARDS)):
         print(line)
     splits = record["splits"]
     where, val = {"local": str(target / SHARDS)}, "val" if "val" in splits else None

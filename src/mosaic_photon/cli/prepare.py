@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display
 from mosaic_photon.signals import Stopped, stop_signals
+from mosaic_photon.stores import is_url
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
@@ -28,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="files, folders and patterns ('corpus/**/*.txt'): text, .jsonl, each also .gz, .zst, .bz2 or .xz, "
-        ".parquet or .arrow, or a folder from Dataset.save_to_disk. None: the Python standard library's source",
+        help="files, folders and patterns ('corpus/**/*.txt'), in stores too (s3://, gs://, az://, hf://): text, "
+        ".jsonl (each also .gz, .zst, .bz2 or .xz), .parquet, .arrow, a folder from Dataset.save_to_disk. None: the "
+        "Python standard library's source",
     )
-    add("--out", required=True, help="folder to write; holds train/, val/ and prepare.json")
+    add("--out", required=True, help="folder, or address, to write; holds train/, val/ and prepare.json")
     add("--tokenizer", required=True, help="local folder with tokenizer.json")
     seq_len = "targets per sample; a sample holds one token more (default 2048)"
     add("--seq-len", type=int, default=2048, help=seq_len)
@@ -48,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hashes", default="xxh64", metavar="A,B", help="hashes of each shard in the index (default xxh64)")
     add("--shard-mib", type=int, default=64, help="size of a shard before compression, in MiB (default 64)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)")
+    ray = "do the work on a cluster of Ray: its address, auto for the one that this machine belongs to, or local"
+    add("--ray", metavar="ADDRESS", help=ray)
     add("--overwrite", action="store_true", help="replace a folder that was prepared with other options or sources")
 
 
@@ -71,20 +76,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def summary(record: dict[str, Any], out: Path) -> Iterator[str]:
+def summary(record: dict[str, Any], out: str) -> Iterator[str]:
     """What was made of each split, and what was not taken as it is."""
     from mosaic_photon.prepare.record import BAD_LINES
 
     for split, part in record["splits"].items():
         yield (
-            f"{display(out / split)}: {part['documents']:,} documents, {part['samples']:,} samples, "
+            f"{display(f'{out}/{split}')}: {part['documents']:,} documents, {part['samples']:,} samples, "
             f"{part['tokens']:,} tokens, {part['shards']} shards, {part['bytes'] / 2**20:.1f} MiB"
         )
         if record["separate"] and part["samples"] > part["documents"]:
             more = part["samples"] - part["documents"]
             yield f"note: documents longer than a sample go on in {more:,} samples after their first"
     if count := record["bad_lines_left_out"]:
-        yield f"left out: {count:,} lines or rows without text, listed in {display(out / BAD_LINES)}"
+        yield f"left out: {count:,} lines or rows without text, listed in {display(f'{out}/{BAD_LINES}')}"
     if count := record["empty_documents"]:
         yield f"left out: {count:,} empty documents"
     if count := record["special_texts"]:
@@ -94,9 +99,10 @@ def summary(record: dict[str, Any], out: Path) -> Iterator[str]:
 
 def check(args: argparse.Namespace) -> Work:
     """The call as checked work. Raises ConfigError for what cannot be done."""
+    from mosaic_photon.prepare.listing import LeftOut
     from mosaic_photon.prepare.record import Options, make_record
     from mosaic_photon.prepare.run import Work
-    from mosaic_photon.prepare.sources import LeftOut, find_sources, stdlib_files
+    from mosaic_photon.prepare.sources import find_sources, stdlib_files
     from mosaic_photon.prepare.tokenization import Tokenization, find_tokenizer, load_tokenizer, token_id
     from mosaic_photon.tokenizers import notes_on
 
@@ -114,13 +120,26 @@ def check(args: argparse.Namespace) -> Work:
     how = Tokenization(options, file, *around, _pad_id(tokenizer, special) if args.separate else None)
     for note in notes_on({**special, "bos_token": bos, "eos_token": eos}):
         print(f"note: {note}")
-    out, left_out = os.path.abspath(os.path.expanduser(args.out)), LeftOut(list)
+    out, left_out = _out(args.out), LeftOut(list)
     sources = find_sources(args.sources or stdlib_files(), out, left_out)
     for reason, paths in left_out.items():
         more = f" and {len(paths) - SHOWN_PATHS:,} more" if len(paths) > SHOWN_PATHS else ""
         print(f"left out ({reason}): {', '.join(display(path) for path in paths[:SHOWN_PATHS])}{more}")
     record, cuttable = make_record(options, sources), not args.separate and _may_cut(sources, file, tokenizer)
-    return Work(sources, how, record, Path(out).resolve(), args.workers, args.overwrite, cuttable)
+    return Work(sources, how, record, out, args.workers, args.overwrite, cuttable, args.ray)
+
+
+def _out(given: str) -> str:
+    """The absolute path, or the address, of the folder to write."""
+    from mosaic_photon.prepare.objects import file_system, root
+
+    if not is_url(given):
+        return os.path.realpath(os.path.expanduser(given))
+    out = given.rstrip("/")
+    file_system(out)
+    if out == root(out):
+        raise ConfigError(f"--out {given}: name a folder in it, beside which the unfinished work can lie")
+    return out
 
 
 def _may_cut(sources: list[TextSource], file: str, tokenizer: Any) -> bool:
@@ -167,10 +186,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{option.replace('_', '-')} is {getattr(args, option)}, must be at least 1")
     if not 0 <= args.val < 1:
         raise ConfigError(f"--val is {args.val}: a share of the documents, from 0 to below 1")
+    if args.ray and importlib.util.find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray, which is not installed: pip install 'mosaic-photon[ray]'")
     if not 1 <= args.shard_mib <= 2048:
         raise ConfigError(f"--shard-mib is {args.shard_mib}, must be 1 to 2048 (offsets in a shard are 32 bits)")
-    if "://" in args.out:
-        raise ConfigError(f"--out {args.out!r}: prepare writes a local folder; upload it when it is finished")
 
 
 def _check_codecs(compression: str | None, hashes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes that end when their parent does, and are not waited for when the user stops the work."""
+"""Who does the work: calls of pure functions, a bounded number at a time, by processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,50 +6,80 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 from mosaic_photon.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+Finished = Callable[[int, Any], object]
+"""Told the position of a call and its result as it ends."""
 
 
-def run_parallel(
-    workers: int,
-    function: Callable[..., Any],
+class Executor(Protocol):
+    """What does calls. Neither it nor how many do them changes a result."""
+
+    @property
+    def workers(self) -> int:
+        """How many calls are worked on at a time, now."""
+
+    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], finished: Finished) -> None:
+        """Do all calls.
+
+        Raises:
+            ConfigError: a worker was killed, time and again, or found a user's mistake.
+        """
+
+
+def in_flight(
     calls: Iterable[tuple[Any, ...]],
-    finished: Callable[[int], object],
-) -> list[Any]:
-    """The results of all calls, in order.
+    limit: Callable[[], int],
+    submit: Callable[[tuple[Any, ...]], T],
+    ended: Callable[[list[T]], Iterable[T]],
+) -> Iterator[tuple[int, T]]:
+    """(position, handle) of each call as it ends; no more of them are begun, or made, than `limit` says."""
+    waiting, pending = enumerate(calls), dict[T, int]()
+    while True:
+        for position, call in islice(waiting, max(0, limit() - len(pending))):
+            pending[submit(call)] = position
+        if not pending:
+            return
+        for handle in ended(list(pending)):
+            yield pending.pop(handle), handle
 
-    Args:
-        finished: told the position of each call as it ends.
 
-    Raises:
-        ConfigError: a worker was killed, or found a user's mistake.
-    """
-    context = multiprocessing.get_context("fork")
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
-    try:
-        futures = [executor.submit(function, *call) for call in calls]
-        positions = {future: position for position, future in enumerate(futures)}
-        for future in as_completed(futures):
-            future.result()
-            finished(positions[future])
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            "a worker process was killed, most likely for want of memory: give fewer --workers. "
-            "What is finished is kept; the same command goes on from there"
-        ) from error
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+class Processes:
+    """Forked from this one, so that they have what it has imported; they end when it does."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], finished: Finished) -> None:
+        context = multiprocessing.get_context("fork")
+        executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+
+        def ended(pending: list[Future[Any]]) -> Iterable[Future[Any]]:
+            return wait(pending, return_when=FIRST_COMPLETED).done
+
+        try:
+            handles = in_flight(calls, lambda: 2 * self.workers, lambda call: executor.submit(function, *call), ended)
+            for position, future in handles:
+                finished(position, future.result())
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                "a worker process was killed, most likely for want of memory: give fewer --workers. "
+                "What is finished is kept; the same command goes on from there"
+            ) from error
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(parent: int) -> None:

@@ -7,15 +7,21 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.prepare.cuts import is_cut
+from mosaic_photon.prepare.objects import is_url, stream
 from mosaic_photon.prepare.sources import PIECE_BYTES, Piece, reading
 
 OPEN: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+Source = io.BufferedReader | None
+"""What reads an object of a store; None for a file of this machine."""
+AHEAD = 8
+"""Objects of a store, of those that are read one after the other, whose first bytes are asked for before their turn."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,32 @@ class BadLineError(ConfigError):
     """A line or row that holds no text."""
 
 
-def read_piece(piece: Piece, text_key: str, bad_lines: list[str] | None = None) -> Iterator[Fragment]:
+def read_pieces(pieces: Sequence[Piece], text_key: str, bad_lines: list[str] | None = None) -> Iterator[Fragment]:
+    """Fragments of pieces, one after the other. Args and raises: as `read_piece`."""
+    coming: deque[Source] = deque()
+    for number, piece in enumerate(pieces):
+        coming.extend(map(_source, pieces[number + len(coming) : number + AHEAD]))
+        yield from read_piece(piece, text_key, bad_lines, coming.popleft())
+
+
+def read_piece(
+    piece: Piece, text_key: str, bad_lines: list[str] | None = None, source: Source = None
+) -> Iterator[Fragment]:
     """Fragments of a piece.
 
     Args:
+        source: what reads it, if that is open already.
         bad_lines: takes what is wrong with lines and rows that hold no text, and where; None: the first is an error.
 
     Raises:
         ConfigError: text that is not UTF-8 or is binary, a line that is not JSON, a missing text key.
     """
+    source = source or _source(piece)
     if piece.kind == "text":
-        yield from _text_fragments(piece)
+        yield from _text_fragments(piece, source)
         return
     records = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow, "dataset": _dataset}[piece.kind]
-    for where, record in records(piece, text_key):
+    for where, record in records(piece, text_key, source):
         try:
             text = _text_of(record, text_key)
             yield Fragment(text, _encoded(text), first=True, last=True)
@@ -56,9 +74,19 @@ def read_piece(piece: Piece, text_key: str, bad_lines: list[str] | None = None) 
             bad_lines.append(message)
 
 
-def _text_fragments(piece: Piece) -> Iterator[Fragment]:
-    blocks = _text_blocks(piece)
-    key = b"" if piece.start == 0 else next(_text_blocks(replace(piece, start=0, stop=PIECE_BYTES)))[1]
+def _source(piece: Piece) -> Source:
+    if not is_url(piece.path):
+        return None
+    start = max(0, (piece.file_size if piece.kind == "parquet" else piece.start) - 8)  # a footer, a line end before
+    return stream(piece.path, piece.file_size, start, piece.stop)
+
+
+def _text_fragments(piece: Piece, source: Source) -> Iterator[Fragment]:
+    blocks = _text_blocks(piece, source)
+    key = b""
+    if piece.start:
+        begin = replace(piece, start=0, stop=PIECE_BYTES)
+        key = next(_text_blocks(begin, _source(begin)))[1]
     offset, block = next(blocks, (0, b""))
     while block:
         key = key or block
@@ -68,9 +96,9 @@ def _text_fragments(piece: Piece) -> Iterator[Fragment]:
         offset, block = following
 
 
-def _text_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
+def _text_blocks(piece: Piece, source: Source) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of the parts that begin in the piece: from the first cut there on, PIECE_BYTES or more each."""
-    with reading(piece.path), _open(piece) as stream:
+    with reading(piece.path), _open(piece, source) as stream:
         if not piece.cuttable:
             yield 0, stream.read()
             return
@@ -107,10 +135,10 @@ def _read_lines(stream: Any, size: int) -> bytes:
     return stream.read(size) + stream.readline()
 
 
-def _open(piece: Piece) -> Any:
+def _open(piece: Piece, source: Source) -> Any:
     if piece.codec in OPEN:
-        return OPEN[piece.codec](piece.path, "rb")
-    stream = open(piece.path, "rb")  # noqa: SIM115 (closed by the caller's `with`)
+        return OPEN[piece.codec](piece.path if source is None else source, "rb")
+    stream = source or open(piece.path, "rb")  # noqa: SIM115 (closed by the caller's `with`)
     if piece.codec == "zst":
         import zstandard
 
@@ -164,8 +192,8 @@ def _encoded(text: str) -> bytes:
         raise BadLineError(f"half of a surrogate pair, which is no character: {error}") from error
 
 
-def _jsonl(piece: Piece, _: str) -> Iterator[tuple[str, bytes]]:
-    with reading(piece.path), _open(piece) as stream:
+def _jsonl(piece: Piece, _: str, source: Source) -> Iterator[tuple[str, bytes]]:
+    with reading(piece.path), _open(piece, source) as stream:
         offset = 0
         if piece.start:
             stream.seek(piece.start - 1)
@@ -176,31 +204,41 @@ def _jsonl(piece: Piece, _: str) -> Iterator[tuple[str, bytes]]:
                 yield where, line
 
 
-def _parquet(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(piece: Piece, text_key: str, source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     with reading(piece.path):
-        file = pyarrow.parquet.ParquetFile(piece.path)
+        file = pyarrow.parquet.ParquetFile(source or piece.path, buffer_size=1 << 20 if source else 0)
         _check_key(text_key, file.schema_arrow.names, piece.path)
-        row = 0
-        for batch in file.iter_batches(256, row_groups=range(piece.start, piece.stop), columns=[text_key]):
-            for text in batch.column(0).to_pylist():
-                yield f"row {row} of row group {piece.start}", {text_key: text}
-                row += 1
+        for group in range(file.num_row_groups):
+            if not piece.start <= _begin(file.metadata.row_group(group)) < piece.stop:
+                continue
+            row = 0
+            for batch in file.iter_batches(256, row_groups=[group], columns=[text_key]):
+                for text in batch.column(0).to_pylist():
+                    yield f"row {row} of row group {group}", {text_key: text}
+                    row += 1
 
 
-def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _begin(group: Any) -> int:
+    """Where in the file a row group begins."""
+    columns = map(group.column, range(group.num_columns))
+    return min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+
+
+def _arrow(piece: Piece, text_key: str, source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
 
-    with reading(piece.path), pyarrow.memory_map(piece.path) as source:
+    with reading(piece.path), pyarrow.memory_map(piece.path) if source is None else pyarrow.PythonFile(source) as file:
         try:
-            batches: Any = pyarrow.ipc.open_stream(source)
+            batches: Any = pyarrow.ipc.open_stream(file)
         except pyarrow.ArrowInvalid:
+            file.seek(0)
             try:
-                file = pyarrow.ipc.open_file(source)
+                whole = pyarrow.ipc.open_file(file)
             except pyarrow.ArrowInvalid as error:
                 raise ConfigError(f"{piece.path} is not an Arrow file: {error}") from error
-            batches = map(file.get_batch, range(file.num_record_batches))
+            batches = map(whole.get_batch, range(whole.num_record_batches))
         row = 0
         for batch in batches:
             _check_key(text_key, batch.schema.names, piece.path)
@@ -209,7 +247,7 @@ def _arrow(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 row += 1
 
 
-def _dataset(piece: Piece, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dataset(piece: Piece, text_key: str, _: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     from datasets import load_from_disk
 
     with reading(piece.path):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, display, read_json
+from mosaic_photon.files import OWN, display, json_object
+from mosaic_photon.prepare.objects import read
 from mosaic_photon.prepare.sources import TextSource
 
 VERSION = 2
@@ -50,7 +51,7 @@ def make_record(options: Options, sources: Iterable[TextSource]) -> dict[str, An
     digest = hashlib.sha256()
     sources = list(sources)
     for source in sources:
-        digest.update(f"{source.path}\0{source.size}\0{source.mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{source.path}\0{source.size}\0{source.version}\n".encode("utf-8", "surrogateescape"))
     return {
         "version": VERSION,
         **asdict(options),
@@ -67,13 +68,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         ConfigError: the folder holds something else, which is not ours to touch, or a malformed record.
     """
     if (folder / FILE).is_file():
-        return read_json(folder / FILE, "remove the folder, or choose another --out")
+        return parse_record(str(folder / FILE))
     # A call that was killed as it wrote its record has left no more than a part of that.
     if folder.exists() and not (folder.is_dir() and all(file.name.startswith(OWN) for file in folder.iterdir())):
         raise ConfigError(
             f"{display(folder)} exists and was not written by prepare: move it away, or choose another --out"
         )
     return None
+
+
+def parse_record(file: str) -> dict[str, Any]:
+    """A record's content. Raises FileNotFoundError, and ConfigError for a malformed one."""
+    return json_object(read(file), file, "remove the folder, or choose another --out")
 
 
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

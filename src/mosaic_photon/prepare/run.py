@@ -1,32 +1,40 @@
-"""Text -> MDS shards in two stages, each in parallel and each resumed where it was stopped.
+"""Text -> MDS shards in two stages, each of parts done in parallel, and each resumed where it was stopped.
 
-All work goes on in `<out>.partial`, which becomes `<out>` by one rename when it is whole:
-`tokens/` holds a file of token ids per unit of work and split, then `train/` and `val/` their shards.
-What is to be removed is first renamed to `<out>.replaced`. Of these three only an empty one or one with our record is
-ever touched.
+`tokens/` gets a file of token ids per part and split, then `train/` and `val/` their shards: `place.py` says where. A
+part's work depends on its record alone, so that neither who does it nor how often shows in the result.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+import numpy as np
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import display, locked, write_json
+from mosaic_photon.files import display, json_bytes
 from mosaic_photon.prepare import record as records
-from mosaic_photon.prepare.pool import run_parallel
-from mosaic_photon.prepare.shards import TokenSequence, write_index, write_shard
-from mosaic_photon.prepare.sources import Piece, TextSource, cut
-from mosaic_photon.prepare.tokenization import SPLITS, Count, Tokenization, read_count, tokenize_unit, unit_file
-
-UNIT_BYTES = (1 << 20, 32 << 20)  # least and most source bytes that are kept or lost at once
+from mosaic_photon.prepare.objects import make_folder, write
+from mosaic_photon.prepare.parts import parts_of
+from mosaic_photon.prepare.place import Place, place_of
+from mosaic_photon.prepare.pool import Executor, Processes
+from mosaic_photon.prepare.shards import Stretch, TokenSequence, index_of, write_shard
+from mosaic_photon.prepare.sources import Piece, TextSource
+from mosaic_photon.prepare.tokenization import (
+    SPLITS,
+    Count,
+    Tokenization,
+    bad_lines_of,
+    part_file,
+    tokenize_part,
+)
 
 
 class TooLittleError(ConfigError):
@@ -47,11 +55,14 @@ class Work:
     sources: list[TextSource]
     how: Tokenization
     record: dict[str, Any]
-    out: Path
+    out: str
+    """An absolute path, or an address."""
     workers: int
     overwrite: bool
     cuttable: bool = True
     """Whether a large text file may be tokenized in parts."""
+    ray: str | None = None
+    """The cluster that does the work; None: processes of this machine."""
 
     def without_val(self) -> Work:
         """The same with all documents in train."""
@@ -59,14 +70,32 @@ class Work:
         return replace(self, how=how, record=self.record | {"val": 0.0})
 
     @property
-    def partial(self) -> Path:
-        """Where the work goes on until it is whole."""
-        return self.out.with_name(self.out.name + ".partial")
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS[: 2 if self.how.options.val else 1]
 
-    @property
-    def replaced(self) -> Path:
-        """The name of a folder of ours from the moment when it is to be removed."""
-        return self.out.with_name(self.out.name + ".replaced")
+    def parts(self) -> Iterator[list[Piece]]:
+        """Made anew each time, as there may be many."""
+        return parts_of(self.sources, self.record["source_bytes"], self.cuttable)
+
+
+class Tally:
+    """What all parts put into the splits. Of each part it keeps how many tokens."""
+
+    def __init__(self, parts: int) -> None:
+        self.tokens = {split: np.zeros(parts, np.int64) for split in SPLITS}
+        self.documents = dict.fromkeys(SPLITS, 0)
+        self.empty = self.special = self.bad = 0
+        self.with_bad_lines: list[int] = []
+
+    def add(self, number: int, count: Count) -> None:
+        for split in SPLITS:
+            self.tokens[split][number] = count.tokens[split]
+            self.documents[split] += count.documents[split]
+        self.empty += count.empty
+        self.special += count.special
+        self.bad += count.bad
+        if count.bad:
+            self.with_bad_lines.append(number)
 
 
 def prepare(work: Work) -> dict[str, Any] | None:
@@ -75,49 +104,22 @@ def prepare(work: Work) -> dict[str, Any] | None:
     Raises:
         ConfigError: the folder holds something else, a source is not text, or a split has less than a sample.
     """
-    if _is_done(work):
+    place = place_of(work.out)
+    if _is_done(work, place):
+        place.tidy()
         return None
-    partial = work.partial
-    with _claim(work):
-        if _is_done(work):  # by the call that held the claim a moment ago
+    with place.claimed():
+        if _is_done(work, place):  # by the call that held the claim a moment ago
             return None
-        record = records.read_record(partial) or {}
+        record = _begun(work, place)
         if "splits" not in record:
-            record = work.record | _build(work, partial)
-            write_json(partial / records.FILE, record)
-        shutil.rmtree(partial / "tokens", ignore_errors=True)
-        _publish(work)
+            record = work.record | _build(work, place)
+        place.finish(record)
     return record
 
 
-def _build(work: Work, partial: Path) -> dict[str, Any]:
-    if work.how.options.val and len(work.sources) == 1 and work.sources[0].kind == "text":
-        raise ConfigError(
-            f"{display(work.sources[0].path)} is one document, which cannot be split: give --val 0, or more files, "
-            "or JSONL with a document a line"
-        )
-    try:
-        with _progress() as progress:
-            counts = _tokenize(work, str(partial / "tokens"), progress)
-            bad_lines = [line for count in counts for line in count.bad_lines]
-            if bad_lines:
-                listed = "".join(f"{line}\n" for line in bad_lines)
-                (partial / records.BAD_LINES).write_text(listed, "utf-8", "backslashreplace")
-            return {
-                "splits": _write_splits(work, counts, progress),
-                "tokenizer_folder": os.path.dirname(work.how.tokenizer_file),
-                "empty_documents": sum(count.empty for count in counts),
-                "special_texts": sum(count.special for count in counts),
-                "bad_lines_left_out": len(bad_lines),
-            }
-    except OSError as error:
-        raise ConfigError(
-            f"reading or writing failed (what is finished is kept; the same command goes on from there): {error}"
-        ) from error
-
-
-def _is_done(work: Work) -> bool:
-    before = records.read_record(work.out)
+def _is_done(work: Work, place: Place) -> bool:
+    before = place.made()
     if before is None:
         return False
     changed = records.record_differences(before, work.record)
@@ -129,137 +131,161 @@ def _is_done(work: Work) -> bool:
     return not changed
 
 
-@contextmanager
-def _claim(work: Work) -> Iterator[None]:
-    """Own the folder of unfinished work: resume the same work's, refuse another's."""
-    partial = work.partial
-    with _lock(partial.with_name(partial.name + ".lock"), work.out):
-        records.read_record(work.replaced)  # refuses someone else's before the work, not after it
-        before = records.read_record(partial)
-        changed = [] if before is None else records.record_differences(before, work.record)
-        if changed and not work.overwrite:
-            raise ConfigError(
-                f"{display(partial)} holds unfinished work of another call: {'; '.join(changed)}. "
-                "Finish that one, or give --overwrite to start anew"
-            )
-        if before is None or changed:
-            _set_aside(partial, work)
-            _remove(work.replaced)
-            partial.mkdir()
-            write_json(partial / records.FILE, work.record)
-        (partial / "tokens").mkdir(exist_ok=True)
-        yield
+def _begun(work: Work, place: Place) -> dict[str, Any]:
+    """The record of the same work that was begun before, else of it now begun; another's is refused."""
+    before = place.begun()
+    changed = [] if before is None else records.record_differences(before, work.record)
+    if changed and not work.overwrite:
+        raise ConfigError(
+            f"{display(place.partial)} holds unfinished work of another call: {'; '.join(changed)}. "
+            "Finish that one, or give --overwrite to start anew"
+        )
+    if before is None or changed:
+        place.begin(work.record)
+        return work.record
+    return before
 
 
-@contextmanager
-def _lock(path: Path, out: Path) -> Iterator[None]:
-    """A lock that ends with the process, however it ends."""
+def _build(work: Work, place: Place) -> dict[str, Any]:
+    if work.how.options.val and len(work.sources) == 1 and work.sources[0].kind == "text":
+        raise ConfigError(
+            f"{display(work.sources[0].path)} is one document, which cannot be split: give --val 0, or more files, "
+            "or JSONL with a document a line"
+        )
     try:
-        with locked(path, wait=False, remove=True) as held:
-            if not held:
-                raise ConfigError(f"another prepare is writing {display(out)} right now")
-            yield
-    except (PermissionError, NotADirectoryError) as error:
-        raise ConfigError(f"cannot write beside {display(out)}: {error}") from error
+        with _executor(work, place) as executor, _progress() as progress:
+            tally = _tokenize(work, place, executor, progress)
+            if tally.bad:
+                lines = (line for part in sorted(tally.with_bad_lines) for line in bad_lines_of(_tokens(place), part))
+                listed = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+                write(f"{place.splits}/{records.BAD_LINES}", listed)
+            return {
+                "splits": _write_splits(work, place, tally, executor, progress),
+                "tokenizer_folder": os.path.dirname(work.how.tokenizer_file),
+                "empty_documents": tally.empty,
+                "special_texts": tally.special,
+                "bad_lines_left_out": tally.bad,
+            }
+    except OSError as error:
+        raise ConfigError(
+            f"reading or writing failed (what is finished is kept; the same command goes on from there): {error}"
+        ) from error
 
 
-def _units(work: Work) -> list[list[Piece]]:
-    """Pieces in order, grouped into units of work of about a 64th of the whole, within UNIT_BYTES."""
-    low, high = UNIT_BYTES
-    target = min(max(sum(source.size for source in work.sources) // 64, low), high)
-    units: list[list[Piece]] = [[]]
-    size = 0
-    for source in work.sources:
-        for piece in cut(source, work.cuttable):
-            if size >= target:
-                units.append([])
-                size = 0
-            units[-1].append(piece)
-            size += piece.size
-    return units
+def _executor(work: Work, place: Place) -> AbstractContextManager[Executor]:
+    if work.ray is None:
+        return nullcontext(Processes(work.workers))
+    from mosaic_photon.prepare.on_ray import PACKAGES, Cluster, Needs
+
+    ends = [(source.path, source.size) for source in (work.sources[0], work.sources[-1])]
+    tokenizer = work.how.tokenizer_file, work.how.options.tokenizer
+    versions = {name: version(name) for name in PACKAGES}
+    return Cluster(work.ray, work.workers, Needs(versions, tokenizer, ends, f"{place.partial}/{records.FILE}"))
 
 
-def _tokenize(work: Work, folder: str, progress: Progress) -> list[Count]:
-    """Token files of all units; those an earlier run finished are kept."""
-    units = _units(work)
-    sizes = [sum(piece.size for piece in unit) / 2**20 for unit in units]
-    known = {number: count for number in range(len(units)) if (count := read_count(folder, number))}
-    missing = [number for number in range(len(units)) if number not in known]
-    task = progress.add_task("tokens", total=sum(sizes), unit="MiB")
-    progress.update(task, completed=sum(sizes[number] for number in known), refresh=True)
-
-    def finished(position: int) -> None:
-        progress.update(task, advance=sizes[missing[position]], refresh=True)
-
-    calls = [(number, units[number], work.how, folder) for number in missing]
-    counts = run_parallel(work.workers, tokenize_unit, calls, finished) if calls else []
-    known |= dict(zip(missing, counts, strict=True))
-    return [known[number] for number in range(len(units))]
+def _tokens(place: Place) -> str:
+    return f"{place.partial}/tokens"
 
 
-def _write_splits(work: Work, counts: list[Count], progress: Progress) -> dict[str, Any]:
-    import streaming  # noqa: F401  (once, here: the workers inherit it)
+def _tokenize(work: Work, place: Place, executor: Executor, progress: Progress) -> Tally:
+    """Token files of all parts; those an earlier run finished are kept."""
+    tally, folder = Tally(sum(1 for _ in work.parts())), _tokens(place)
+    make_folder(folder)
+    shown = _Shown(progress, executor, "tokens", "parts", len(tally.tokens["train"]))
 
-    options, partial = work.how.options, work.partial
-    n, step = options.tokens_per_sample, options.tokens_per_sample * options.samples_per_shard
-    sequences = {split: _sequence(counts, partial / "tokens", split) for split in SPLITS[: 2 if options.val else 1]}
-    calls = []
+    def finished(number: int, count: Count) -> None:
+        tally.add(number, count)
+        shown.advance(0 if count.kept else sum(count.tokens.values()))
+
+    calls = ((number, part, work.how, folder) for number, part in enumerate(work.parts()))
+    executor.run(tokenize_part, calls, finished)
+    return tally
+
+
+def _write_splits(
+    work: Work, place: Place, tally: Tally, executor: Executor, progress: Progress
+) -> dict[str, dict[str, int]]:
+    import streaming  # noqa: F401  (once, here: forked workers inherit it)
+
+    n = work.how.options.tokens_per_sample
+    sequences = {split: _sequence(tally, _tokens(place), split) for split in work.splits}
     for split, sequence in sequences.items():
         if sequence.size < n:
-            _set_aside(partial, work)
-            _remove(work.replaced)
+            place.discard()
             raise TooLittleError(split, sequence.size, n)
-        (partial / split).mkdir(exist_ok=True)
-        end, notes = sequence.size // n * n, str(partial / "tokens" / split)
-        for number, start in enumerate(range(0, end, step)):
-            stretches = sequence.stretches(start, min(start + step, end))
-            calls.append((number, stretches, options, str(partial / split), notes))
-    task = progress.add_task("shards", total=len(calls), unit="shards")
-    entries = run_parallel(work.workers, write_shard, calls, lambda _: progress.update(task, advance=1, refresh=True))
-    summary = {}
-    for split, sequence in sequences.items():
-        own = [entry for entry, call in zip(entries, calls, strict=True) if call[3] == str(partial / split)]
-        write_index(partial / split, own)
-        samples = sum(entry["samples"] for entry in own)
-        summary[split] = {
-            "documents": sum(count.documents[split] for count in counts),
-            "samples": samples,
-            "tokens": samples * n,
-            "tokens_left_over": sequence.size - samples * n,
-            "shards": len(own),
-            "bytes": sum((entry["zip_data"] or entry["raw_data"])["bytes"] for entry in own),
-        }
-    return summary
+        make_folder(f"{place.splits}/{split}")
+    shards = [(split, number) for split, sequence in sequences.items() for number in range(_shards(work, sequence))]
+    entries: dict[str, list[Any]] = {split: [None] * _shards(work, sequence) for split, sequence in sequences.items()}
+    shown = _Shown(progress, executor, "shards", "shards", len(shards))
+
+    def finished(position: int, entry: dict[str, Any]) -> None:
+        split, number = shards[position]
+        entries[split][number] = entry
+        shown.advance()
+
+    def call(split: str, number: int) -> tuple[Any, ...]:
+        stretches, notes = _stretches(work, sequences[split], number), f"{_tokens(place)}/{split}"
+        return number, stretches, work.how.options, f"{place.splits}/{split}", notes
+
+    executor.run(write_shard, itertools.starmap(call, shards), finished)
+    for split in reversed(work.splits):
+        write(f"{place.splits}/{split}/index.json", json_bytes(index_of(entries[split])))
+    return {split: _summary(work, tally, split, sequences[split], entries[split]) for split in work.splits}
 
 
-def _sequence(counts: list[Count], folder: Path, split: str) -> TokenSequence:
-    files = [str(unit_file(str(folder), number, f"{split}.bin")) for number in range(len(counts))]
-    return TokenSequence(files, [count.tokens[split] for count in counts])
+def _summary(
+    work: Work, tally: Tally, split: str, sequence: TokenSequence, entries: list[dict[str, Any]]
+) -> dict[str, int]:
+    samples = sum(entry["samples"] for entry in entries)
+    tokens = samples * work.how.options.tokens_per_sample
+    return {
+        "documents": tally.documents[split],
+        "samples": samples,
+        "tokens": tokens,
+        "tokens_left_over": sequence.size - tokens,
+        "shards": len(entries),
+        "bytes": sum((entry["zip_data"] or entry["raw_data"])["bytes"] for entry in entries),
+    }
 
 
-def _publish(work: Work) -> None:
-    """Put the finished folder in place; an older one is there until the moment it is replaced."""
-    _set_aside(work.out, work)
-    os.rename(work.partial, work.out)
-    _remove(work.replaced)
+def _sequence(tally: Tally, folder: str, split: str) -> TokenSequence:
+    sizes = tally.tokens[split]
+    return TokenSequence([part_file(folder, number, f"{split}.bin") for number in range(len(sizes))], sizes)
 
 
-def _set_aside(folder: Path, work: Work) -> None:
-    """Rename a folder before it is removed: what a killed call leaves of it is then never taken for a whole one."""
-    _remove(work.replaced)
-    if folder.exists():
-        os.rename(folder, work.replaced)
+def _step(work: Work) -> int:
+    """Tokens of a shard."""
+    return work.how.options.tokens_per_sample * work.how.options.samples_per_shard
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of ours, its record last, by which the next call knows what a killed one left."""
-    records.read_record(folder)  # raises for what is not ours
-    for part in ("tokens", *SPLITS):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+def _shards(work: Work, sequence: TokenSequence) -> int:
+    n = work.how.options.tokens_per_sample
+    return -(-(sequence.size // n * n) // _step(work))
+
+
+def _stretches(work: Work, sequence: TokenSequence, number: int) -> list[Stretch]:
+    n, start = work.how.options.tokens_per_sample, number * _step(work)
+    return sequence.stretches(start, min(start + _step(work), sequence.size // n * n))
+
+
+class _Shown:
+    """A stage in the progress bar: what is done of how many, by how many workers, and tokens a second."""
+
+    def __init__(self, progress: Progress, executor: Executor, name: str, unit: str, total: int) -> None:
+        self._progress, self._executor, self._unit, self._total = progress, executor, unit, total
+        self._task = progress.add_task(name, total=total, said="")
+        self._begin, self._done, self._tokens = time.monotonic(), 0, 0
+
+    def advance(self, tokens: int = 0) -> None:
+        self._done += 1
+        self._tokens += tokens
+        rate = self._tokens / max(time.monotonic() - self._begin, 1e-9)
+        speed = f" {rate:,.0f} tokens/s," if self._tokens else ""
+        said = f"{self._done:,}/{self._total:,} {self._unit},{speed} {self._executor.workers} workers"
+        self._progress.update(self._task, advance=1, said=said, refresh=True)
 
 
 def _progress() -> Progress:
     """Refreshed by hand: a thread that draws would be copied, half-way, into the worker processes."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[unit]}", TaskProgressColumn())
-    return Progress(*columns, TimeRemainingColumn(), auto_refresh=False)
+    columns = ("{task.description}", BarColumn(), "{task.fields[said]}", TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, auto_refresh=False)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mosaic_photon.files import write_json
+from mosaic_photon.prepare.objects import bring, read, scratch, write
 from mosaic_photon.prepare.record import Options
 
 
@@ -31,7 +32,7 @@ class Stretch:
 class TokenSequence:
     """Token files laid end to end."""
 
-    def __init__(self, files: list[str], sizes: list[int]) -> None:
+    def __init__(self, files: list[str], sizes: Sequence[int] | NDArray[np.int64]) -> None:
         """`sizes` in tokens."""
         self.files, self.ends = files, np.cumsum(sizes)
         self.size = int(sum(sizes))
@@ -50,9 +51,9 @@ class TokenSequence:
         return found
 
 
-def read_tokens(stretches: list[Stretch]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def read_tokens(stretches: list[Stretch]) -> NDArray[np.int32]:
     """Their tokens as one int32 array."""
-    return np.concatenate([np.fromfile(one.file, np.int32, one.count, offset=4 * one.begin) for one in stretches])
+    return np.concatenate([np.frombuffer(read(one.file, 4 * one.begin, 4 * one.count), np.int32) for one in stretches])
 
 
 def write_shard(number: int, stretches: list[Stretch], options: Options, folder: str, notes: str) -> dict[str, Any]:
@@ -62,32 +63,31 @@ def write_shard(number: int, stretches: list[Stretch], options: Options, folder:
     """
     from streaming import MDSWriter
 
-    note = Path(f"{notes}.{number:05}.json")
-    if note.is_file():
-        return json.loads(note.read_text())
+    note = f"{notes}.{number:05}.json"
+    with suppress(FileNotFoundError):
+        known: dict[str, Any] = json.loads(read(note))
+        return known
     rows = read_tokens(stretches).reshape(-1, options.tokens_per_sample)
-    temporary = Path(f"{notes}.{number:05}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with MDSWriter(
-        columns={"tokens": f"ndarray:int32:{options.tokens_per_sample}"},
-        out=str(temporary),
-        compression=options.compression,
-        hashes=options.hashes,
-        size_limit=None,
-        max_workers=1,
-    ) as writer:
-        for row in rows:
-            writer.write({"tokens": row})
-    (entry,) = json.loads((temporary / "index.json").read_text())["shards"]
-    for data in filter(None, (entry["raw_data"], entry["zip_data"])):
-        written, data["basename"] = data["basename"], data["basename"].replace("00000", f"{number:05}", 1)
-        if (temporary / written).is_file():
-            os.replace(temporary / written, Path(folder) / data["basename"])
-    shutil.rmtree(temporary)
-    write_json(note, entry)
+    with scratch(os.path.dirname(notes)) as local:
+        with MDSWriter(
+            columns={"tokens": f"ndarray:int32:{options.tokens_per_sample}"},
+            out=str(local / "shard"),
+            compression=options.compression,
+            hashes=options.hashes,
+            size_limit=None,
+            max_workers=1,
+        ) as writer:
+            for row in rows:
+                writer.write({"tokens": row})
+        (entry,) = json.loads((local / "shard" / "index.json").read_text())["shards"]
+        for data in filter(None, (entry["raw_data"], entry["zip_data"])):
+            written, data["basename"] = data["basename"], data["basename"].replace("00000", f"{number:05}", 1)
+            if (local / "shard" / written).is_file():
+                bring(local / "shard" / written, f"{folder}/{data['basename']}")
+    write(note, json.dumps(entry).encode())
     return entry
 
 
-def write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Write index.json over finished shards."""
-    write_json(folder / "index.json", {"version": 2, "shards": entries})
+def index_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of index.json over finished shards."""
+    return {"version": 2, "shards": entries}

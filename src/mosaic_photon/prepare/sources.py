@@ -1,7 +1,8 @@
-"""Where the text is: files, folders, globs and datasets on disk, cut into pieces that workers read alone.
+"""Where the text is: files, folders, globs and datasets on disk or in stores, cut into pieces that workers read alone.
 
-A piece of a text or JSONL file is a range of bytes and holds the lines that start in it, so a large file is
-read by many workers. A compressed file, which has no random access, is one piece.
+A piece of a text, JSONL or Parquet file is a range of bytes and holds the lines or row groups that start in it, so a
+large file is read by many workers, and none of them is opened to cut it. A compressed file, which has no random access,
+is one piece.
 """
 
 from __future__ import annotations
@@ -13,42 +14,42 @@ import lzma
 import os
 import sysconfig
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.prepare.listing import Info, LeftOut, list_url, version_of
+from mosaic_photon.prepare.objects import is_url
 
 PIECE_BYTES = 4 << 20
 CODECS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
-LeftOut = defaultdict[str, list[str]]
-"""What is no source although it lies in a folder that is one: reason -> paths. What is under them is not looked at."""
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextSource:
-    """One file, or one folder written by `datasets.Dataset.save_to_disk` (kind "dataset")."""
+    """One file or object, or one folder written by `datasets.Dataset.save_to_disk` (kind "dataset")."""
 
     path: str
     kind: str  # text, jsonl, parquet, arrow, dataset
     codec: str  # "", gz, zst, bz2 or xz
-    size: int  # bytes on disk
-    mtime_ns: int
+    size: int  # bytes stored
+    version: str  # changes when the content does: a file's time, what a store has for it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """What one worker reads: bytes [start, stop) of a text or JSONL file, else rows; stop -1 is the end."""
+    """What one worker reads: bytes [start, stop) of a file, or of a saved dataset rows; stop -1 is the end."""
 
     path: str
     kind: str
     codec: str
     start: int
     stop: int
-    file_size: int  # bytes on disk of the whole source
+    file_size: int  # bytes stored of the whole source
     size: int  # the piece's share of them, for the progress bar
     cuttable: bool = True  # a text may be tokenized in parts
 
@@ -66,7 +67,7 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut) -> list[Text
     """Sources named on the command line, in the order given, each folder and glob sorted by path, each file once.
 
     Args:
-        out: absolute path of the folder to write; what lies in it and in its unfinished work is no source.
+        out: absolute path, or address, of the folder to write; what lies in it and in its unfinished work is no source.
         left_out: takes what is passed over.
 
     Raises:
@@ -74,18 +75,18 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut) -> list[Text
     """
     found: dict[str, TextSource] = {}
     given_as: dict[str, str] = {}
-    out = os.path.realpath(out)
+    out = out if is_url(out) else os.path.realpath(out)
     own = (f"{out}/", f"{out}.partial/", f"{out}.partial.lock", f"{out}.replaced/")
     for word in given:
-        for path in _expand(word, left_out):
-            real = os.path.realpath(path)
+        for path, info in _expand(word, left_out):
+            real = os.path.realpath(path) if info is None else path
             first = given_as.setdefault(real, path)
             if real.startswith(own):
                 left_out["written by prepare"].append(path)
             elif first != path:
                 left_out["read already under another name"].append(path)
             else:
-                found.setdefault(path, _source(path))
+                found.setdefault(path, _source(path) if info is None else _object(path, info))
     if not any(source.size for source in found.values()):
         raise ConfigError(f"no text in {', '.join(given)}: every file there is empty, or there is none")
     return list(found.values())
@@ -93,9 +94,8 @@ def find_sources(given: Iterable[str], out: str, left_out: LeftOut) -> list[Text
 
 def cut(source: TextSource, cuttable: bool) -> list[Piece]:
     """The pieces of a source, in reading order; a text that is not `cuttable` is one."""
-    ranges = {"parquet": _row_groups, "dataset": _row_ranges}.get(source.kind)
-    if ranges is not None:
-        bounds = ranges(source)
+    if source.kind == "dataset":
+        bounds = _row_ranges(source)
     elif source.kind == "arrow" or source.codec or (source.kind == "text" and not cuttable):
         bounds = [(0, -1)]
     else:
@@ -104,7 +104,16 @@ def cut(source: TextSource, cuttable: bool) -> list[Piece]:
     return [Piece(source.path, source.kind, source.codec, *bound, source.size, share, cuttable) for bound in bounds]
 
 
-def _expand(word: str, left_out: LeftOut) -> list[str]:
+def _expand(word: str, left_out: LeftOut) -> Iterator[tuple[str, Info | None]]:
+    """What a command-line word stands for: absolute paths, or addresses with what their store says of them."""
+    if is_url(word):
+        yield from list_url(word, left_out).items()
+    else:
+        for path in _paths(word, left_out):
+            yield path, None
+
+
+def _paths(word: str, left_out: LeftOut) -> list[str]:
     """Absolute paths of files (or of one saved dataset) that a command-line word stands for."""
     path = os.path.abspath(os.path.expanduser(word))
     if os.path.isdir(path):
@@ -230,29 +239,30 @@ def _source(path: str) -> TextSource:
     if os.path.isdir(path):
         files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
         size = sum(stat.st_size for stat in files)
-        return TextSource(path, "dataset", "", size, max(stat.st_mtime_ns for stat in files))
+        return TextSource(path, "dataset", "", size, str(max(stat.st_mtime_ns for stat in files)))
     if not os.path.isfile(path):
         raise ConfigError(f"{path} is not a file: a pipe, a device or a broken link")
     if not os.access(path, os.R_OK):
         raise ConfigError(f"cannot read {path}: permission denied")
+    stat = os.stat(path)
+    return TextSource(path, *_kind(path), stat.st_size, str(stat.st_mtime_ns))
+
+
+def _object(url: str, info: Info) -> TextSource:
+    return TextSource(url, *_kind(url), info["size"], version_of(info))
+
+
+def _kind(path: str) -> tuple[str, str]:
+    """(kind, codec) by the name."""
     stem, suffix = os.path.splitext(path.lower())
     codec = CODECS.get(suffix, "")
     kind = KINDS.get(os.path.splitext(stem)[1] if codec else suffix, "text")
     if codec and kind in ("parquet", "arrow"):
         raise ConfigError(f"{path}: a {kind} file is compressed inside; decompress the outer {suffix} first")
-    stat = os.stat(path)
-    return TextSource(path, kind, codec, stat.st_size, stat.st_mtime_ns)
+    return kind, codec
 
 
-def _row_groups(source: TextSource) -> list[tuple[int, int]]:
-    """Ranges of one row group each (numbers of row groups, not rows)."""
-    import pyarrow.parquet
-
-    with reading(source.path):
-        groups = pyarrow.parquet.ParquetFile(source.path).num_row_groups
-    return [(group, group + 1) for group in range(groups)]
-
-
+@cache
 def _row_ranges(source: TextSource) -> list[tuple[int, int]]:
     """Ranges of rows of a saved dataset, about PIECE_BYTES each."""
     from datasets import load_from_disk

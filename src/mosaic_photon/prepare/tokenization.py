@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.errors import ConfigError, nearest
-from mosaic_photon.files import display, write_json
-from mosaic_photon.prepare.read import Fragment, read_piece
+from mosaic_photon.files import display
+from mosaic_photon.prepare.objects import bring, read, scratch, write
+from mosaic_photon.prepare.read import Fragment, read_pieces
 from mosaic_photon.prepare.record import Options
 from mosaic_photon.prepare.sources import Piece, stdlib_files
 from mosaic_photon.tokenizers import special_tokens
@@ -37,13 +38,21 @@ class Tokenization:
 
 @dataclass
 class Count:
-    """What a unit of work put into each split."""
+    """What a part of the work put into each split."""
 
     tokens: dict[str, int]
     documents: dict[str, int]
     empty: int = 0  # documents left out
     special: int = 0  # special tokens' text in documents
-    bad_lines: list[str] = field(default_factory=list)  # left out, each with its place
+    bad_lines: list[str] = field(default_factory=list)  # left out, each with its place; in its note only
+    bad: int = 0  # how many
+    kept: bool = False  # from an earlier run
+
+    @classmethod
+    def of_note(cls, note: bytes, kept: bool = False) -> Count:
+        """Without the lines themselves."""
+        count = cls(**json.loads(note))
+        return replace(count, bad_lines=[], bad=len(count.bad_lines), kept=kept)
 
 
 def load_tokenizer(file: str) -> Any:
@@ -110,16 +119,21 @@ def split_of(key: bytes, val: float) -> str:
     return "val" if number < val * 2**64 else "train"
 
 
-def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: str) -> Count:
-    """Write NUMBER.train.bin and NUMBER.val.bin (int32 ids) and, last, NUMBER.json with their counts."""
+def tokenize_part(number: int, pieces: Sequence[Piece], how: Tokenization, folder: str) -> Count:
+    """Write NUMBER.train.bin and NUMBER.val.bin (int32 ids) and, last, NUMBER.json with their counts.
+
+    A note left by an earlier run stands for a finished part and is taken as it is. What is returned holds no lines.
+    """
+    note = part_file(folder, number, "json")
+    with suppress(FileNotFoundError):
+        return Count.of_note(read(note), kept=True)
     options, (tokenizer, special) = how.options, _worker_tokenizer(how.tokenizer_file, how.options.special_text)
     count = Count({split: 0 for split in SPLITS}, {split: 0 for split in SPLITS})
-    files = {split: unit_file(folder, number, f"{split}.bin") for split in SPLITS}
     bad_lines = count.bad_lines if options.bad_lines == "skip" else None
-    with ExitStack() as stack:
-        streams = {split: stack.enter_context(open(f"{files[split]}.tmp", "wb")) for split in SPLITS}
-        for piece in pieces:
-            for fragment in read_piece(piece, options.text_key, bad_lines):
+    with scratch(folder) as local:
+        with ExitStack() as stack:
+            streams = {split: stack.enter_context(open(local / split, "wb")) for split in SPLITS}
+            for fragment in read_pieces(pieces, options.text_key, bad_lines):
                 if not fragment.text:
                     count.empty += fragment.first
                     continue
@@ -130,10 +144,11 @@ def tokenize_unit(number: int, pieces: list[Piece], how: Tokenization, folder: s
                 count.tokens[split] += len(ids)
                 count.documents[split] += fragment.first
                 count.special += len(special.findall(fragment.text)) if special else 0
-    for file in files.values():
-        os.replace(f"{file}.tmp", file)
-    write_json(unit_file(folder, number, "json"), asdict(count))
-    return count
+        for split in filter(count.tokens.get, SPLITS):
+            bring(local / split, part_file(folder, number, f"{split}.bin"))
+    content = json.dumps(asdict(count)).encode()
+    write(note, content)
+    return Count.of_note(content)
 
 
 def around(ids: list[int], fragment: Fragment, how: Tokenization) -> list[int]:
@@ -145,15 +160,15 @@ def around(ids: list[int], fragment: Fragment, how: Tokenization) -> list[int]:
     return ids
 
 
-def read_count(folder: str, number: int) -> Count | None:
-    """What an earlier run counted for a unit; None where it was not finished."""
-    file = unit_file(folder, number, "json")
-    return Count(**json.loads(file.read_text())) if file.is_file() else None
+def bad_lines_of(folder: str, number: int) -> list[str]:
+    """The lines that a part left out, each with its place."""
+    lines: list[str] = json.loads(read(part_file(folder, number, "json")))["bad_lines"]
+    return lines
 
 
-def unit_file(folder: str, number: int, suffix: str) -> Path:
-    """What a unit's work leaves: the token ids of a split, SPLIT.bin, or what was counted, json."""
-    return Path(folder) / f"{number:06}.{suffix}"
+def part_file(folder: str, number: int, suffix: str) -> str:
+    """What a part's work leaves: the token ids of a split, SPLIT.bin, or what was counted, json."""
+    return f"{folder}/{number:06}.{suffix}"
 
 
 @cache

@@ -23,8 +23,9 @@ from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import load_data_config
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.places import file_path
+from mosaic_photon.prepare.listing import LeftOut
 from mosaic_photon.prepare.read import read_piece
-from mosaic_photon.prepare.sources import LeftOut, cut, find_sources
+from mosaic_photon.prepare.sources import cut, find_sources
 from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
 from mosaic_photon.token_bytes import TokenBytes, numbers_of
 from mosaic_photon.tokenizers import special_id
