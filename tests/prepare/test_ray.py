@@ -29,12 +29,21 @@ class Node:
     """One of a cluster, in the foreground of a process group of its own."""
 
     def __init__(self, *words, cpus=1, **environment):
-        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", *LIMITS]
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
+        self.command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", *LIMITS, *words]
+        self.environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
+        self.start()
+
+    def start(self):
         with open(os.devnull, "w") as null:
             self.process = subprocess.Popen(
-                [*command, *words], stdout=null, stderr=null, env=environment, start_new_session=True
+                self.command, stdout=null, stderr=null, env=self.environment, start_new_session=True
             )
+
+    def begun(self, condition):
+        """Whether the condition holds; begins anew if Ray gave up, which leaves a node 30 s to start."""
+        if self.process.poll() is not None:
+            self.start()
+        return condition()
 
     def below(self):
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -71,20 +80,15 @@ def cluster():
         Node("--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", f"--temp-dir={folder}", cpus=0)
     ]
     try:
-        wait_for(lambda: is_open(address), nodes[0].process)
-        nodes += [Node(f"--address={address}") for _ in range(2)]
-        wait_for(lambda: len(alive(address)) == 3)
+        wait_for(lambda: nodes[0].begun(lambda: len(alive(address)) == 1))
+        for number in (2, 3):
+            nodes.append(Node(f"--address={address}"))
+            wait_for(lambda number=number: nodes[-1].begun(lambda: len(alive(address)) == number))
         yield address, nodes
     finally:
         for node in reversed(nodes):
             node.kill()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_open(address):
-    host, port = address.split(":")
-    with socket.socket() as tried:
-        return tried.connect_ex((host, int(port))) == 0
 
 
 def alive(address):
@@ -154,7 +158,7 @@ def test_a_node_without_the_package_is_named(cluster, corpus, tmp_path):
     (tmp_path / "mosaic_photon/__init__.py").write_text("raise ModuleNotFoundError('no such package here')")
     before = len(alive(address))
     nodes.append(Node(f"--address={address}", PYTHONPATH=str(tmp_path)))
-    wait_for(lambda: len(alive(address)) > before)
+    wait_for(lambda: nodes[-1].begun(lambda: len(alive(address)) > before))
     driver = call(corpus, "lacking", address)
     output, _ = driver.communicate(timeout=WAIT_S)
     nodes.pop().kill()

@@ -185,7 +185,7 @@ def test_only_what_is_ours_is_replaced(s3, corpus, out, capsys):
         (["s3://corpora/saved", "--out", "az://c/x"], "adlfs is not installed: pip install 'mosaic-photon[az]'"),
         (
             ["s3://corpora/saved", "--out", "s3://none/x"],
-            "--out = 's3://none/x.partial': cannot list it (FileNotFoundError",
+            "none/x.partial': cannot list it (FileNotFoundError",
         ),
         (["s3://corpora/saved", "--out", "s3://corpora"], "name a folder in it"),
     ],
