@@ -117,7 +117,8 @@ def timed(command: list[str], out: Path) -> tuple[float, float, float]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     measure = [sys.executable, __file__, "--as", "measure", *command]
     done = subprocess.run(measure, check=True, capture_output=True, text=True, env=environment)
-    return tuple(json.loads(done.stdout.splitlines()[-1]))  # type: ignore[return-value]
+    clock, cpu, memory = json.loads(done.stdout.splitlines()[-1])
+    return clock, cpu, memory
 
 
 def measure(command: list[str]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.prepare.cuts import is_cut
-from mosaic_photon.prepare.objects import is_url, stream
+from mosaic_photon.prepare.objects import stream
 from mosaic_photon.prepare.sources import PIECE_BYTES, Piece, reading
+from mosaic_photon.stores import is_url
 
 OPEN: dict[str, Callable[..., Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 Source = io.BufferedReader | None

@@ -21,7 +21,7 @@ from functools import cache
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.prepare.listing import Info, LeftOut, list_url, version_of
-from mosaic_photon.prepare.objects import is_url
+from mosaic_photon.stores import is_url
 
 PIECE_BYTES = 4 << 20
 CODECS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.tokens import TokenBatches
-from mosaic_photon.prepare.pool import run_parallel
+from mosaic_photon.prepare.pool import Processes
 from mosaic_photon.token_bytes import BYTE_TOKEN, WORD_MARK
 from mosaic_photon.tokenizers import vocabulary_size
 from mosaic_photon.use.trace import Run
@@ -39,20 +39,22 @@ def find_text(run: Run, text: str, advance: Callable[[int], object]) -> list[int
     search = Search(run, text)
     shards = len(run.dataset.shards)
     sizes = run.dataset.samples_per_shard
+    found: dict[int, list[int]] = {}
+
+    def finished(shard: int, samples: list[int]) -> None:
+        found[shard] = samples
+        advance(int(sizes[shard]))
+
     if shards <= FEW_SHARDS:
-        found = []
         for shard in range(shards):
-            found.append(search.shard(shard))
-            advance(int(sizes[shard]))
+            finished(shard, search.shard(shard))
     else:
         run.data.close()  # connections cannot be shared with forked processes
         _searches.append(search)
         workers = min(shards, len(os.sched_getaffinity(0)))
-        found = run_parallel(
-            workers, _search_shard, ((shard,) for shard in range(shards)), lambda shard: advance(int(sizes[shard]))
-        )
+        Processes(workers).run(_search_shard, ((shard,) for shard in range(shards)), finished)
         _searches.clear()
-    return [sample for samples in found for sample in samples]
+    return [sample for shard in sorted(found) for sample in found[shard]]
 
 
 _searches: list[Search] = []
