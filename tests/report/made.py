@@ -60,7 +60,7 @@ def write_run(
                 lines.append(Row(**{**common, "time": clock}, event="checkpoint", seconds=1.0))
         first = max(0, stop - 5)
         clock += 60
-    lines.append(Row(attempt=len(stops), step=rows * 10, time=clock - 59, event="stop", seconds=1.0))
+    lines.append(Row(attempt=len(stops), step=rows * 10, time=clock - 59, event="stop", facts={"how": "ended"}))
     (folder / RUN).write_bytes(msgspec.json.encode({"version": VERSION, "attempts": attempts}))
     (folder / METRICS).write_bytes(msgspec.json.Encoder().encode_lines(lines))
     return folder
@@ -72,12 +72,13 @@ def _attempt(number: int, clock: float, step: int, steps: int, lr: float) -> Att
     if number > 1:
         return attempt
     attempt.config = {
-        "job": {"training": {"steps": steps, "seq_len": 256}, "optimizer": {"name": "AdamW", "lr": lr}},
-        "data": {"mosaic_dataloader": {"name": "text", "dataset": {"shuffle_seed": 5}}},
+        "training": {"steps": steps, "seq_len": 256},
+        "optimizer": {"name": "AdamW", "lr": lr},
     }
     attempt.versions = {"torch": "2.11.0", "torchtitan": "0.2.2"}
     attempt.machine = {"host": "node-1", "device": "cpu"}
-    attempt.layout = {"processes": 2, "shard": 2}
+    attempt.layout = {"ranks": 2, "shard": 2}
+    attempt.data = {"streams": {"code": 1000, "web": 2000}}
     attempt.command = ["mosaic-photon", "train", "job.toml", "data.toml"]
     attempt.table = [
         ("model", "llama3_mosaic debugmodel, 1,234,567 parameters"),

@@ -104,7 +104,7 @@ def test_a_run_s_page_and_picture(runs: Path, capsys: pytest.CaptureFixture[str]
     assert [row[0] for row in page.tables["What the time went into"]][-1] == "all"
     assert ["wait for data", "12.0 s (3.2%)"] in page.tables["What the time went into"]
     assert ["optimizer", "AdamW, peak lr 0.0003"] in page.tables["The job"]
-    assert ["job.optimizer.lr", "0.0003"] in page.tables["Configuration, as it was resolved"]
+    assert ["optimizer.lr", "0.0003"] in page.tables["Configuration, as it was resolved"]
     assert [address for address in page.fetched if not address.startswith(("#", "data:"))] == []
     assert "default-src 'none'" in page.text
     assert len(page.text.encode()) < 5_000_000
@@ -126,7 +126,7 @@ def test_runs_are_compared_on_the_page_and_as_json(runs: Path, capsys: pytest.Ca
     page = Page(runs / "report.html")  # where both lie
     assert page.headings[0] == "2 runs compared" and "Loss by stream: code" in page.headings
     assert [row[0] for row in page.tables["The runs"][1:]] == ["odd", "higher"]
-    differ = [["job.optimizer.lr", "0.0003", "0.001"], ["job.training.steps", "600", "400"]]
+    differ = [["optimizer.lr", "0.0003", "0.001"], ["training.steps", "600", "400"]]
     assert page.tables["Keys that differ"][1:] == differ
     table = page.tables["Last and lowest losses"]
     first, second = table[table.index(["Loss by stream: code"]) + 1 :][:2]
@@ -144,7 +144,7 @@ def test_runs_are_compared_on_the_page_and_as_json(runs: Path, capsys: pytest.Ca
     assert higher["throughput(tps)"] == pytest.approx(statistics.median(row["throughput(tps)"] for row in metrics))
     assert odd["last"]["loss_metrics/global_avg_loss"] is None and odd["step"] == 600
     assert 0 < odd["goodput"] < higher["goodput"] < 1
-    assert found["differs"] == {"job.optimizer.lr": [3e-4, 1e-3], "job.training.steps": [600, 400]}
+    assert found["differs"] == {"optimizer.lr": [3e-4, 1e-3], "training.steps": [600, 400]}
     assert Path(found["page"]).is_file() and Path(found["picture"]).is_file()
 
 

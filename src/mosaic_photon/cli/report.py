@@ -52,7 +52,7 @@ def write(args: argparse.Namespace, page: Path) -> bool:
     from mosaic_photon.report.record import read_run
 
     runs = shown([read_run(folder) for folder in args.runs])
-    ended = all(tables.has_ended(run) for run in runs)
+    ended = all(tables.end_of(run) for run in runs)
     beside = page.with_suffix(".png")
     for path in (page, beside):
         _refuse_others_file(path, html.GENERATOR)

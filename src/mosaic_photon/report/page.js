@@ -47,10 +47,11 @@
   for (const box of document.querySelectorAll("input[data-line]")) {
     const place = figures.indexOf(box.closest("figure"));
     box.addEventListener("change", () => {
-      for (const one of lines(plots[place])) if (one.tags.includes(Number(box.dataset.line))) one.visible = box.checked;
+      for (const one of lines(plots[place])) if (one.glyph.tags.includes(Number(box.dataset.line))) one.visible = box.checked;
     });
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  for (const view of views) view.canvas_view.events_el.tabIndex = -1; // it is an image: there is nothing for keys
   form.reset();
   document.documentElement.dataset.ready = "true";
 })();

@@ -128,7 +128,7 @@ def _figure(panel: Panel, runs: Sequence[Shown], points: int, steps: DataRange1d
         sizing_mode="stretch_width",
         x_range=steps,
         y_range=DataRange1d(range_padding=0.06),
-        tools="xpan,xwheel_zoom,xbox_zoom,reset",
+        tools="xbox_zoom",
         toolbar_location=None,
         active_drag=None,
         output_backend="canvas",

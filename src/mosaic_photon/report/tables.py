@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_photon.report.panels import KINDS, LOSS, Shown, members_of, number
-from mosaic_photon.report.record import SKIP, START, STOP
+from mosaic_photon.report.record import SKIP, START, STOP, Row
 from mosaic_photon.report.series import Curve, differing, flat
 
 MOST_ROWS = 200
@@ -87,15 +87,17 @@ def glance(runs: Sequence[Shown]) -> Table:
     return Table("The runs", columns, {"": rows})
 
 
-def has_ended(run: Shown) -> bool:
-    """Whether the last attempt told of its end; one that was killed has not."""
+def end_of(run: Shown) -> Row | None:
+    """What the last attempt told of its end; nothing where it runs or was killed."""
     last = run.run.attempts[-1].attempt if run.run.attempts else 0
-    return any(row.event == STOP and row.attempt == last for row in run.run.events)
+    return next((row for row in run.run.events if row.event == STOP and row.attempt == last), None)
 
 
 def state(run: Shown) -> str:
-    """In words."""
-    return "ended" if has_ended(run) else f"last heard of {moment(last_time(run))}"
+    """In words, whether and how it has ended."""
+    if (end := end_of(run)) is None:
+        return f"last heard of {moment(last_time(run))}"
+    return str((end.facts or {}).get("how", "ended"))
 
 
 def last_time(run: Shown) -> float | None:
@@ -110,11 +112,16 @@ def planned_steps(run: Shown) -> int | None:
 
 
 def config_of(run: Shown) -> dict[str, Any]:
-    """The last attempt's job, data and versions with dotted keys; without the folder, which the run is named after."""
+    """The last attempt's job, versions, layout and data, dotted; without the folder, which the run is named after."""
     last = run.run.attempts[-1] if run.run.attempts else None
     if last is None:
         return {}
-    parts = {**(last.config or {}), "versions": last.versions or {}, "layout": last.layout or {}}
+    parts = {
+        **(last.config or {}),
+        "versions": last.versions or {},
+        "layout": last.layout or {},
+        "data": last.data or {},
+    }
     return {key: value for key, value in flat(parts).items() if not key.endswith("job.dump_folder")}
 
 
