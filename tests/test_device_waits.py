@@ -5,10 +5,11 @@ between host and device without `non_blocking`, are seen where they are asked fo
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composer.core import Time
@@ -23,7 +24,9 @@ from mosaic_photon.models import MPTMuPModelArgs
 from mosaic_photon.models.mpt_mup import attention
 from mosaic_photon.models.mpt_mup.model import TitanComposerMPTMuP
 from mosaic_photon.optimizers import QHADOPT
+from mosaic_photon.titan.row_losses import cross_entropy_of_each, keeping_rows
 from mosaic_photon.train.loop import MosaicLoop
+from mosaic_photon.train.streams import StreamMeter
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -150,12 +153,40 @@ def test_the_monitor_does_not_wait_before_its_report(monkeypatch: pytest.MonkeyP
     assert all(value.device.type == "cuda" for value in numbers.sums.values())
 
 
+def test_the_losses_of_streams_do_not_wait_before_their_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(4)
+    plan = SimpleNamespace(names=("a", "b"), samples=lambda batch: ids, stream_of=lambda ids: ids % 2)
+    plan.blocks = lambda *_: iter([ids.reshape(2, 2)])
+    progress = SimpleNamespace(batch=0, samples_in_step=0)
+    dataset = SimpleNamespace(samples_per_stream=np.array([9, 9]))
+    loader: Any = SimpleNamespace(plan=plan, progress=progress, layout=None, data=SimpleNamespace(dataset=dataset))
+    meter = StreamMeter(loader)
+    loss_fn = keeping_rows(cross_entropy_of_each, meter.keep_rows)
+    meter.begin_step()
+    labels = torch.zeros(2, 8, dtype=torch.long)
+    with fake_cuda(monkeypatch) as waits:
+        for _ in range(2):
+            meter.count(labels)
+            meter.begin_micro_batch(2)
+            logits = torch.zeros(2, 8, 16, device=CUDA, requires_grad=True)
+            loss_fn(logits, labels.to(CUDA, non_blocking=True))
+        assert waits.found == []
+        with suppress(Exception):  # there is nothing to read
+            meter.losses()
+        assert waits.found == ["aten._to_copy"]
+    assert meter.labels.tolist() == [16, 16]
+
+
 def test_a_step_s_labels_are_not_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device's own count stays there; the hosts of data-parallel ranks have counted."""
     dims = SimpleNamespace(dp_enabled=True, dp_replicate=2, dp_shard=2)
     loader, host = SimpleNamespace(counts=[]), SimpleNamespace(fire=lambda *_, **__: None)
     loop = object.__new__(MosaicLoop)
-    loop.trainer = SimpleNamespace(parallel_dims=dims, gradient_accumulation_steps=1)  # type: ignore[assignment]
+    metrics = SimpleNamespace(should_log=lambda step: True)
+    loop.trainer = SimpleNamespace(  # type: ignore[assignment]
+        parallel_dims=dims, gradient_accumulation_steps=1, token_bytes=None, metrics_processor=metrics
+    )
+    loop.streams = None
     loop.loader, loop.fire, loop.group = SimpleNamespace(add_loss_tokens=loader.counts.append), host.fire, None  # type: ignore[assignment]
     loop.micro_batches_left, loop.labels_of_step = 1, 0
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)  # two tensor-parallel ranks have each batch

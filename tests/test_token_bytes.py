@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 import tokenizers_made
-from mosaic_photon.token_bytes import TokenBytes
+from mosaic_photon.token_bytes import TokenBytes, bits_per_byte, table_of
 
 TEXTS = ["some words, and a few more: for x in range(10)", "print(x)\n", "words to learn from the end", " some words"]
 OTHER = ["naïve café, 東京 🙂 — “quoted”\n\n\tindented", "some  words   with spaces "]
@@ -69,3 +70,11 @@ def test_documents_one_after_another(tmp_path: Path) -> None:
     table, end = TokenBytes.of(tokenizer), tokenizer.token_to_id("</s>")
     ids = np.array([end, *(number for text in TEXTS for number in [*tokenizer.encode(text).ids, end])])
     assert table.of_targets(ids[1:], ids[:-1]).sum() == sum(len(text.encode()) for text in TEXTS)
+
+
+def test_a_vocabulary_that_tells_no_text_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert table_of(SimpleNamespace(get_vocab=dict)) is None
+    assert [record.message for record in caplog.records] == [
+        "No bits_per_byte: the tokenizer does not say what text its tokens are."
+    ]
+    assert bits_per_byte(2.0, 10, 0) is None and bits_per_byte(np.log(2), 10, 5) == pytest.approx(2)
