@@ -9,7 +9,7 @@ CURRENT := VENV=.venv-current LOCK=requirements-current.lock
 NEWEST := VENV=.venv-newest LOCK=build/newest.lock
 TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/titan tests/test_train.py tests/test_layouts.py \
 	tests/test_layout_checks.py tests/test_train_job.py tests/use/test_export_import.py \
-	tests/use/test_export_slow.py tests/cli/test_init.py
+	tests/use/test_export_slow.py tests/cli/test_init.py tests/report/test_recorder.py
 
 .PHONY: train test test-all test-launch slurm browser lint format install wheel lock clean gpu-bundle train-current test-current \
 	test-newest

@@ -32,3 +32,10 @@ class Interrupts(Callback):
     def before_forward(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value == 1:
             os.kill(os.getpid(), self.number)
+
+
+class LogsTokens(Callback):
+    """Logs a metric of its own at each step."""
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        logger.log_metrics({"own/tokens": state.timestamp.token.value})

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ def train_job(job: Source, data: Source, *flags: str) -> dict[str, Any]:
         be_one_process()
         _join_anew(next(_calls))
         try:
-            ended = run(load_job(job, data, list(flags)))
+            ended = run(load_job(job, data, list(flags)), started=time.time())
         except SystemExit as stopped:  # by a signal, before the first step
             if stopped.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from None

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as exit_:  # from --help, or from argparse, which has printed what is wrong
         return 1 if exit_.code else 0
     try:
-        return run(job_config).exit_code
+        return run(job_config, started=process_started()).exit_code
     except (ConfigError, NotFiniteError) as error:
         report(error)
         return 1
@@ -132,11 +132,21 @@ class Ended:
         return 0 if self.signal is None else 128 + self.signal
 
 
-def run(job_config: "MosaicJobConfig", make_loop: "Callable[..., MosaicLoop] | None" = None) -> Ended:
+def process_started() -> float:
+    """When this process was, in Unix seconds."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+def run(
+    job_config: "MosaicJobConfig", make_loop: "Callable[..., MosaicLoop] | None" = None, started: float | None = None
+) -> Ended:
     """Train one job to its end in this process.
 
     Args:
         make_loop: makes the loop in the place of `MosaicLoop`, of its arguments.
+        started: when the process began with the job, in Unix seconds. None: it keeps no record.
     """
     prepare_process(job_config)
 
@@ -145,8 +155,8 @@ def run(job_config: "MosaicJobConfig", make_loop: "Callable[..., MosaicLoop] | N
     from mosaic_photon.compat.cpu_device_type import ON_CPU
     from mosaic_photon.titan.tools import logger
     from mosaic_photon.train.loop import parts_of
+    from mosaic_photon.train.record import begin_record, end_record
     from mosaic_photon.train.stop import GracefulStop
-    from mosaic_photon.train.summary import print_summary
 
     with ExitStack() as cleanup:  # undone in reverse order, each part also when another fails
         stop = GracefulStop()
@@ -163,11 +173,12 @@ def run(job_config: "MosaicJobConfig", make_loop: "Callable[..., MosaicLoop] | N
             )
             return Ended()
         cleanup.push(leave_process_group)
+        cleanup.push(lambda _, error, __: end_record(stop, error))
         data = train_spec.data_of_job(spec, job_config, data_parallel)
         cleanup.callback(data.close)
         trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop, make_loop))
         cleanup.callback(trainer.close)
-        print_summary(trainer, data.loader)
+        begin_record(trainer, data.loader, started)
         if job_config.checkpoint.create_seed_checkpoint:
             trainer.save_seed()
             logger.info("Created seed checkpoint")

@@ -20,6 +20,7 @@ import pytest
 
 import jobs
 import mds_data
+from mosaic_photon.report.record import read_run
 
 BATCH = 4
 SHARD_SAMPLES = 16
@@ -46,7 +47,7 @@ mixed_precision_param = "float32"
 [activation_checkpoint]
 mode = "none"
 [metrics]
-log_freq = 1000
+log_freq = 1
 [checkpoint]
 enable = true
 interval = 2
@@ -229,7 +230,21 @@ def killed_again_and_again(machine: Machine, tmp_path: Path, kills: int, steps: 
         (value,) = values
         assert list(losses[step]) == pytest.approx([value] * len(losses[step]), rel=1e-4), step
     assert listing(remote) == before
+    same_record(folder / "out", tmp_path / "undisturbed/out", steps)
     return killed
+
+
+def same_record(killed: Path, undisturbed: Path, steps: int) -> None:
+    """What counts in the killed run's record is what the other's has; nothing in it is cut."""
+    run, other = read_run(killed), read_run(undisturbed)
+    assert run.notes == other.notes == []
+    assert [attempt.attempt for attempt in run.attempts] == list(range(1, len(run.attempts) + 1))
+    assert run.series.keys() == other.series.keys()
+    for name in (jobs.LOSS, "lr", "grad_norm", "n_tokens_seen"):
+        one, two = run.series[name], other.series[name]
+        assert one.steps == two.steps == list(range(1, steps + 1)), name
+        assert one.tokens == two.tokens
+        assert one.values == pytest.approx(two.values, rel=1e-4)
 
 
 def test_killed_four_times(machine: Machine, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_damaged_lines_within_are_left_out_and_told(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_bytes(lines[0] + b"\0\0\0\n" + lines[1][:20] + b"\n" + lines[2])
     run = read_run(folder)
     assert run.series[LOSS].steps == [1, 3]
-    assert "2 lines cannot be read and are left out: 2, 3." in run.notes[0]
+    assert "2 lines cannot be read, and left out: 2, 3." in run.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ seconds they waited for data. What was compiled within the steps of a report is 
 class Attempt(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One start of the run's job. In the file what is as it was in the attempt before is left out."""
 
-    attempt: int
+    attempt: int = 0
+    """Counted from 1."""
     time: float
     """When its process started, in Unix seconds."""
     begin: str
@@ -50,6 +50,10 @@ class Attempt(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Streams and their samples, steps of an epoch, samples and tokens of a step, and what fixes the order."""
     table: list[tuple[str, str]] | None = None
     """What the job showed before its first step: name and value."""
+
+
+OPTIONAL = ("config", "versions", "machine", "layout", "command", "data", "table")
+"""What an attempt leaves out where it is as before."""
 
 
 class _Head(msgspec.Struct):
@@ -77,12 +81,14 @@ class Row(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
 
 
 def plain(value: Any) -> Any:
-    """The value with those numbers as strings that JSON does not have."""
+    """The value as JSON has it: what it lacks, infinities and NaN too, as strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else _word(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _word(value: float) -> str:
@@ -195,7 +201,7 @@ def read_run(folder: str | Path) -> Run:
         ConfigError: there is none, it is damaged, or of another version.
     """
     folder = Path(folder)
-    attempts = _filled(read_attempts(folder))
+    attempts = filled(read_attempts(folder))
     rows, notes = _read_rows(folder / METRICS)
     events = [row for row in rows if row.event is not None]
     reports = [row for row in rows if row.metrics is not None]
@@ -227,13 +233,13 @@ def read_attempts(folder: Path) -> list[Attempt]:
     )
 
 
-def _filled(attempts: list[Attempt]) -> list[Attempt]:
-    """Each with the fields that it has left out."""
-    for before, attempt in pairwise(attempts):
-        for name in Attempt.__struct_fields__:
-            if getattr(attempt, name) is None:
-                setattr(attempt, name, getattr(before, name))
-    return attempts
+def filled(attempts: list[Attempt]) -> list[Attempt]:
+    """Copies, each with the fields that it has left out."""
+    whole: list[Attempt] = []
+    for attempt in attempts:
+        missing = [name for name in OPTIONAL if whole and getattr(attempt, name) is None]
+        whole.append(msgspec.structs.replace(attempt, **{name: getattr(whole[-1], name) for name in missing}))
+    return whole
 
 
 def _read_rows(path: Path) -> tuple[list[Row], list[str]]:
@@ -259,7 +265,8 @@ def _read_what_can_be(data: bytes, decoder: msgspec.json.Decoder[Row], path: Pat
         except msgspec.MsgspecError:
             damaged.append(number)
     some = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-    return rows, [f"{display(path)}: {len(damaged)} lines cannot be read and are left out: {some}."]
+    counted = "1 line" if len(damaged) == 1 else f"{len(damaged)} lines"
+    return rows, [f"{display(path)}: {counted} cannot be read, and left out: {some}."]
 
 
 def _first_undone(events: Iterable[Row]) -> dict[int, float]:

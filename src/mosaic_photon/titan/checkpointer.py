@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from mosaic_photon.checkpoints.find import (
 from mosaic_photon.compat import reused_stager
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.report import recorder
+from mosaic_photon.report.record import CHECKPOINT
 from mosaic_photon.titan.interface import Loop
 
 WRITTEN_OVER = (METADATA, HF_INDEX, "model-?????-of-?????.safetensors", "sharded/shard-*.safetensors")
@@ -74,7 +77,8 @@ class Checkpointer(CheckpointManager):
         saves = self._should_save(curr_step, last_step)
         if saves:
             self.check_sound()
-        super().save(curr_step, last_step)
+        with recorder.spent(CHECKPOINT) if saves else nullcontext():
+            super().save(curr_step, last_step)
         if saves and last_step:
             self._purge_stale_checkpoints()
 

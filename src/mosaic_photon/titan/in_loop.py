@@ -14,6 +14,8 @@ from torchtitan.tools.logging import logger
 
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.report import recorder
+from mosaic_photon.report.record import VALIDATION
 from mosaic_photon.titan.gradient_norm import gradient_norm_told
 from mosaic_photon.titan.hf_files import fit_files
 from mosaic_photon.titan.interface import INSIDE_MICRO_BATCH, Batch, Parts, PassedOverError, TrainLoader
@@ -52,6 +54,7 @@ class InLoop(Mixed):
         self.metrics_processor.attach(self.parts.data.loader, self.loop.metrics)
         if self.job_config.validation.enable:
             self.validator.attach(self.loop.fire, self.post_dataloading_process, self.token_bytes)
+            self.validator.validate = recorder.spent(VALIDATION)(self.validator.validate)
         self.checkpointer = self.checkpointer_cls.of(
             self.checkpointer, self.job_config, self.parts.start, self.loop, self.model_args
         )
@@ -62,6 +65,8 @@ class InLoop(Mixed):
         """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
         self.loaded_step = self.step
         self.loop.begin()
+        if record := recorder.current():
+            record.start()
         return self.loop.counted(super().batch_generator(data_iterable))
 
     def should_continue_training(self) -> bool:

@@ -4,19 +4,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torchtitan.components.metrics import LoggerContainer, MetricsProcessor
+import torch.distributed as dist
+from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.report import recorder
 from mosaic_photon.titan.interface import TrainLoader
+
+
+class RecordLogger(BaseLogger):
+    """Writes to the job's record what TensorBoard and W&B get, by the same names."""
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        if record := recorder.current():
+            record.report(metrics, step)
 
 
 class MosaicMetricsProcessor(MetricsProcessor):
     """Reports the tokens that the data plane counted in place of TorchTitan's per-rank count."""
 
+    logger: BaseLogger
     loader: TrainLoader | None = None
     ntokens_since_last_log: int
     time_last_log: float
@@ -25,6 +36,12 @@ class MosaicMetricsProcessor(MetricsProcessor):
         super().__init__(*args, **kwargs)
         self.last: dict[str, Any] = {}
         """What was logged last, by its name, "step" and "loss" with it; on all ranks."""
+
+    def keep(self, record: bool) -> None:
+        """From now on what is logged is kept in `last`, and where `record` in the job's record too."""
+        if record:
+            self.logger = self.logger if isinstance(self.logger, LoggerContainer) else LoggerContainer()
+            self.logger.add_logger(RecordLogger())
         self._write = self.logger.log
         self.logger.log = self._keep_and_write
 
@@ -52,6 +69,8 @@ class MosaicMetricsProcessor(MetricsProcessor):
             progress = self.loader.progress
             extra |= {"n_tokens_seen": progress.tokens, "n_loss_tokens_seen": progress.loss_tokens}
             extra |= self.more(global_avg_loss)
+        if record := recorder.current():
+            record.steps()  # before TorchTitan forgets how long they waited for data
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
         self.last["loss"] = global_avg_loss
 
@@ -98,6 +117,13 @@ def checked(processor: MosaicMetricsProcessor, job_config: MosaicJobConfig) -> M
             "metrics.enable_wandb = true, but W&B could not be started; the line above says why. Log in with "
             "`wandb login`, set WANDB_MODE=offline, or leave it out."
         )
+    processor.keep(record=knows_metrics(processor.parallel_dims, job_config))
     if cpu_device_type.ON_CPU:
         cpu_metrics.leave_out_device_metrics(processor)
     return processor
+
+
+def knows_metrics(dims: ParallelDims, job_config: MosaicJobConfig) -> bool:
+    """Whether this is the one rank whose metrics TorchTitan writes: with pipeline parallelism one that has the loss."""
+    last_stage = dims.pp_enabled and job_config.parallelism.pipeline_parallel_schedule != "ZBVZeroBubble"
+    return dist.get_rank() == (dims.world_size // dims.pp * (dims.pp - 1) if last_stage else 0)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mosaic_photon.errors import NotFiniteError
+from mosaic_photon.report import recorder
+from mosaic_photon.report.record import SKIP
 from mosaic_photon.titan.interface import PassedOverError
 from mosaic_photon.titan.layouts import whole
 from mosaic_photon.titan.tools import device_type, logger
@@ -122,6 +124,8 @@ class FiniteSteps:
             return
         self.skipped += 1
         self.in_a_row += 1
+        loss, norm = step.read()
+        recorder.event(SKIP, step.number, why="nonfinite", samples=step.samples(), loss=loss, grad_norm=norm)
         if self.in_a_row == MOST_IN_A_ROW:
             raise NotFiniteError(
                 f"{step}, for the {MOST_IN_A_ROW}th time in a row; none of them made an optimizer step. "

@@ -1,6 +1,7 @@
 """The table that a job shows before its first step."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,30 +11,52 @@ from rich.table import Table
 from mosaic_photon.checkpoints.find import checkpoint_folder
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
-from mosaic_photon.dataloader.padding import estimate
+from mosaic_photon.dataloader.padding import Estimate, estimate
 from mosaic_photon.job.documents import in_words
+from mosaic_photon.report.record import RUN
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.layouts import precision_line
+from mosaic_photon.titan.metrics import knows_metrics
 from mosaic_photon.titan.tools import logger
 
 
-def print_summary(trainer: RunningTrainer, loader: DataSpecDataLoader) -> None:
-    """Print the table on rank 0. Collective under pipeline parallelism."""
+@dataclass(frozen=True)
+class Summary:
+    """What a job shows of itself before its first step."""
+
+    parameters: int
+    """Of the whole model."""
+    estimated: Estimate
+    rows: list[tuple[str, str]]
+    """Name and value of each line: model, data, batch, layout, device, outputs."""
+
+
+def summary_of(trainer: RunningTrainer, loader: DataSpecDataLoader) -> Summary | None:
+    """The job's, on the ranks that tell of it: the first, and the one that keeps the record. Collective under PP."""
     parameters = count_parameters(trainer)
-    if dist.get_rank() != 0:
-        return
-    rows = job_rows(trainer, loader, parameters)
+    if dist.get_rank() != 0 and not knows_metrics(trainer.parallel_dims, trainer.job_config):
+        return None
+    estimated = estimate(loader.data, trainer.job_config.training.seq_len)
+    return Summary(parameters, estimated, job_rows(trainer, loader, parameters, estimated))
+
+
+def print_summary(summary: Summary) -> None:
+    """The table, and a warning where much is padding."""
+    if summary.estimated.warning:
+        logger.warning(summary.estimated.warning)
     table = Table(show_header=False, title="mosaic-photon", title_justify="left", pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows:
+    for name, value in summary.rows:
         table.add_row(name, value)
     width = None if os.isatty(2) else 120
     Console(stderr=True, width=width).print(table)
 
 
-def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: int) -> list[tuple[str, str]]:
-    """Name and value of each line: model, data, batch, layout, device, outputs."""
+def job_rows(
+    trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: int, estimated: Estimate
+) -> list[tuple[str, str]]:
+    """See `Summary.rows`."""
     job, metrics = trainer.job_config, trainer.job_config.metrics
     peak = max(float(group["initial_lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
     schedule = job.lr_scheduler.name or "TorchTitan"
@@ -43,18 +66,18 @@ def job_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, parameters: in
     saves = f"{checkpoint_folder(job)}, every {job.checkpoint.interval} steps"
     return [
         ("model", f"{job.model.name} {job.model.flavor}, {parameters:,} parameters"),
-        *data_rows(trainer, loader),
+        *data_rows(trainer, loader, estimated),
         ("optimizer", f"{job.optimizer.name}, peak lr {peak:g}, schedule {schedule}"),
         ("layout", layout_line(trainer)),
-        ("metrics", (f"{' and '.join(sinks)} in {where}" if sinks else "console only") + by_stream),
+        ("record", os.path.join(job.job.dump_folder, RUN)),
+        ("metrics", (f"{' and '.join(sinks)} in {where}" if sinks else "in the record") + by_stream),
         ("checkpoints", saves if job.checkpoint.enable else "off"),
     ]
 
 
-def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple[str, str]]:
+def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, estimated: Estimate) -> list[tuple[str, str]]:
     """The streams, what an epoch of them is worth, and the global batch."""
     training, steps = trainer.job_config.training, loader.steps_per_epoch
-    estimated = estimate(loader.data, training.seq_len)
     samples = sum(stream.samples for stream in estimated.streams)
     rows = [
         (f"stream {stream.name}", f"{stream.samples:,} samples, {stream} ({stream.samples / samples:.0%})")
@@ -64,8 +87,6 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader) -> list[tuple
         rows.append(("padding", estimated.in_words))
     if documents := in_words(trainer.job_config, trainer.model_args):
         rows.append(("documents", documents))
-    if estimated.warning:
-        logger.warning(estimated.warning)
     epochs = training.steps / steps
     rows.append(("epoch", f"{steps:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
     accumulation = trainer.gradient_accumulation_steps
