@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mosaic_photon.report.record import Row
 
-SMOOTHED_SHARE = 50
-"""A smoothed value is the mean over the nearest 1/50 of the rows."""
+SMOOTHED_SHARE = 25
+"""A smoothed value is the mean over the nearest 1/25 of the rows."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def thinned(values: NDArray[np.float64], points: int) -> NDArray[np.int64]:
 
 
 def smoothed(values: NDArray[np.float64], at: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of the finite values among the 1/50 of all rows around each row of `at`; NaN where there are none.
+    """Mean of the finite values among the 1/25 of all rows around each row of `at`; NaN where there are none.
 
     Each mean is summed for itself: a value of 1e30 spoils those that it is in, and no others.
     """
