@@ -17,3 +17,18 @@ class Poison(Callback):
             gradient = next(p.grad for p in state.model.parameters() if p.grad is not None)
             part = gradient.to_local() if isinstance(gradient, DTensor) else gradient
             part.view(-1)[0] = self.value
+
+
+class Marked(Poison):
+    """Does so in each step that reads one of these samples of `mds_data.sample_tokens`, wherever it is read."""
+
+    def __init__(self, samples: list[int], value: float = 1e3) -> None:
+        super().__init__(0, 0, value=value)
+        self.samples = set(samples)
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        first = state.batch["input_ids"][:, :2].tolist()
+        here = not self.samples.isdisjoint(1000 * (thousands - 3) + ones - 3 for thousands, ones in first)
+        self.steps = range(state.timestamp.batch.value + 1, state.timestamp.batch.value + 1 + here)
+        self.rank = dist.get_global_rank()
+        super().after_backward(state, logger)

@@ -141,6 +141,10 @@ CHANGES: dict[str, tuple[str, str, str, str]] = {
         "be a multiple of local_batch_size",
     ),
     "clipping to nothing": ("job", "seq_len = 64", "seq_len = 64\nmax_norm = 0", "max_norm = 0: must be above 0"),
+    "a skip that ends first": ("job", "[debug]", '[mosaic]\nskip_batches = ["3-2"]\n[debug]', "ends before it begins"),
+    "a skip outside the run": ("job", "[debug]", '[mosaic]\nskip_batches = ["5"]\n[debug]', "'5' is outside the run"),
+    "a skip of no batch": ("job", "[debug]", '[mosaic]\nskip_batches = ["two"]\n[debug]', 'named as "1500" or "12'),
+    "skips as numbers": ("job", "[debug]", "[mosaic]\nskip_batches = [3]\n[debug]", "skip_batches = [3] should be"),
     "a home": ("job", '"{out}"', '"~/out"', "'~' and '$' are a shell's"),
     "an address": ("job", '"{out}"', '"s3://bucket/out"', "must be a folder of a file system"),
     "a folder for a file": ("job", '"{out}"', '"{out}"\nsave_config_file = "../"', "is a folder, not a file"),
@@ -237,6 +241,11 @@ REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANG
         "loss_per_stream = true: streams 'a b' and 'a:b' would both be 'a_b' in metrics; rename one",
         job=jobs.JOB + "[mosaic]\nloss_per_stream = true\n",
         data=STREAMS + ONE_NAME,
+    ),
+    "a guard that comes too late": Refusal(
+        "is refused: it holds back optimizer steps, and optimizer.early_step_in_backward = true has made them",
+        job=jobs.JOB + '[callbacks."mosaic_photon.callbacks:SpikeGuard"]\n',
+        flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
     ),
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",

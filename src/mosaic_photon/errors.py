@@ -16,6 +16,17 @@ class NotFiniteError(Exception):
     """A step's loss or gradient norm is not finite, and the job stops. Raised on all ranks at the same point."""
 
 
+class SpikesError(NotFiniteError):
+    """Steps' numbers leap again and again, and the job stops. Raised on all ranks at the same point.
+
+    `flags` are those that, added to the job's command, go on from before these steps and pass over their batches.
+    """
+
+    def __init__(self, what: str, flags: list[str]) -> None:
+        super().__init__(f"{what} With {' '.join(flags)} the same job goes on from before them, without their batches.")
+        self.flags = flags
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """' Did you mean X?' where a known name is close to the given one, else a sentence listing all of them."""
     names = sorted(known)

@@ -9,15 +9,17 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.errors import ConfigError, NotFiniteError
+from mosaic_photon.errors import ConfigError, NotFiniteError, SpikesError
 
 if TYPE_CHECKING:
     from mosaic_photon.job.tables import MosaicJobConfig
@@ -80,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if exit_.code else 0
     try:
         return run(job_config, started=process_started()).exit_code
+    except SpikesError as error:
+        report(f"{error}\n  {command_with(error.flags, sys.argv[1:] if argv is None else argv)}")
+        return 1
     except (ConfigError, NotFiniteError) as error:
         report(error)
         return 1
@@ -93,7 +98,17 @@ def be_one_process() -> None:
         os.environ.setdefault(name, value)
 
 
-def report(error: ConfigError | NotFiniteError) -> None:
+def command_with(flags: list[str], argv: list[str]) -> str:
+    """The command that has started this job with these arguments, torchrun's where it has, and more flags."""
+    command = [sys.executable, "-m", "mosaic_photon.train_with_mosaic", *argv]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(OSError):  # no Linux, or the agent is gone
+            agent = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
+            command = agent if agent[len(agent) - len(argv) :] == argv else command
+    return shlex.join([*command, *([] if "--" in command else ["--"]), *flags])
+
+
+def report(error: ConfigError | NotFiniteError | str) -> None:
     """Print the message; of several ranks that found the same, one does.
 
     The store that torchrun's agent keeps tells them; a launcher without one may show a message several times.
@@ -165,8 +180,6 @@ def run(
         data_parallel = train_spec.check_job(job_config, spec)
         if ON_CPU:
             job_config.comm.trace_buf_size = 0  # NCCL's flight recorder; gloo has none
-        if job_config.comm.mode == "fake_backend":
-            job_config.mosaic.nonfinite = "ignore"  # what no other process has sent is no number of the job's
         if is_finished(job_config):
             logger.info(
                 f"Nothing to do: the job has trained its {job_config.training.steps} steps and saved its model."

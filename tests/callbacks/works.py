@@ -110,6 +110,9 @@ WORKS = {
         there=("throughput/tokens_per_sec", "throughput/flops_per_sec", "time/total"),
         note="the FLOPs are TorchTitan's count; a window begins anew after a resume",
     ),
+    "spike_guard": Works(
+        same=("spike_guard/held_back",), note="this project's, see above; its means go on after a resume"
+    ),
     "system_metrics_monitor": Works(there=("cpu_percentage", "cpu_memory_used")),
     "threshold_stopper": Works(
         LOSS | {"threshold": 0.1, "comp": "lt", "stop_on_batch": True}, same=("loss_metrics/global_avg_loss",)

@@ -395,6 +395,7 @@ ROWS: dict[str, Any] = {
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.nonfinite": Elsewhere("tests/train/test_finite.py"),
     "mosaic.loss_per_stream": Elsewhere("tests/train/test_streams.py"),
+    "mosaic.skip_batches": Elsewhere("tests/train/test_spikes.py"),
     "mosaic.separate_documents": Elsewhere("tests/titan/test_documents.py"),
     "mosaic.adopt_cache": Elsewhere("tests/dataloader/test_faults.py"),
     "mosaic.node_folder": Elsewhere("tests/dataloader/order/test_orders.py"),

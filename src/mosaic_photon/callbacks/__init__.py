@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from mosaic_photon.callbacks.activation_monitor import ActivationMonitor
     from mosaic_photon.callbacks.group_monitors import QuasiHyperbolicParameterMonitor
     from mosaic_photon.callbacks.optimizer_monitor import OptimizerMonitor
+    from mosaic_photon.callbacks.spike_guard import SpikeGuard
 
-__all__ = ["ActivationMonitor", "OptimizerMonitor", "QuasiHyperbolicParameterMonitor"]
+__all__ = ["ActivationMonitor", "OptimizerMonitor", "QuasiHyperbolicParameterMonitor", "SpikeGuard"]
 __getattr__ = lazy_names(
     __name__,
     {
         "ActivationMonitor": "activation_monitor",
         "OptimizerMonitor": "optimizer_monitor",
         "QuasiHyperbolicParameterMonitor": "group_monitors",
+        "SpikeGuard": "spike_guard",
     },
 )

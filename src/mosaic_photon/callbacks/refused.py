@@ -52,6 +52,11 @@ def refusal_in(job: MosaicJobConfig, facts: Facts, cls: type, arguments: Mapping
             "it measures gradients when the optimizer is to step, and optimizer.early_step_in_backward = true frees "
             "them before that; drop one"
         )
+    if "mosaic_photon.SpikeGuard" in names and job.optimizer.early_step_in_backward:
+        return (
+            "it holds back optimizer steps, and optimizer.early_step_in_backward = true has made them before the "
+            "gradient norm is known; drop one"
+        )
     if "llmfoundry.LayerFreezing" in names:
         known = [clean_name(name) for name, _ in facts.model.named_parameters()]
         unknown = next((name for name in arguments["layer_names"] if name not in known), None)

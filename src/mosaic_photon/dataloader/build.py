@@ -17,6 +17,7 @@ from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, 
 from mosaic_photon.dataloader.node.folder import settle_folders
 from mosaic_photon.dataloader.node.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
+from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.progress import known_data
 from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.index import DataError
@@ -72,7 +73,8 @@ def open_loader(
     with in_force(_settings(job_config, known)):
         where = f"{job_config.mosaic.config or 'data config'}: {TRAIN}"
         data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len, read)
-    loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change)
+    skips = Skips.parse(job_config.mosaic.skip_batches)
+    loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change, skips)
     if state is not None:
         loader.begin = loader.position_in(state)[0]
     if not read:

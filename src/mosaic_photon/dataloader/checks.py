@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mosaic_photon.dataloader.documents import document_counter
 from mosaic_photon.dataloader.order.deal import Layout
+from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.shards.patience import patience_of
 from mosaic_photon.job.data_config import streams_of
 from mosaic_photon.job.layout_checks import data_parallel_degree
@@ -38,4 +39,9 @@ def check_stream_names(job: MosaicJobConfig, facts: Facts) -> None:
         metric_names(streams_of(job.mosaic.dataloader["dataset"]), "[mosaic] loss_per_stream = true: streams")
 
 
-CHECKS = (check_patience, check_batch, check_documents, check_stream_names)
+def check_skips(job: MosaicJobConfig, facts: Facts) -> None:
+    """Batches that are to be passed over must be some, and of this run."""
+    Skips.parse(job.mosaic.skip_batches).check_within(job.training.steps)
+
+
+CHECKS = (check_patience, check_batch, check_documents, check_stream_names, check_skips)

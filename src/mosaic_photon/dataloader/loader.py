@@ -19,6 +19,7 @@ from mosaic_photon.dataloader.node.folder import node_folder
 from mosaic_photon.dataloader.order.deal import Layout, blocks_of_padded_batches
 from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan, origin_of
+from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.tokens import MicroBatch
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "mosaic_dataloader"
 BATCHES_AHEAD = 4
+NO_SKIPS = Skips()
 SampleIds = NDArray[np.int64]
 MakeBatch = Callable[[SampleIds], MicroBatch]
 Workers = Callable[[Iterator[SampleIds]], Generator[MicroBatch, None, None]]
@@ -100,8 +102,23 @@ class DataSpecDataLoader:
     The state is one JSON string, equal on all ranks, that any data-parallel size can go on from.
     """
 
-    def __init__(self, data: BatchedDataset, layout: Layout, seq_len: int, allow_data_change: bool = False) -> None:
-        """Raises ConfigError if an epoch does not fill one global batch."""
+    def __init__(
+        self,
+        data: BatchedDataset,
+        layout: Layout,
+        seq_len: int,
+        allow_data_change: bool = False,
+        skips: Skips = NO_SKIPS,
+    ) -> None:
+        """Raises ConfigError if an epoch does not fill one global batch.
+
+        Args:
+            data: what is read.
+            layout: this rank's part.
+            seq_len: tokens of a row.
+            allow_data_change: go on from a state of other data.
+            skips: batches of the plan that are passed over: nothing of them is read.
+        """
         by_device = data.dataset.batching_method == "device_per_stream"
         unit = layout.local_batch if by_device else 1
         # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
@@ -109,7 +126,8 @@ class DataSpecDataLoader:
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
         self.plan = StaticPlan(self.orders, layout.global_batch)
         self.steps_per_epoch = self.plan.batches_per_epoch
-        self.progress = self.begin = Progress()
+        self._skips = skips
+        self.progress = self.begin = Progress().at(0, 0, self.plan, skips)
         """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
         self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch)
@@ -119,9 +137,9 @@ class DataSpecDataLoader:
         """Go on from `progress`. A second call ends the iteration of the first."""
         self._stop_reading()
         running = self._running = self._read()
-        samples = self.layout.local_batch * self.layout.dp_world_size
+        samples, skips = self.layout.local_batch * self.layout.dp_world_size, self.skips_of(self.progress)
         for batch in running:
-            self.progress = self.progress.advance(samples, samples * self.seq_len, self.plan)
+            self.progress = self.progress.advance(samples, samples * self.seq_len, self.plan, skips)
             yield batch
 
     def take_part(self, dp_rank: int, seats: tuple[int, ...]) -> None:
@@ -141,6 +159,14 @@ class DataSpecDataLoader:
             more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
             parts.append(f"stream {names[number]!r}, samples {', '.join(map(str, numbers[:most]))}{more}")
         return "; ".join(parts)
+
+    def skips_of(self, progress: Progress) -> Skips:
+        """All that a run passes over which is there: what it has, and what the job asks for ahead."""
+        return self._skips | Skips(progress.skipped)
+
+    def skipping_too(self, first: int, last: int) -> list[str]:
+        """What `[mosaic] skip_batches` is to say for these batches, counted from 1, to be passed over, too."""
+        return (self.skips_of(self.progress) | Skips.of([(first - 1, last)])).texts
 
     def state_dict(self) -> dict[str, str]:
         """What has been handed to the trainer so far, under one key."""
@@ -172,9 +198,10 @@ class DataSpecDataLoader:
         origin = Origin(batch, progress.epoch, begin) if difference else progress.origin
         if origin is None:
             origin = origin_of(dataclasses.replace(self.plan, origin=BEGIN), batch, progress.epoch, begin)
-        epoch, begin = dataclasses.replace(self.plan, origin=origin).place(batch)
-        in_epoch = begin + progress.samples_in_step
-        return dataclasses.replace(progress, epoch=epoch, samples_in_epoch=in_epoch, origin=origin), difference
+        in_step, plan = progress.samples_in_step, dataclasses.replace(self.plan, origin=origin)
+        self._skips.check_ahead(batch + bool(in_step), Skips(progress.skipped))
+        progress = dataclasses.replace(progress, origin=origin)
+        return progress.at(batch, in_step, plan, self.skips_of(progress)), difference
 
     def _check_step_can_be_finished(self, done: int) -> None:
         """Raise ConfigError where the rest of a step, `done` samples in, is no whole micro-batches of all ranks."""
@@ -202,13 +229,14 @@ class DataSpecDataLoader:
     def _sample_ids(self) -> Iterator[SampleIds]:
         """The rank's sample ids of each micro-batch from `progress` on, endless."""
         batch, done, plan, layout = self.progress.batch, self.progress.samples_in_step, self.plan, self.layout
-        of_all = layout.local_batch * layout.dp_world_size
+        of_all, skips = layout.local_batch * layout.dp_world_size, self.skips_of(self.progress)
         while True:
-            for ids in self.data.in_turn(partial(plan.blocks, batch, plan.end(batch), layout, done)):
+            end = skips.until(batch, plan.end(batch))
+            for ids in self.data.in_turn(partial(plan.blocks, batch, end, layout, done)):
                 yield ids
                 done += of_all
                 if done == layout.global_batch:
-                    batch, done = batch + 1, 0
+                    batch, done = skips.next(batch + 1), 0
                     plan.prepare(batch)
 
     def _stop_reading(self) -> None:

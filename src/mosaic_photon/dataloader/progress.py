@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.dataloader.node.settings import KnownData, KnownStream
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, Plan
+from mosaic_photon.dataloader.order.skips import Ranges, Skips
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,21 +45,29 @@ class Progress:
     """The plan's global batch that comes next, or is under way."""
     origin: Origin | None = BEGIN
     """Where the plan begins; None: an older release's state does not tell."""
+    skipped: Ranges = ()
+    """The plan's batches before `batch` that were passed over."""
 
-    def advance(self, samples: int, tokens: int, plan: Plan) -> Progress:
+    def advance(self, samples: int, tokens: int, plan: Plan, skips: Skips) -> Progress:
         """After one more micro-batch of all ranks. The end of an epoch is the begin of the next."""
         in_step = self.samples_in_step + samples
-        ended = in_step == plan.global_batch
-        batch, in_step = self.batch + ended, 0 if ended else in_step
+        batches, in_step = divmod(in_step, plan.global_batch)
+        counted = dataclasses.replace(self, samples=self.samples + samples, tokens=self.tokens + tokens)
+        return counted.at(self.batch + batches, in_step, plan, skips)
+
+    def at(self, batch: int, samples_in_step: int, plan: Plan, skips: Skips) -> Progress:
+        """Where a batch of the plan comes next, or the first one after it that is not passed over."""
+        skipped = self.skipped
+        if (taken := skips.next(batch)) != batch:
+            batch, skipped = taken, skips.before(taken).ranges
         epoch, begin = plan.place(batch)
         return dataclasses.replace(
             self,
             epoch=epoch,
-            samples_in_epoch=begin + in_step,
-            samples=self.samples + samples,
-            tokens=self.tokens + tokens,
-            samples_in_step=in_step,
+            samples_in_epoch=begin + samples_in_step,
+            samples_in_step=samples_in_step,
             batch=batch,
+            skipped=skipped,
         )
 
 
@@ -125,7 +134,8 @@ def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool) -> tu
     values = {name: value for name, value in state.items() if name in fields}
     origin = Origin(**state["origin"]) if "origin" in state else None
     batch = state.get("batch", state["samples"] // saved["global_batch_size"])
-    return Progress(**values | {"origin": origin, "batch": batch}), difference
+    skipped = tuple((begin, end) for begin, end in state.get("skipped", ()))
+    return Progress(**values | {"origin": origin, "batch": batch, "skipped": skipped}), difference
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -670,6 +670,10 @@ class Mosaic:
     """Report of each stream its mean loss since the last report, and how many tokens and epochs of it have been read:
     `loss/STREAM`, `tokens/STREAM`, `epochs/STREAM`."""
 
+    skip_batches: list[str] = field(default_factory=list)
+    """Global batches of the data's plan that are passed over, as "1200-1210" or "1500"; counted from 1, so that without
+    skips step s takes batch s. Steps and schedules go on with the batches after them."""
+
     separate_documents: bool = False
     """Keep attention within the documents of concatenated text, which the data config's `eos_token_id` or
     `bos_token_id` tells apart. False: as the model's own settings say, by default across their ends."""

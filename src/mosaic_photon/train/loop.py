@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,9 @@ from mosaic_photon.titan.spec import BaseModelArgs, TrainSpec
 from mosaic_photon.titan.tools import logger
 from mosaic_photon.token_bytes import bits_per_byte
 from mosaic_photon.train.data import JobData
-from mosaic_photon.train.finite import FiniteSteps
+from mosaic_photon.train.finite import FiniteSteps, Guard
 from mosaic_photon.train.generators import Generators
+from mosaic_photon.train.rewind import flags_without
 from mosaic_photon.train.stop import GracefulStop
 from mosaic_photon.train.streams import StreamMeter
 
@@ -94,9 +95,9 @@ class MosaicLoop:
             CallbackError: a callback failed in `init`.
         """
         self.trainer = trainer
-        check_same_on_all_ranks(self.loader.fingerprint, trainer.parts.start)
-        rule, replicas = trainer.job_config.mosaic.nonfinite, trainer.parallel_dims.tp
-        self.finite = FiniteSteps(rule, replicas, self._how_to_go_on)
+        skips = {"mosaic.skip_batches": str(self.loader.skips_of(self.loader.begin))}
+        check_same_on_all_ranks(self.loader.fingerprint | skips, trainer.parts.start)
+        self.finite = self._watch_steps()
         seed = job_seed(trainer.job_config.debug.seed)
         self.generators = Generators(seed, trainer.parallel_dims, trainer.device)
         self.group = cpu_group() if dist.get_world_size() > 1 else None
@@ -177,7 +178,8 @@ class MosaicLoop:
 
     def look_at_step(self, norm: torch.Tensor) -> None:
         """Have the step's loss and gradient norm watched; with "skip" they are judged here."""
-        self.finite.look(self.trainer.step, partial(self.loader.describe, self.progress_before), norm)
+        begin = self.progress_before
+        self.finite.look(self.trainer.step, begin.batch + 1, partial(self.loader.describe, begin), norm)
 
     def pass_over(self, why: PassedOverError) -> None:
         """End a step without the optimizer's: the schedule and the data go on, the weights and the optimizer stay."""
@@ -218,6 +220,21 @@ class MosaicLoop:
     def check_sound(self) -> None:
         """Wait for the numbers of this step too."""
         self.finite.check(before=self.trainer.step + 1)
+
+    def _watch_steps(self) -> FiniteSteps:
+        """What judges each step: `[mosaic] nonfinite`, and the callbacks that may hold one back."""
+        job = self.trainer.job_config
+        guards = [callback for callback in self.callbacks.callbacks.values() if isinstance(callback, Guard)]
+        for guard in guards:
+            guard.has_veto = True
+        if job.comm.mode == "fake_backend":  # what no other process has sent is no number of the job's
+            return FiniteSteps("ignore", 1, self._how_to_go_on)
+        rule, replicas = job.mosaic.nonfinite, self.trainer.parallel_dims.tp
+        return FiniteSteps(rule, replicas, self._how_to_go_on, guards, self._how_to_rewind)
+
+    def _how_to_rewind(self, spikes: Sequence[Any]) -> list[str]:
+        self.trainer.finish_saving()
+        return flags_without(spikes, self.loader, self.trainer.job_config)
 
     def _how_to_go_on(self) -> str:
         enabled = self.trainer.job_config.checkpoint.enable

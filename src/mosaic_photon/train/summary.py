@@ -89,6 +89,8 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, estimated: Es
         rows.append(("documents", documents))
     epochs = training.steps / steps
     rows.append(("epoch", f"{steps:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
+    if skips := loader.skips_of(loader.begin):
+        rows.append(("skipped", f"batches {skips} of the data's plan, {skips.count:,} in all"))
     accumulation = trainer.gradient_accumulation_steps
     size = loader.layout.global_batch
     accumulated = f", {accumulation} accumulated" if accumulation > 1 else ""

@@ -18,6 +18,7 @@ from mosaic_photon.checkpoints.find import checkpoint_folder, complete_steps, fi
 from mosaic_photon.dataloader.build import open_loader
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, places_of_mesh, seats
+from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.tokens import TokenBatches
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.job.layout_checks import data_parallel_degree
@@ -60,9 +61,10 @@ class Run:
             job: the job.
             loader: its loader, which need not be able to read batches; its layout's seats are the job's.
             tokenizer: of the tokenizers library.
-            first_step: the step that gets the plan's first batch.
+            first_step: the step that gets the plan's first batch that is not passed over.
         """
         self.job, self.loader, self.tokenizer, self.first_step = job, loader, tokenizer, first_step
+        self.skips = loader.skips_of(loader.progress)
         self.data = loader.data
         self.dataset = loader.data.dataset
         config = job.mosaic.dataloader["dataset"]
@@ -75,11 +77,12 @@ class Run:
         if not self.first_step <= step <= last:
             since = f", and reads these data from step {self.first_step} on" if self.first_step > 1 else ""
             raise ConfigError(f"step {step}: the job has the steps 1 to {last:,} (training.steps){since}.")
-        return step - self.first_step
+        return self.skips.batch_of(step - self.first_step)
 
-    def step_of(self, batch: int) -> int:
-        """The step that gets a batch of the plan, from 0."""
-        return batch + self.first_step
+    def step_of(self, batch: int) -> int | None:
+        """The step that gets a batch of the plan, from 0; None for one that is passed over."""
+        after = self.skips.step_of(batch)
+        return None if after is None else after + self.first_step
 
     def deal(self, step: int) -> Dealt:
         """The samples of a step, and which rank gets which. Raises ConfigError as `batch_of`."""
@@ -107,7 +110,8 @@ class Run:
         while batch <= last:
             for block in plan.blocks(batch, min(plan.end(batch), last + 1), everything):
                 for row in np.flatnonzero(is_wanted[block].any(1)).tolist():
-                    yield self.deal(self.step_of(batch + row)).only(wanted)
+                    if (step := self.step_of(batch + row)) is not None:
+                        yield self.deal(step).only(wanted)
                 batch += len(block)
                 advance(len(block))
 
@@ -203,7 +207,8 @@ def open_run(job: MosaicJobConfig, nodes: int, per_node: int | None, read: bool 
     loader = open_loader(layout, tokenizer, job, state, read)
     if state is not None:
         loader.load_state_dict({STATE_KEY: state})
-    return Run(job, loader, tokenizer, 1 + steps - loader.progress.batch)
+    taken = loader.progress.batch - Skips(loader.progress.skipped).count
+    return Run(job, loader, tokenizer, 1 + steps - taken)
 
 
 def newest_state(job: MosaicJobConfig) -> tuple[str | None, int]:
