@@ -188,23 +188,29 @@ def test_a_recorded_job_trains_as_another_and_its_callbacks_see_each_batch(
     from torchtitan import trainer
 
     from mosaic_photon.titan.v03 import cuda_graphs
+    from mosaic_photon.titan.v03.trainer import MosaicTrainer
 
-    kept = torch.zeros(())
+    kept, rows = torch.zeros(()), torch.zeros(2)
+    keep_rows = MosaicTrainer.keep_rows
 
     def replayed(passes):
         return lambda *given: kept.copy_(passes(*given).detach())
 
-    job = jobs.JOB + '[callbacks."test_v03_losses:Losses"]\n'
+    job = jobs.JOB + '[mosaic]\nloss_per_stream = true\n[callbacks."test_v03_losses:Losses"]\n'
     (tmp_path / "test_v03_losses.py").write_text(LOSSES)
     monkeypatch.syspath_prepend(tmp_path)
     assert jobs.run_here(jobs.write_job(tmp_path / "eager", prepared_data, job)) == 0
     monkeypatch.setattr(cuda_graphs, "ON_CPU", False)
     monkeypatch.setattr(trainer, "wrap_with_cuda_graph", replayed)
+    monkeypatch.setattr(MosaicTrainer, "keep_rows", lambda self, found: keep_rows(self, rows.copy_(found)))
     assert jobs.run_here(jobs.write_job(tmp_path / "recorded", prepared_data, job)) == 0
     assert kept != 0
-    for tag in (jobs.LOSS, "grad_norm", "seen"):
+    for tag in (jobs.LOSS, "grad_norm", "seen", "loss/data"):
         assert jobs.scalars(tmp_path / "recorded", tag) == jobs.scalars(tmp_path / "eager", tag), tag
     assert jobs.scalars(tmp_path / "recorded", "seen") == pytest.approx(jobs.scalars(tmp_path / "recorded"), rel=1e-6)
+    assert jobs.scalars(tmp_path / "recorded", "loss/data") == pytest.approx(
+        jobs.scalars(tmp_path / "recorded"), rel=1e-6
+    )
     kept.zero_()
     assert jobs.run_here(jobs.write_job(tmp_path / "off", prepared_data, job), "--training.disable_cuda_graphs") == 0
     assert kept == 0
