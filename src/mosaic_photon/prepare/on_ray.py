@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ RETRIES = 5
 """Of a part whose worker or node died."""
 STORE_BYTES = 100 << 20
 """Of shared memory, for a cluster that is made here: no data go through it."""
+REACH_S = 10
 ANSWER_S = 120
 SIZE_S = 5
 """How long the number of CPUs is taken to be what it was."""
@@ -136,6 +138,7 @@ def _connect(address: str, workers: int) -> None:
         given |= {"num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _reach(address)
         ray.init(**given, log_to_driver=False, logging_level="ERROR")
     except (RuntimeError, ValueError, OSError) as error:
         python = f"this one is Python {sys.version.split()[0]} with Ray {ray.__version__}"
@@ -143,6 +146,13 @@ def _connect(address: str, workers: int) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens, which Ray finds after minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), REACH_S).close()
 
 
 def _question() -> Callable[[dict[str, Any]], str | None]:
