@@ -2,7 +2,7 @@
 
     python benchmarks/bench_scale.py [--repeats 5] [--largest-order 100000000] [--streaming-order 10000000]
         [--largest-index 1000000] [--streaming-index 100000] [--largest-cache 100000] [--streaming-cache 10000]
-        [--only index order eviction start] [--simulate]
+        [--only index order eviction start trace] [--simulate]
 
 Each figure is of a process of its own, Streaming's of its own code on the same files in the same run: medians of rounds
 in which they take turns, each on an empty node folder, and the median ratio of ours to Streaming's in a round. "Another
@@ -203,6 +203,28 @@ def start_ours(row: Row, folder: str, node: str) -> None:
     loader.close()
 
 
+def trace_ours(row: Row, folder: str, node: str) -> None:
+    """A step in the middle of an epoch, for 512 ranks on 64 nodes, its texts read; and the steps that see a sample."""
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.use.trace import open_run
+
+    job, dataset = MosaicJobConfig(), {"local": folder, "shuffle": True, "num_canonical_nodes": 64}
+    job.mosaic.dataloader = {"name": "text", "drop_last": True, "num_workers": 0, "dataset": dataset}
+    job.mosaic.node_folder = node
+    job.model.hf_assets_path = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
+    job.training.local_batch_size, job.training.seq_len = 1, TOKENS - 2
+    shards = len(json.loads(Path(folder, "index.json").read_text())["shards"])
+    job.training.steps = shards * SAMPLES_PER_SHARD // 512
+    with measured(row):
+        run = open_run(job, 64, 8)
+        step = run.deal(job.training.steps // 2)
+        run.described(step)
+    begin = time.perf_counter()
+    assert [one.step for one in run.seen(step.ids[:1], id)] == [step.step]
+    row["sample_s"] = time.perf_counter() - begin
+    run.close()
+
+
 def start_streaming(row: Row, folder: str, node: str) -> None:
     from streaming import StreamingDataset
 
@@ -244,7 +266,7 @@ def simulate(row: Row, folder: str, node: str) -> None:
 
 PROBES: dict[str, Callable[[Row, str, str], None]] = {f.__name__: f for f in (
     index_ours, index_streaming, order_ours, order_streaming, cache_ours, cache_streaming, start_ours, start_streaming,
-    simulate)}  # fmt: skip
+    trace_ours, simulate)}  # fmt: skip
 
 
 def probe(name: str, folder: Path, node: Path, **environment: str) -> Row:
@@ -354,13 +376,28 @@ def start_table(args: argparse.Namespace, node: Path) -> None:
     fill(table, args, node, powers(1000, args.largest_cache), partial(write_shards, samples=100), probes)
 
 
+def trace_table(args: argparse.Namespace, node: Path) -> None:
+    def write(folder: Path, samples: int) -> Path:
+        return write_shards(folder, samples // SAMPLES_PER_SHARD, SAMPLES_PER_SHARD)
+
+    table = Table("Trace: samples; a step of 512 of them", CLOCK | {"sample_s": "s for the steps of a sample"})
+    probes: Probes = {who: ("trace_ours", math.inf) for who in ("order to be made", "order there")}
+    fill(table, args, node, powers(1_000_000, args.largest_order), write, probes)
+
+
 def simulation(root: Path, node: Path) -> None:
     print("\n## 128 nodes of 8 ranks, 10^9 samples in 10^6 shards of 67 MiB, 128 canonical nodes\n")
     for name, value in probe("simulate", root, node).items():
         print(f"- {name.replace('_', ' ')}: {value:,.4g}", flush=True)
 
 
-TABLES = {"index": index_table, "order": order_table, "eviction": eviction_table, "start": start_table}
+TABLES = {
+    "index": index_table,
+    "order": order_table,
+    "eviction": eviction_table,
+    "start": start_table,
+    "trace": trace_table,
+}
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mosaic_photon import stores
 from mosaic_photon.checkpoints.contents import DATA_STATE, read_values
-from mosaic_photon.checkpoints.find import checkpoint_folder, complete_steps
+from mosaic_photon.checkpoints.find import checkpoint_folder, is_complete, step_folders
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import PassedOverError
 from mosaic_photon.train.loop import MosaicLoop
@@ -30,10 +31,9 @@ class Replayed:
 
 def checkpoint_before(job: MosaicJobConfig, step: int) -> int:
     """The newest of the job's checkpoints before a step from which a run can go on; -1: none, as of a run's begin."""
-    if not job.checkpoint.enable:
-        return -1
-    steps = complete_steps(checkpoint_folder(job)).items()
-    return max((s for s, path in steps if s < step and (s == 0 or read_values(path, DATA_STATE)[0])), default=-1)
+    folders = step_folders(checkpoint_folder(job)) if job.checkpoint.enable else {}
+    newest_first = ((number, path) for number, path in reversed(folders.items()) if number < step and is_complete(path))
+    return next((number for number, path in newest_first if number == 0 or read_values(path, DATA_STATE)[0]), -1)
 
 
 def as_replay(job: MosaicJobConfig, first: int, scratch: str) -> MosaicJobConfig:
@@ -46,7 +46,7 @@ def as_replay(job: MosaicJobConfig, first: int, scratch: str) -> MosaicJobConfig
     before = checkpoint_before(job, first)
     checkpoint, metrics = replayed.checkpoint, replayed.metrics
     checkpoint.load_step, checkpoint.load_only, checkpoint.enable_first_step_checkpoint = before, True, False
-    checkpoint.folder = os.path.abspath(checkpoint_folder(job)) if before >= 0 else os.path.join(scratch, "none")
+    checkpoint.folder = stores.join(os.getcwd(), checkpoint_folder(job)) if before >= 0 else f"{scratch}/none"
     replayed.job.dump_folder = scratch
     metrics.log_freq, metrics.enable_tensorboard, metrics.enable_wandb = 1, False, False
     replayed.profiling.enable_profiling = replayed.profiling.enable_memory_snapshot = False

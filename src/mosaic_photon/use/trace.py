@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.checkpoints.contents import DATA_STATE, SCHEDULE_POSITION, read_values, saved_position
-from mosaic_photon.checkpoints.find import checkpoint_folder, complete_steps, find_start
+from mosaic_photon.checkpoints.find import checkpoint_folder, find_start, is_complete, step_folders
 from mosaic_photon.dataloader.build import open_loader
 from mosaic_photon.dataloader.loader import STATE_KEY, DataSpecDataLoader
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, places_of_mesh, seats
@@ -214,7 +214,7 @@ def open_run(job: MosaicJobConfig, nodes: int, per_node: int | None, read: bool 
 def newest_state(job: MosaicJobConfig) -> tuple[str | None, int]:
     """The data state of the newest checkpoint that has one, and the steps before it; (None, 0): there is none."""
     if job.checkpoint.enable:
-        for path in reversed(complete_steps(checkpoint_folder(job)).values()):
+        for path in filter(is_complete, reversed(step_folders(checkpoint_folder(job)).values())):
             state, steps = read_values(path, DATA_STATE, SCHEDULE_POSITION)
             if state is not None:
                 return state, int(steps or 0)
