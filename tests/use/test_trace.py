@@ -196,6 +196,22 @@ def test_a_step_after_batches_that_are_passed_over_has_a_later_one(
     assert all(one["samples"] == whole[one["batch"] - 1]["samples"] for one in left)
 
 
+def test_batches_that_are_passed_over_are_no_step_s(
+    tmp_path: Path, mds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps behind them have later batches, and who saw only those, no step."""
+    jobs.write_job(tmp_path, mds, jobs.JOB.replace("seq_len = 64", "seq_len = 16"), DATA)
+    flags = ("--training.steps=10", "--mosaic.skip_batches=3-4,7")
+    whole = listed(tmp_path, capsys, "--step", "1-13", flags=("--training.steps=13",))
+    left = listed(tmp_path, capsys, "--step", "1-10", flags=flags)
+    assert [(step["step"], step["batch"]) for step in left] == list(enumerate([1, 2, 5, 6, *range(8, 14)], 1))
+    assert [step["samples"] for step in left] == [whole[step["batch"] - 1]["samples"] for step in left]
+    for batch, steps in ((3, []), (8, [5])):
+        one = whole[batch - 1]["samples"][0]
+        found = listed(tmp_path, capsys, "--sample", f"{one['stream']}:{one['sample']}", flags=flags)
+        assert [step["step"] for step in found] == steps
+
+
 def test_a_text_is_found_in_every_shard_by_several_processes(tmp_path: Path, mds: Path) -> None:
     jobs.write_job(tmp_path, mds, jobs.JOB.replace("seq_len = 64", "seq_len = 16"), DATA)
     run = open_run(load_job(tmp_path / "job.toml", tmp_path / "data.toml", []), 1, None)

@@ -212,8 +212,11 @@ def open_run(job: MosaicJobConfig, nodes: int, per_node: int | None, read: bool 
 
 
 def newest_state(job: MosaicJobConfig) -> tuple[str | None, int]:
-    """The data state of the newest checkpoint that has one, and the steps before it; (None, 0): there is none."""
-    if job.checkpoint.enable:
+    """The data state of the newest checkpoint that has one, or of `load_step`, and the steps before it.
+
+    (None, 0) where there is none.
+    """
+    if job.checkpoint.enable and job.checkpoint.load_step == -1:
         for path in filter(is_complete, reversed(step_folders(checkpoint_folder(job)).values())):
             state, steps = read_values(path, DATA_STATE, SCHEDULE_POSITION)
             if state is not None:
