@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.cli import inspect_count
+from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--nnodes", type=int, metavar="N", help="nodes the job has: show what each reads and keeps in an epoch")
     add("--nproc-per-node", type=int, metavar="M", help="processes of each node (default: 1)")
+    add("--count", action="store_true",
+        help="read samples of each stream and count tokens, documents and duplicates, into a page too")  # fmt: skip
+    add("--all", action="store_true", help="with --count: all samples, in several processes")
+    add("--out", metavar="PAGE.html", help="with --count: the page (default: beside the data config, DATA.count.html)")
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -43,26 +49,33 @@ def run(args: argparse.Namespace) -> int:
     from mosaic_photon.job.data_config import load_data_config
 
     _check_nodes(args)
+    if (args.all or args.out) and not args.count:
+        raise ConfigError("--all and --out say how to --count; add that.")
     config = load_data_config(args.config)
     job_config = _load_job(args) if args.job else None
     tokenizer = args.tokenizer or (job_config.model.hf_assets_path if job_config else None)
     known = {} if tokenizer is None else _vocabulary(tokenizer)
+    page = inspect_count.page_path(args) if args.count else None
     reports = {name: _inspect(loader, args, known) for name, loader in config.loaders()}
     damaged = any(stream.damaged or stream.problem for report in reports.values() for stream in report.streams)
     damaged |= any("problems" in sample for report in reports.values() for sample in report.samples)
     job = _epochs(job_config, args) if job_config and not damaged else None
+    counts = inspect_count.count_data(config, tokenizer, args.all) if args.count and not damaged else {}
+    wrote = inspect_count.write_page(page, args.config, counts, tokenizer) if page and counts else ""
     if args.json:
         loaders = {name: asdict(report) for name, report in reports.items()}
-        print(json.dumps({"config": args.config, **loaders, "job": job}, indent=2))
+        counted = {name: [asdict(stream) for stream in streams] for name, streams in counts.items()}
+        told = {"config": args.config, **loaders, "job": job, **({"counts": counted} if args.count else {})}
+        print(json.dumps(told, indent=2))
     else:
         _print(reports, job)
+        inspect_count.print_counts(_console(), counts, tokenizer)
+        print(wrote, end="\n" if wrote else "")
     return int(damaged)
 
 
 def _check_nodes(args: argparse.Namespace) -> None:
     """Let the nodes' processes be the job's."""
-    from mosaic_photon.errors import ConfigError
-
     if args.nnodes is None and args.nproc_per_node is None:
         return
     args.nnodes = 1 if args.nnodes is None else args.nnodes
@@ -163,11 +176,7 @@ def _nodes(job: MosaicJobConfig, args: argparse.Namespace, data_parallel: int, l
 
 
 def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width: keep a stream on one line
+    console = _console()
     for name, report in reports.items():
         _print_loader(console, name, report)
     if job:
@@ -180,6 +189,15 @@ def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None
         )
     if job and "nodes" in job:
         _print_nodes(console, job)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width: keep a stream on one line
+    return console
 
 
 def _print_nodes(console: Any, job: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def write(args: argparse.Namespace, page: Path) -> bool:
     ended = all(tables.end_of(run) for run in runs)
     beside = page.with_suffix(".png")
     for path in (page, beside):
-        _refuse_others_file(path, html.GENERATOR)
+        refuse_others_file(path, html.GENERATOR)
     remarks = tables.remarks(runs)
     write_whole(page, html.page(runs, args.watch and not ended).encode())
     write_whole(beside, picture(runs))
@@ -94,7 +94,7 @@ def _page(args: argparse.Namespace) -> Path:
     return page
 
 
-def _refuse_others_file(path: Path, generator: str) -> None:
+def refuse_others_file(path: Path, generator: str) -> None:
     """What this command has not written is not written over."""
     if path.exists() and generator.encode() not in path.open("rb").read(1024):
         raise ConfigError(f"{display(path)} is there and was not written by this command: name another with --out.")
