@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
-STEPS, INTERVAL, SEQ_LEN, BATCH = 300, 50, 256, 8
-CHARACTERS, BAD_AT, BAD_TOKENS = 3_000_000, 0.45, 3_000
+STEPS, INTERVAL, SEQ_LEN, BATCH = 240, 40, 256, 4
+CHARACTERS, BAD_AT, BAD_TOKENS = 900_000, 0.5, 1_500
 """Of the text; where in it the bad document comes; how long that is."""
 RISE = 0.7
 """A step whose loss lies so far above the mean of the ten before is taken for a bad one."""
@@ -36,8 +36,8 @@ name = "llama3_mosaic"
 flavor = "debugmodel"
 hf_assets_path = "{TOKENIZER}"
 [model.overrides]
-dim = 128
-n_layers = 4
+dim = 64
+n_layers = 2
 n_heads = 4
 [optimizer]
 name = "AdamW"

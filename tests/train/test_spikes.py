@@ -16,6 +16,7 @@ from streaming import MDSWriter
 
 import jobs
 from mds_data import sample_tokens
+from mosaic_photon.report.record import SKIP, read_run
 
 STEPS, BATCH = 10, 4
 BAD = range(6, 9)
@@ -114,6 +115,10 @@ def test_a_step_that_is_held_back_leaves_weights_and_optimizer(
     }
     assert list(jobs.scalars(tmp_path / "held back", "spike_guard/grad_norm")) == [BAD[0]]
     assert BAD[0] not in jobs.scalars(tmp_path / "held back")
+    (row,) = [row for row in read_run(tmp_path / "held back" / "out").events if row.event == SKIP]
+    assert row.step == BAD[0]
+    assert row.facts is not None
+    assert "its gradient norm lies" in row.facts["why"]
 
 
 def test_the_command_that_a_job_ends_with_goes_on_without_the_bad_batches(
