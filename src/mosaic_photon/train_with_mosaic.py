@@ -168,14 +168,17 @@ def run(
     from mosaic_photon import titan, train_spec
     from mosaic_photon.checkpoints.checks import is_finished
     from mosaic_photon.compat.cpu_device_type import ON_CPU
+    from mosaic_photon.report import console
     from mosaic_photon.titan.tools import logger
     from mosaic_photon.train.loop import parts_of
-    from mosaic_photon.train.record import begin_record, end_record
+    from mosaic_photon.train.record import begin_record, end_record, say_what_is_next
     from mosaic_photon.train.stop import GracefulStop
 
     with ExitStack() as cleanup:  # undone in reverse order, each part also when another fails
         stop = GracefulStop()
         cleanup.callback(stop.restore)
+        cleanup.callback(console.stop)
+        console.stage("looking at the job")
         spec = train_spec.spec_of_job(job_config)
         data_parallel = train_spec.check_job(job_config, spec)
         if ON_CPU:
@@ -187,16 +190,21 @@ def run(
             return Ended()
         cleanup.push(leave_process_group)
         cleanup.push(lambda _, error, __: end_record(stop, error))
+        console.stage("opening the data: indexes, order, what is to be fetched first")
         data = train_spec.data_of_job(spec, job_config, data_parallel)
         cleanup.callback(data.close)
+        console.stage("building the model")
         trainer = titan.release().build_trainer(job_config, parts_of(job_config, spec, data, stop, make_loop))
         cleanup.callback(trainer.close)
+        console.stop()
         begin_record(trainer, data.loader, started)
         if job_config.checkpoint.create_seed_checkpoint:
             trainer.save_seed()
             logger.info("Created seed checkpoint")
             return Ended()
+        console.stage("the first step, which may load, fetch and compile")
         trainer.train()
+    say_what_is_next(job_config, trainer.step, stop.signal_number)
     finished = trainer.step >= job_config.training.steps
     return Ended(trainer.last_metrics, None if finished else stop.signal_number)
 
@@ -209,6 +217,9 @@ def prepare_process(job_config: "MosaicJobConfig") -> None:
     from mosaic_photon.titan.tools import init_logger
 
     init_logger()
+    from mosaic_photon.report import console
+
+    console.take_over(job_config.mosaic.console, job_config.training.steps)
     logging.getLogger("streaming").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     if titan.cpu_device_type.ON_CPU:

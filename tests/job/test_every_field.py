@@ -393,6 +393,7 @@ ROWS: dict[str, Any] = {
     "mosaic.allow_data_change": Elsewhere("tests/schedulers/test_batch_change.py"),
     "mosaic.allow_partial_load": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),
+    "mosaic.console": Elsewhere("tests/report/test_console.py"),
     "mosaic.nonfinite": Elsewhere("tests/train/test_finite.py"),
     "mosaic.loss_per_stream": Elsewhere("tests/train/test_streams.py"),
     "mosaic.skip_batches": Elsewhere("tests/train/test_spikes.py"),

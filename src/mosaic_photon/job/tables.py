@@ -666,6 +666,10 @@ class Mosaic:
     """What to do at a step whose loss or gradient norm is not finite: stop, and save nothing of it; skip its optimizer
     step, up to ten in a row; or go on as TorchTitan does."""
 
+    console: Literal["auto", "line", "titan"] = "auto"
+    """What a job prints: a line a report, with warnings and what comes next; or TorchTitan's own lines. auto: lines in
+    a terminal, TorchTitan's elsewhere."""
+
     loss_per_stream: bool = False
     """Report of each stream its mean loss since the last report, and how many tokens and epochs of it have been read:
     `loss/STREAM`, `tokens/STREAM`, `epochs/STREAM`."""

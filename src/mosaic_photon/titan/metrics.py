@@ -12,16 +12,18 @@ from torchtitan.tools.logging import logger
 from mosaic_photon.compat import cpu_device_type, cpu_metrics
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.report import recorder
+from mosaic_photon.report import console, recorder
 from mosaic_photon.titan.interface import TrainLoader
 
 
 class RecordLogger(BaseLogger):
-    """Writes to the job's record what TensorBoard and W&B get, by the same names."""
+    """Writes to the job's record, and a line of it to the terminal, what TensorBoard and W&B get, by the same names."""
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         if record := recorder.current():
             record.report(metrics, step)
+        if lines := console.current():
+            lines.report(metrics, step)
 
 
 class MosaicMetricsProcessor(MetricsProcessor):

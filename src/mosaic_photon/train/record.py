@@ -15,11 +15,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from mosaic_photon.checkpoints.find import checkpoint_folder, complete_steps
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import Estimate
-from mosaic_photon.report import recorder
-from mosaic_photon.report.record import Attempt
+from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.report import console, recorder
+from mosaic_photon.report.record import METRICS, RUN, Attempt
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.metrics import knows_metrics
 from mosaic_photon.train.stop import GracefulStop
@@ -74,6 +76,23 @@ def end_record(stop: GracefulStop, error: BaseException | None) -> None:
         recorder.end(f"{type(error).__name__}: {error}")
     else:
         recorder.end("ended" if stop.signal_number is None else f"stopped by signal {stop.signal_number}")
+
+
+def say_what_is_next(job: MosaicJobConfig, step: int, signal: int | None) -> None:
+    """In a terminal: how far the job has come, where it all is, and the commands that take it from there."""
+    lines = console.current()
+    if lines is None or os.environ["RANK"] != "0":
+        return
+    dump, folder = job.job.dump_folder, checkpoint_folder(job)
+    by = f" by signal {signal}; the same command goes on" if signal is not None and job.checkpoint.enable else ""
+    lines.say(f"{'stopped' if signal is not None else 'ended'} at step {step:,} of {job.training.steps:,}{by}", "bold")
+    known = complete_steps(folder) if job.checkpoint.enable else {}
+    if known:
+        lines.say(f"checkpoint  {known[max(known)]}")
+    lines.say(f"record      {os.path.join(dump, RUN)}, {METRICS}")
+    lines.say(f"report      mosaic-photon report {dump}")
+    if known and job.job.config_file:
+        lines.say(f"text        mosaic-photon generate {folder} --job {job.job.config_file} --prompt 'Once'")
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,85 @@
+"""What a person sees in a terminal: a line a report, each warning once, and where it all is in the end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jobs
+from mosaic_photon.report.console import LOSS, Lines, Once, clock, line_of, short
+from mosaic_photon.report.record import read_run
+
+
+def in_terminal(command: list[str]) -> str:
+    """What the command shows in a terminal of its own, without what only colours and moves the cursor."""
+    ours, its = pty.openpty()
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, cwd=jobs.ROOT, env=environment) as process:
+        os.close(its)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError as error:
+            assert error.errno == errno.EIO  # the last process that had it is gone
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", shown.decode())
+
+
+def test_a_job_in_a_terminal_shows_a_line_a_report_and_what_comes_next(tmp_path: Path, prepared_data: Path) -> None:
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    saves = ["--checkpoint.enable", "--checkpoint.interval=2"]
+    flags = [*saves, "--validation.enable", "--metrics.enable_tensorboard=false"]
+    shown = in_terminal([sys.executable, "-m", "mosaic_photon.train_with_mosaic", *arguments, "--", *flags])
+    losses = read_run(tmp_path / "out").series
+    for step, loss in zip(losses[LOSS].steps, losses[LOSS].values, strict=True):
+        begins = f"step {step}/4  tokens {short(256 * step)}  loss {loss:.4f}  lr "
+        rest = r"\S+ tokens/s  data wait \S+%  left"
+        assert re.search(rf"^{begins}\S+  {rest} ", shown, re.MULTILINE), shown
+    for loss in losses["validation_metrics/loss"].values:
+        assert f"validation {loss:.4f}\n" in shown
+    assert "opening the data" in shown
+    assert "[titan]" not in shown
+    assert shown.count("model.safetensors.index.json not found") == 1
+    out = tmp_path / "out"
+    assert shown.rstrip().splitlines()[-5:] == [
+        "ended at step 4 of 4",
+        f"checkpoint  {out}/checkpoint/step-4",
+        f"record      {out}/run.json, metrics.jsonl",
+        f"report      mosaic-photon report {out}",
+        f"text        mosaic-photon generate {out}/checkpoint --job {tmp_path}/job.toml --prompt 'Once'",
+    ]
+
+
+def test_a_line_has_mfu_where_it_is_known_and_the_throughput_of_all_ranks() -> None:
+    metrics = {
+        LOSS: 4.12345, "lr": 3e-4, "n_tokens_seen": 1_234_567, "throughput(tps)": 2000.0, "mfu(%)": 41.26,
+        "time_metrics/data_loading(%)": 0.31,
+    }  # fmt: skip
+    assert line_of(metrics, 120, 10_000, 8, 5025.0) == (
+        "step    120/10,000  tokens 1.23M  loss 4.1235  lr 3.00e-04  16k tokens/s  mfu 41.3%  data wait 0.3%  "
+        "left 1h 23m"
+    )
+    del metrics["mfu(%)"]
+    assert "mfu" not in line_of(metrics, 120, 10_000, 8, None)
+    assert [clock(0.4), clock(61), clock(3600)] == ["0m 00s", "1m 01s", "1h 00m"]
+    assert [short(0), short(999), short(81_920), short(3.2e9)] == ["0", "999", "81.9k", "3.2B"]
+
+
+def test_warnings_are_shown_once_and_information_never(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("test")
+    logger.addHandler(Once(Lines(4)))
+    for _ in range(3):
+        logger.info("Saving the checkpoint")
+        logger.warning("a disk is [nearly] full")
+        logger.error("a shard is gone")
+    assert capsys.readouterr().out == "warning: a disk is [nearly] full\nerror: a shard is gone\n"
