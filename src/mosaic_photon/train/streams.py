@@ -29,6 +29,7 @@ class StreamMeter:
     def __init__(self, loader: DataSpecDataLoader) -> None:
         self.loader = loader
         self.names = metric_names(loader.plan.names)
+        self.sizes = np.maximum(loader.data.dataset.samples_per_stream, 1)
         self.read = np.zeros(len(self.names), np.int64)
         """Samples of all ranks since the run's first step."""
         self.epochs = np.zeros(len(self.names))
@@ -47,13 +48,12 @@ class StreamMeter:
     def begin(self) -> None:
         """The first step of this process comes: go on with the counts of the checkpoint or the plan."""
         saved, plan, batch = json.loads(self._loaded or "null"), self.loader.plan, self.loader.progress.batch
-        sizes = self.loader.data.dataset.samples_per_stream
         if saved:
             counts = np.array([saved.get(name, (0, 0.0)) for name in plan.names])
             self.read, self.epochs = counts[:, 0].astype(np.int64), counts[:, 1]
         elif batch:
             self.epochs = plan.passes(batch)
-            self.read = np.round(self.epochs * sizes).astype(np.int64)
+            self.read = np.round(self.epochs * self.sizes).astype(np.int64)
         self._running = True
 
     def begin_step(self) -> None:
@@ -62,7 +62,7 @@ class StreamMeter:
         batch, done = progress.batch, progress.samples_in_step
         read = self._count(plan.stream_of(plan.samples(batch)[done:]))
         self.read += read
-        self.epochs += read / self.loader.data.dataset.samples_per_stream
+        self.epochs += read / self.sizes
         mine = np.concatenate([ids.reshape(-1) for ids in plan.blocks(batch, batch + 1, layout, done)])
         self._rows_of_step, self._counted, self._begun = plan.stream_of(mine), 0, 0
 
