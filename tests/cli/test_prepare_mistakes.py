@@ -52,6 +52,13 @@ def test_damage_inside_a_columnar_file_names_it(tmp_path, capsys):
         file.write_bytes(whole)
 
 
+def test_a_parquet_file_without_a_byte_is_damaged(tmp_path, capsys):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    given = [write_jsonl(tmp_path / "b.jsonl", documents(30)), tmp_path / "a.parquet"]
+    assert prepare(*given, out=tmp_path / "out", val=0) == 1
+    assert f"cannot read {tmp_path / 'a.parquet'}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_source(tmp_path, capsys, name):
     content, message = BAD[name]

@@ -99,7 +99,8 @@ def cut(source: TextSource, cuttable: bool) -> list[Piece]:
     elif source.kind == "arrow" or source.codec or (source.kind == "text" and not cuttable):
         bounds = [(0, -1)]
     else:
-        bounds = [(start, min(start + PIECE_BYTES, source.size)) for start in range(0, source.size, PIECE_BYTES)]
+        size = max(source.size, source.kind == "parquet")  # of no bytes it is damaged, and is looked at
+        bounds = [(start, min(start + PIECE_BYTES, size)) for start in range(0, size, PIECE_BYTES)]
     share = source.size // max(len(bounds), 1)
     return [Piece(source.path, source.kind, source.codec, *bound, source.size, share, cuttable) for bound in bounds]
 
