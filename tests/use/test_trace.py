@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 import jobs
 import tokenizers_made
-from mds_data import ASSETS, write_mds
+from mds_data import ASSETS, flat, numbers, write_mds
 from mosaic_photon.cli import main
 from mosaic_photon.job.load import load_job
 from mosaic_photon.use.trace import open_run
@@ -244,6 +244,32 @@ def test_shards_appended_since_the_checkpoint_are_not_in_the_run(
     assert listed(tmp_path, capsys, "--step", "1-30", flags=("--training.steps=30",)) != before
     flags = ("--training.steps=30", "--checkpoint.enable")
     assert listed(tmp_path, capsys, "--step", "1-30", flags=flags) == before
+
+
+def test_data_that_changed_at_a_checkpoint_are_known_from_there_on(
+    tmp_path: Path, mds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another seed from step 4 on: the state of step 5 says where the order began, and earlier steps are refused."""
+    jobs.write_job(tmp_path, mds, jobs.JOB.replace("seq_len = 64", "seq_len = 16"), DATA)
+    state: dict[str, Any] = {}
+    for steps in (3, 2):
+        allowed = [f"--mosaic.allow_data_change={'true' if state else 'false'}"]
+        loader = open_run(load_job(tmp_path / "job.toml", tmp_path / "data.toml", allowed), 1, None).loader
+        loader.load_state_dict(state)
+        read = [numbers(batch) for batch, _ in zip(loader, range(2 * steps), strict=False)]
+        state = loader.state_dict()
+        loader.close()
+        (tmp_path / "data.toml").write_text(DATA.format(data=mds).replace("seed = 5", "seed = 6"))
+    saved = {"dataloader": state, "lr_scheduler": {"last_epoch": 5}}
+    dcp.save(saved, checkpoint_id=tmp_path / "out/checkpoint/step-5", no_dist=True)
+    flags = ("--training.steps=9", "--checkpoint.enable")
+    steps = listed(tmp_path, capsys, "--step", "4-5", flags=flags)
+    found = [one["sample"] + 100 * (one["stream"] == "b") for step in steps for one in step["samples"]]
+    assert found == flat(read)
+    trace(tmp_path, "--step", "3", flags=flags, expect=1)
+    assert "read before the data were changed" in capsys.readouterr().err
+    trace(tmp_path, "--sample", "a:0", "--json", flags=flags)
+    assert "the first 3 batches" in capsys.readouterr().err
 
 
 TOKENIZERS = {

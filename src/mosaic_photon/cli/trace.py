@@ -139,6 +139,8 @@ class Look:
     def _seeing(self, ids: list[int]) -> list[Dealt]:
         import numpy as np
 
+        if unknown := self.run.first_known:
+            print(f"note: what the first {unknown:,} batches were is not known, the data were others", file=sys.stderr)
         with bar("steps", self.run.job.training.steps) as advance:
             return list(self.run.seen(np.array(ids), advance))
 

@@ -84,6 +84,16 @@ class Run:
         after = self.skips.step_of(batch)
         return None if after is None else after + self.first_step
 
+    @property
+    def first_known(self) -> int:
+        """The first batch of the plan that the data tell: those before a change of the data they do not."""
+        plan = self.loader.plan
+        try:
+            plan.place(0)
+        except ConfigError:
+            return plan.origin.batch
+        return 0
+
     def deal(self, step: int) -> Dealt:
         """The samples of a step, and which rank gets which. Raises ConfigError as `batch_of`."""
         batch, layout = self.batch_of(step), self.loader.layout
@@ -106,7 +116,7 @@ class Run:
         everything = Layout(1, 0, plan.global_batch, plan.global_batch)
         is_wanted = np.zeros(self.dataset.num_samples, bool)
         is_wanted[wanted] = True
-        batch = plan.origin.batch
+        batch = self.first_known
         while batch <= last:
             for block in plan.blocks(batch, min(plan.end(batch), last + 1), everything):
                 for row in np.flatnonzero(is_wanted[block].any(1)).tolist():
