@@ -167,7 +167,10 @@ def print_step(dealt: Dealt, samples: list[dict[str, Any]], full: bool) -> None:
     if not console.is_terminal:
         console.width = 160  # a pipe has no width: keep a sample on one line
     batch = f", batch {dealt.batch:,} of the plan" if dealt.batch != dealt.step else ""
-    console.print(f"[bold]step {dealt.step:,}[/]{batch}: {len(samples):,} samples", highlight=False)
+    console.print(
+        f"[bold]step {dealt.step:,}[/]{batch}: {len(samples):,} sample{'' if len(samples) == 1 else 's'}",
+        highlight=False,
+    )
     names = ["rank", "micro_batch", "stream", "shard", "index", "sample", "tokens"]
     names += ["loss"] if samples and "loss" in samples[0] else []
     table = Table(box=None, pad_edge=False)
