@@ -118,6 +118,8 @@ def test_numbers_that_are_not_finite_and_restarts_are_told(runs: Path, capsys: p
     starts = page.tables["Starts of the job"][1:]
     assert [row[0] for row in starts] == ["1", "2", "3"] and [row[2] for row in starts] == ["0", "200", "350"]
     assert dict(page.tables["What the time went into"])["steps done again"].startswith("50.0 s (")
+    words = "why its loss is not finite, samples 0, 1, 2, 3, … (8 in all), loss NaN"
+    assert page.tables["What was skipped"][1:] == [[step, words] for step in ("200", "210", "600")]
     assert "12 reports were done again" in capsys.readouterr().err
 
 
@@ -272,3 +274,13 @@ def test_lines_and_text_stand_out_in_light_and_dark() -> None:
     for ground, ink, soft in re.findall(r"--ground: (#\w+);.*--ink: (#\w+); --soft: (#\w+)", style):
         ground = "#ffffff" if ground == "#fff" else ground
         assert contrast(ink, ground) > 7 and contrast(soft, ground) > 4.5
+
+
+def test_a_sweep_s_plots_are_told_by_their_range(tmp_path: Path) -> None:
+    several = [write_run(tmp_path / f"lr-{i}", 3, lr=10.0**-i, streams=(), sets=()) for i in range(1, 6)]
+    assert made(*several) == 0
+    page = Page(tmp_path / "report.html")
+    table = page.tables["Last and lowest losses"]
+    lasts = sorted((float(row[1]), row[0]) for row in table[2:7])  # below the heading and the group's
+    (low, first), (high, last) = lasts[0], lasts[-1]
+    assert page.words[0] == f"5 lines, which end between {low:.4g} ({first}) and {high:.4g} ({last})."

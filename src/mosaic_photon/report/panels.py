@@ -19,6 +19,8 @@ from mosaic_photon.report.series import Curve, between, curves_of, shares
 
 MOST = 8
 """Lines of a plot, and plots of a kind where runs are compared; of streams those with the most tokens."""
+FEW = 4
+"""Lines of a plot that are told one by one; of more the words have the range."""
 LOSS = "loss_metrics/global_avg_loss"
 SHARE = "share/"
 """Stands before a stream's name in the curves that are computed from `tokens/STREAM`."""
@@ -181,8 +183,18 @@ def _tokens(run: Shown, stream: str) -> float:
 
 
 def _panel(title: str, kind: Kind, lines: list[Line]) -> Panel:
-    sentences = [in_words(title if line.name == title else line.name, line.curve, kind) for line in lines]
-    return Panel(title, kind, lines, " ".join(sentences))
+    if len(lines) > FEW:
+        return Panel(title, kind, lines, _many_in_words(lines))
+    return Panel(title, kind, lines, " ".join(in_words(line.name, line.curve, kind) for line in lines))
+
+
+def _many_in_words(lines: list[Line]) -> str:
+    """Between which values the lines end."""
+    ends = [(line.curve.values[line.curve.finite[-1]], line.name) for line in lines if len(line.curve.finite)]
+    if not ends:
+        return f"{len(lines)} lines without a finite value."
+    (low, first), (high, last) = min(ends), max(ends)
+    return f"{len(lines)} lines, which end between {number(low)} ({first}) and {number(high)} ({last})."
 
 
 def in_words(name: str, curve: Curve, kind: Kind) -> str:

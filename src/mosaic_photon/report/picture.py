@@ -27,23 +27,27 @@ def picture(runs: Sequence[Shown]) -> bytes:
     FigureCanvasAgg(whole)
     axes = whole.subplots(rows, 2, squeeze=False).flatten()
     for axis, panel in zip(axes, drawn, strict=False):
-        _draw(axis, panel)
+        _draw(axis, panel, legend=len(runs) == 1 and len(panel.lines) > 1)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
-    whole.suptitle(", ".join(run.name for run in runs)[:100], fontsize=10)
+    if len(runs) > 1 and drawn:  # one for all: each plot has a line a run
+        named = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
+        whole.legend(handles=list(named.values()), loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    else:
+        whole.suptitle(runs[0].name, fontsize=10)
     for_file = io.BytesIO()
     whole.savefig(for_file, format="png", dpi=100, metadata={"Software": GENERATOR})
     return for_file.getvalue()
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
+def _draw(axis: Axes, panel: Panel, legend: bool) -> None:
     for line in panel.lines:
         _line(axis, line, panel.kind.rough)
     axis.set_title(panel.title, fontsize=9, loc="left")
     axis.tick_params(labelsize=8)
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.lines) > 1:
+    if legend:
         axis.legend(fontsize=7, frameon=False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_photon.report.panels import KINDS, LOSS, Shown, members_of, number
+from mosaic_photon.report.panels import FEW, KINDS, LOSS, Shown, members_of, number
 from mosaic_photon.report.record import SKIP, START, STOP, Row
 from mosaic_photon.report.series import Curve, differing, flat
 
@@ -164,13 +164,22 @@ def attempts(runs: Sequence[Shown]) -> Table:
 
 
 def skipped(runs: Sequence[Shown]) -> Table:
-    """What the jobs left out."""
+    """What the jobs left out: batches of the data's plan, and steps whose numbers were not used."""
     groups: dict[str, list[Sequence[str]]] = {}
     for run in runs:
+        if run.run.attempts and (words := dict(run.run.attempts[-1].table or []).get("skipped")):
+            groups.setdefault(run.name if len(runs) > 1 else "", []).append(["–", words])
         for row in [row for row in run.run.events if row.event == SKIP and run.run.counts(row)][:MOST_ROWS]:
-            words = ", ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in (row.facts or {}).items())
+            words = ", ".join(f"{name.replace('_', ' ')} {_brief(value)}" for name, value in (row.facts or {}).items())
             groups.setdefault(run.name if len(runs) > 1 else "", []).append([f"{row.step:,}", words or "–"])
     return Table("What was skipped", ["step", "what"], groups)
+
+
+def _brief(value: Any) -> str:
+    """As `text`; of a long list its begin and length."""
+    if isinstance(value, list) and len(value) > FEW:
+        return f"{', '.join(map(text, value[:FEW]))}, … ({len(value):,} in all)"
+    return number(value) if isinstance(value, float) else text(value)
 
 
 def streams(runs: Sequence[Shown]) -> Table:
