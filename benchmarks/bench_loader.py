@@ -267,7 +267,7 @@ def cold_epoch(cache: Path, pause: float) -> tuple[float, float]:
     shutil.rmtree(cache, ignore_errors=True)
     loader = ours({"remote": "s3://bench", "local": str(cache), "shuffle_block_size": 4 * SAMPLES // SHARDS})
     begin, clock = time.time(), time.perf_counter()
-    for _, _ in zip(range(50 if pause else loader.steps_per_epoch), loader, strict=False):
+    for _, _ in zip(range(50 if pause else loader.steps_per_epoch or 0), loader, strict=False):
         time.sleep(pause)
     took = time.perf_counter() - clock
     while len(list(cache.glob("*.mds"))) < SHARDS:

@@ -17,12 +17,12 @@ from mosaic_photon import errors
 from mosaic_photon.callbacks import optimizer_monitor
 from mosaic_photon.callbacks.registry import build_callbacks
 from mosaic_photon.errors import ConfigError, ask_upstream
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import Optimizer
 from mosaic_photon.optimizers import qhadopt
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.container import GroupedOptimizers
 from mosaic_photon.schedulers.catalog import build_multiplier
-from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
 SLIP: dict[str, Any] = {}

@@ -28,13 +28,13 @@ from mosaic_photon.job.facts import Facts
 from mosaic_photon.job.layout_checks import data_parallel_degree
 from mosaic_photon.job.load import read_job
 from mosaic_photon.job.remarks import remarks_on
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.documents import separate_documents
 from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_flex_heads, check_sizes
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
-from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.converters import check_converters
 from mosaic_photon.titan.fields import check_fields
 from mosaic_photon.titan.interface import Builders, OwnModel

@@ -33,11 +33,11 @@ from mosaic_photon.compat import cpu_pg_timeouts
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.load import load_job
 from mosaic_photon.job.remarks import remarks_on
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.job.value_checks import fields_in
 from mosaic_photon.optimizers.catalog import choose
 from mosaic_photon.schedulers.builder import multiplier_of
-from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.checkpointer import Checkpointer
 from mosaic_photon.titan.v02.trainer import MosaicTrainer
 from mosaic_photon.titan.validator import MosaicValidator
@@ -390,6 +390,7 @@ ROWS: dict[str, Any] = {
     "mosaic.config": Refused("x", "comes from the data config"),
     "mosaic.dataloader": Refused("{}", "comes from the data config"),
     "mosaic.eval_dataloaders": Refused("{}", "comes from the data config"),
+    "mosaic.stages": Refused("[]", "comes from the data config"),
     "mosaic.allow_data_change": Elsewhere("tests/schedulers/test_batch_change.py"),
     "mosaic.allow_partial_load": Elsewhere("tests/checkpoints/test_identity.py"),
     "mosaic.allow_model_change": Elsewhere("tests/checkpoints/test_identity.py"),

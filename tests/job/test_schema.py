@@ -17,6 +17,7 @@ import jobs
 from mosaic_photon.job.data_config import LOADERS
 from mosaic_photon.job.flags import names_of
 from mosaic_photon.job.schema import FROM_ELSEWHERE, SCHEMAS, shipped
+from mosaic_photon.job.stages import STAGES
 from mosaic_photon.job.tables import MosaicJobConfig
 
 SAMPLES = sorted(jobs.ROOT.glob("examples/**/*.toml"))
@@ -28,7 +29,7 @@ def schema(name: str) -> Any:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    return "data" if set(config) <= set(LOADERS) else "job"
+    return "data" if set(config) <= {*LOADERS, STAGES} else "job"
 
 
 def faults(config: dict[str, Any], kind: str) -> list[str]:
@@ -61,7 +62,7 @@ def test_sample_is_valid_and_a_misspelt_key_is_not(name: str, config: dict[str, 
     if table in ("callbacks", "mosaic_eval_dataloaders"):  # whose keys are names
         return
     wrong = copy.deepcopy(config)
-    wrong[table]["sede"] = 1
+    (wrong[table][0] if isinstance(wrong[table], list) else wrong[table])["sede"] = 1
     assert any("'sede' was unexpected" in fault for fault in faults(wrong, kind))
 
 

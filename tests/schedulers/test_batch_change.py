@@ -7,8 +7,8 @@ from streaming import MDSWriter
 
 import jobs
 from mds_data import sample_tokens
+from mosaic_photon.job.run_length import Position, RunLength, parse
 from mosaic_photon.schedulers.catalog import build_multiplier
-from mosaic_photon.schedulers.run_length import Position, RunLength, parse
 
 RESUMED = RunLength(14, batch_samples=8, batch_tokens=512, begin=Position(steps=8, samples=32, tokens=2048))
 """8 steps of 256 tokens, then 6 of 512."""

@@ -15,8 +15,8 @@ from llmfoundry.utils.builders import build_optimizer, build_scheduler
 from mosaic_photon import schedulers
 from mosaic_photon.callbacks import OptimizerMonitor
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.schedulers.catalog import build_multiplier
-from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
 CLASSES = {

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import LRScheduler
 from mosaic_photon.schedulers.builder import multiplier_of
-from mosaic_photon.schedulers.run_length import RunLength
 
 STEPS = 10
 

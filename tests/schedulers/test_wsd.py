@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.run_length import Duration, RunLength, common_unit, parse
 from mosaic_photon.schedulers.catalog import build_multiplier
-from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, parse
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
 RUN = RunLength(steps=100, batch_samples=8, batch_tokens=512, epoch_batches=25)

@@ -131,6 +131,8 @@ def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
 def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
 
+    from mosaic_photon.dataloader.staging import rows_of
+    from mosaic_photon.errors import ConfigError
     from mosaic_photon.job.layout_checks import check_sequences, data_parallel_degree
     from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
     from mosaic_photon.train.data import build_dataloader
@@ -140,7 +142,12 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(find_tokenizer(job.model.hf_assets_path)[0])
     loader = build_dataloader(data_parallel, 0, tokenizer, job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
-    steps = loader.steps_per_epoch
+    steps, rows = (
+        loader.steps_per_epoch,
+        dict(rows_of(loader.plan, job.training.steps, loader.end_of(job.training.steps))),
+    )
+    if args.nnodes and steps is None:
+        raise ConfigError(f"--nnodes: what each node reads is known of an epoch, and {args.config} has stages")
     nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}
     loader.close()
     return {
@@ -151,7 +158,8 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_step": tokens,
         "steps_per_epoch": steps,
         "steps": job.training.steps,
-        "epochs": job.training.steps / steps,
+        "epochs": job.training.steps / steps if steps else None,
+        "reads": rows,
         **nodes,
     }
 
@@ -180,10 +188,14 @@ def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None
     for name, report in reports.items():
         _print_loader(console, name, report)
     if job:
+        reads = "; ".join(f"{name}: {value}" for name, value in job["reads"].items())
+        if job["epochs"]:
+            reads = (
+                f"{job['steps_per_epoch']:,} steps an epoch; its {job['steps']:,} steps make {job['epochs']:.2f} epochs"
+            )
         console.print(
             f"job {job['config']} on {job['world_size']} process(es): {job['samples_per_step']:,} samples = "
-            f"{job['tokens_per_step']:,} tokens a step, {job['steps_per_epoch']:,} steps an epoch; "
-            f"its {job['steps']:,} steps make {job['epochs']:.2f} epochs",
+            f"{job['tokens_per_step']:,} tokens a step, {reads}",
             highlight=False,
             soft_wrap=True,
         )

@@ -71,10 +71,10 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
 
     import torch
 
+    from mosaic_photon.job.run_length import RunLength
     from mosaic_photon.optimizers.builder import build_optimizers
     from mosaic_photon.schedulers.builder import build_lr_schedulers
     from mosaic_photon.schedulers.preview import Preview, sampled_steps
-    from mosaic_photon.schedulers.run_length import RunLength
     from mosaic_photon.titan.layouts import one_process
     from mosaic_photon.train_spec import spec_of_job
 

@@ -18,15 +18,19 @@ from mosaic_photon.dataloader.node.folder import settle_folders
 from mosaic_photon.dataloader.node.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
 from mosaic_photon.dataloader.order.skips import Skips
+from mosaic_photon.dataloader.order.staged import StagedPlan
 from mosaic_photon.dataloader.progress import known_data
 from mosaic_photon.dataloader.shards.files import known_hashes
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.patience import patience_of
+from mosaic_photon.dataloader.staging import Staging
 from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, TokenBatches, Window
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import TRAIN, check_loader
 from mosaic_photon.job.eval_sets import place_in_job
 from mosaic_photon.job.layout_checks import sequence_divisor
+from mosaic_photon.job.run_length import RunLength
+from mosaic_photon.job.stages import STAGES
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.job.value_checks import eval_loaders_of
 from mosaic_photon.tokenizers import check_separators, special_id, vocabulary_size
@@ -73,14 +77,25 @@ def open_loader(
     with in_force(_settings(job_config, known)):
         where = f"{job_config.mosaic.config or 'data config'}: {TRAIN}"
         data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len, read)
-    skips = Skips.parse(job_config.mosaic.skip_batches)
-    loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change, skips)
+    skips, staging, ahead = Skips.parse(job_config.mosaic.skip_batches), None, ""
+    if stages := job_config.mosaic.stages:
+        run = RunLength(training.steps, layout.global_batch, layout.global_batch * training.seq_len)
+        where = f"{job_config.mosaic.config or 'data config'}: {STAGES}"
+        staging = Staging.of(stages, data.dataset.stream_names, run, where)
+    loader = DataSpecDataLoader(data, layout, training.seq_len, allow_change, skips, staging)
     if state is not None:
-        loader.begin = loader.position_in(state)[0]
+        saved = loader.position_in(state)
+        loader.begin, ahead = saved.progress, saved.ahead and f"changed ahead of the checkpoint: {saved.ahead}"
+        if staging is not None and STAGES not in saved.fingerprint:
+            ahead = f"the stages begin with batch {loader.begin.batch + 1} of the run, each stream with a new pass"
     if not read:
         return loader
-    loader.orders.check_room(loader.begin.epoch)
-    loader.orders.prepare(loader.begin.epoch)  # while the model is built
+    plan = loader.plan_of(loader.begin)
+    if staging is not None and isinstance(plan, StagedPlan):
+        staging.check(plan, loader.end_of(training.steps) if training.steps else None)
+        if ahead and os.environ.get("RANK", "0") == "0":
+            logger.warning(f"{staging.where}: {ahead}")
+    plan.open(loader.begin.batch)  # while the model is built
     return loader
 
 

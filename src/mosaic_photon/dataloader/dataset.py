@@ -218,12 +218,12 @@ def _check_known(kind: Kind, source: Source) -> None:
 
 
 def _as_known(sources: list[Source], indexes: list[Index]) -> list[Index]:
-    """The shards that the checkpoint knew, where others have been appended; all of a stream that was rewritten."""
+    """The shards that the checkpoint knew, where others have been appended; all of one that was rewritten or is new."""
     known = settings().known
-    if known is None or len(known.streams) != len(indexes):
+    if known is None or len(known.streams) > len(indexes):
         return indexes
     parts = []
-    for source, index, stream in zip(sources, indexes, known.streams, strict=True):
+    for source, index, stream in zip(sources, indexes, known.streams, strict=False):
         part = index.part_with(stream.content, stream.shards)
         parts.append(index if part is None else part)
         if len(parts[-1]) < len(index) and os.environ.get("RANK", "0") == "0":
@@ -232,4 +232,4 @@ def _as_known(sources: list[Source], indexes: list[Index]) -> list[Index]:
                 f" the job goes on with the {len(parts[-1])} that it knew (--mosaic.allow_data_change takes in the new"
                 " ones)"
             )
-    return parts
+    return parts + indexes[len(parts) :]

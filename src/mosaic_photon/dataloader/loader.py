@@ -20,10 +20,13 @@ from mosaic_photon.dataloader.order.deal import Layout, blocks_of_padded_batches
 from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan, origin_of
 from mosaic_photon.dataloader.order.skips import Skips
-from mosaic_photon.dataloader.progress import Progress, dump_state, fingerprint_of, load_state
+from mosaic_photon.dataloader.order.staged import StagedPlan
+from mosaic_photon.dataloader.progress import Progress, Saved, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
+from mosaic_photon.dataloader.staging import Staging, origin_of_stages, static_before
 from mosaic_photon.dataloader.tokens import MicroBatch
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +112,9 @@ class DataSpecDataLoader:
         seq_len: int,
         allow_data_change: bool = False,
         skips: Skips = NO_SKIPS,
+        staging: Staging | None = None,
     ) -> None:
-        """Raises ConfigError if an epoch does not fill one global batch.
+        """Raises ConfigError if the settings make no epoch, or one that does not fill one global batch.
 
         Args:
             data: what is read.
@@ -118,20 +122,36 @@ class DataSpecDataLoader:
             seq_len: tokens of a row.
             allow_data_change: go on from a state of other data.
             skips: batches of the plan that are passed over: nothing of them is read.
+            staging: the run's stages; None: it has none.
         """
         by_device = data.dataset.batching_method == "device_per_stream"
         unit = layout.local_batch if by_device else 1
-        # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
-        self.orders = data.orders(layout.local_batch if by_device else layout.global_batch)
         self.data, self.layout, self.seq_len = data, dataclasses.replace(layout, unit=unit), seq_len
-        self.plan = StaticPlan(self.orders, layout.global_batch)
-        self.steps_per_epoch = self.plan.batches_per_epoch
         self._skips = skips
+        self.plan: StaticPlan | StagedPlan
+        if staging is None:
+            # A batch of Streaming's is a global batch: what it promises of a batch then holds for every optimizer step.
+            orders = data.orders(layout.local_batch if by_device else layout.global_batch)
+            self.plan = StaticPlan(orders, layout.global_batch)
+        else:
+            self.plan = staging.plan(data, layout.global_batch)
         self.progress = self.begin = Progress().at(0, 0, self.plan, skips)
         """`begin` is where the job goes on, known before its checkpoint is loaded."""
         self._allow_data_change = allow_data_change
-        self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch)
+        stages = "" if staging is None else staging.kept()
+        self.fingerprint = fingerprint_of(data.dataset, layout.global_batch, layout.local_batch, stages)
         self._running: Iterator[MicroBatch] | None = None
+
+    @property
+    def orders(self) -> Orders:
+        """Of the epochs of a run without stages."""
+        assert isinstance(self.plan, StaticPlan)
+        return self.plan.orders
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """None where the run is in stages."""
+        return self.plan.batches_per_epoch if isinstance(self.plan, StaticPlan) else None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """Go on from `progress`. A second call ends the iteration of the first."""
@@ -164,6 +184,10 @@ class DataSpecDataLoader:
         """All that a run passes over which is there: what it has, and what the job asks for ahead."""
         return self._skips | Skips(progress.skipped)
 
+    def end_of(self, steps: int) -> int:
+        """The batch of the plan behind the last that a run of so many steps takes."""
+        return self.skips_of(self.begin).batch_of(steps - 1) + 1
+
     def skipping_too(self, first: int, last: int) -> list[str]:
         """What `[mosaic] skip_batches` is to say for these batches, counted from 1, to be passed over, too."""
         return (self.skips_of(self.progress) | Skips.of([(first - 1, last)])).texts
@@ -178,30 +202,44 @@ class DataSpecDataLoader:
             return
         if STATE_KEY not in state_dict:
             raise ConfigError("the checkpoint was written with another data loader and does not say where its data is")
-        progress, difference = self.position_in(state_dict[STATE_KEY])
-        self._check_step_can_be_finished(progress.samples_in_step)
-        assert progress.origin is not None
-        self.progress, self.plan = progress, dataclasses.replace(self.plan, origin=progress.origin)
+        saved = self.position_in(state_dict[STATE_KEY])
+        self._check_step_can_be_finished(saved.progress.samples_in_step)
+        self.progress, self.plan = saved.progress, self.plan_of(saved.progress)
         self._stop_reading()
-        if difference:
-            logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{difference}")
+        if saved.difference:
+            logger.warning(f"Going on with a changed data config (checkpoint -> now):\n{saved.difference}")
 
-    def position_in(self, text: str) -> tuple[Progress, str]:
-        """Where a state is in these data, and how its data config differs, '' if it does not.
+    def position_in(self, text: str) -> Saved:
+        """What a state says, its progress where these data go on.
 
         Raises ConfigError as `load_state_dict`.
         """
-        progress, difference = load_state(text, self.fingerprint, self._allow_data_change)
-        if difference:
+        saved = load_state(text, self.fingerprint, self._allow_data_change, self.plan.names)
+        progress, changed = saved.progress, bool(saved.difference)
+        if changed:
             progress = dataclasses.replace(progress, samples_in_step=0)
-        batch, begin = progress.batch, progress.samples_in_epoch - progress.samples_in_step
-        origin = Origin(batch, progress.epoch, begin) if difference else progress.origin
-        if origin is None:
-            origin = origin_of(dataclasses.replace(self.plan, origin=BEGIN), batch, progress.epoch, begin)
-        in_step, plan = progress.samples_in_step, dataclasses.replace(self.plan, origin=origin)
+        begin = progress.samples_in_epoch - progress.samples_in_step
+        if isinstance(self.plan, StagedPlan):
+            if STAGES not in saved.fingerprint:
+                progress = origin_of_stages(self.data, progress, saved.fingerprint)
+        elif changed:
+            origin = Origin(progress.batch, progress.epoch, begin)
+            progress = dataclasses.replace(progress, origin=origin, before=None)
+        elif progress.origin is None:
+            plan = dataclasses.replace(self.plan, origin=BEGIN)
+            progress = dataclasses.replace(progress, origin=origin_of(plan, progress.batch, progress.epoch, begin))
+        batch, in_step = progress.batch, progress.samples_in_step
         self._skips.check_ahead(batch + bool(in_step), Skips(progress.skipped))
-        progress = dataclasses.replace(progress, origin=origin)
-        return progress.at(batch, in_step, plan, self.skips_of(progress)), difference
+        progress = progress.at(batch, in_step, self.plan_of(progress), self.skips_of(progress))
+        return dataclasses.replace(saved, progress=progress)
+
+    def plan_of(self, progress: Progress) -> StaticPlan | StagedPlan:
+        """The plan of a run that is there."""
+        assert progress.origin is not None
+        if isinstance(self.plan, StaticPlan):
+            return dataclasses.replace(self.plan, origin=progress.origin)
+        before = static_before(self.data, progress.before) if progress.before else None
+        return dataclasses.replace(self.plan, origin=progress.origin, before=before)
 
     def _check_step_can_be_finished(self, done: int) -> None:
         """Raise ConfigError where the rest of a step, `done` samples in, is no whole micro-batches of all ranks."""
@@ -216,7 +254,7 @@ class DataSpecDataLoader:
     def close(self) -> None:
         """Stop threads and workers, close files. The loader can be iterated again."""
         self._stop_reading()
-        self.orders.close()
+        self.plan.close()
         self.data.close()
 
     def _read(self) -> Iterator[MicroBatch]:
@@ -227,11 +265,10 @@ class DataSpecDataLoader:
         return self.data.batches(self._sample_ids())
 
     def _sample_ids(self) -> Iterator[SampleIds]:
-        """The rank's sample ids of each micro-batch from `progress` on, endless."""
+        """The rank's sample ids of each micro-batch from `progress` on, without end but for that of the stages."""
         batch, done, plan, layout = self.progress.batch, self.progress.samples_in_step, self.plan, self.layout
         of_all, skips = layout.local_batch * layout.dp_world_size, self.skips_of(self.progress)
-        while True:
-            end = skips.until(batch, plan.end(batch))
+        while (end := skips.until(batch, plan.end(batch))) > batch:
             for ids in self.data.in_turn(partial(plan.blocks, batch, end, layout, done)):
                 yield ids
                 done += of_all

@@ -64,6 +64,8 @@ def open_data(  # noqa: PLR0913  # all but the first are sizes of a job, given b
     label = _eval_label(split, config)
     job = MosaicJobConfig()
     job.mosaic.config, job.mosaic.dataloader, job.mosaic.eval_dataloaders = config.path, config.train, config.eval
+    job.mosaic.stages = config.stages
+    job.training.steps = 0  # there is no job
     job.model.hf_assets_path = folder
     job.training.seq_len = job.validation.seq_len = seq_len
     job.validation.local_batch_size = batch_size
@@ -112,8 +114,8 @@ class MosaicData(IterableDataset[Batch]):
                 yield inputs["input"], labels
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of a pass over the training data; batches of a pass over the eval set."""
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of a pass over the training data, None in stages; batches of a pass over the eval set."""
         loader = self._loader
         return len(loader) if isinstance(loader, EvalLoader) else loader.steps_per_epoch
 

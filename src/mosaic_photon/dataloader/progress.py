@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.dataloader.node.settings import KnownData, KnownStream
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, Plan
 from mosaic_photon.dataloader.order.skips import Ranges, Skips
+from mosaic_photon.dataloader.staging import NOT_OF_STAGES, changes
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.stages import STAGES
 
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.dataset import ShardedDataset
@@ -47,6 +50,8 @@ class Progress:
     """Where the plan begins; None: an older release's state does not tell."""
     skipped: Ranges = ()
     """The plan's batches before `batch` that were passed over."""
+    before: dict[str, Any] | None = None
+    """The fingerprint and the origin of the plan before it, where a run without stages went on in stages."""
 
     def advance(self, samples: int, tokens: int, plan: Plan, skips: Skips) -> Progress:
         """After one more micro-batch of all ranks. The end of an epoch is the begin of the next."""
@@ -81,11 +86,12 @@ def known_data(text: str) -> KnownData:
     return KnownData(fingerprint["num_canonical_nodes"], tuple(streams))
 
 
-def fingerprint_of(dataset: ShardedDataset, global_batch: int, local_batch: int) -> dict[str, Any]:
+def fingerprint_of(dataset: ShardedDataset, global_batch: int, local_batch: int, stages: str = "") -> dict[str, Any]:
     """All that fixes which samples an optimizer step gets: settings, and how many shards the streams hold and which.
 
     Streams are known by their place and content, not by names, folders or remotes: data may move. Nothing of the
     parallel layout is in it. The local batch is part of it only where batches of a device are drawn from one stream.
+    `stages`, as a state keeps them, take the place of what says how an epoch is drawn.
     """
     settings = {name: getattr(dataset, name) for name in ORDER_SETTINGS}
     shuffling = ("shuffle_algo", "shuffle_block_size") if dataset.shuffle else ()
@@ -97,7 +103,8 @@ def fingerprint_of(dataset: ShardedDataset, global_batch: int, local_batch: int)
         settings[f"streams.{number}.choose"] = int(stream.choose)
         settings[f"streams.{number}.shards"] = len(index)
         settings[f"streams.{number}.content"] = index.digest
-    return {key: value if isinstance(value, str | bool) else int(value) for key, value in settings.items()}
+    fingerprint = {key: value if isinstance(value, str | bool) else int(value) for key, value in settings.items()}
+    return _in_stages(fingerprint) | {STAGES: stages} if stages else fingerprint
 
 
 def dump_state(progress: Progress, fingerprint: dict[str, Any]) -> str:
@@ -112,30 +119,74 @@ def fingerprint_difference(before: dict[str, Any], after: dict[str, Any]) -> str
     return "\n".join(f"  {key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}" for key in keys)
 
 
-def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool) -> tuple[Progress, str]:
-    """The progress in a checkpoint, and how its fingerprint differs ('' if it does not).
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint's data state says to a job that would go on from it."""
 
-    Raises ConfigError where it differs and `allow_change` is false, and for a state of another version.
+    progress: Progress
+    fingerprint: dict[str, Any]
+    difference: str
+    """Between the fingerprints, behind the checkpoint where stages differ; '' if they do not differ."""
+    ahead: str
+    """Between the stages, ahead of the checkpoint."""
+
+
+def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool, names: Sequence[str] = ()) -> Saved:
+    """What a state says. `names` are those of the streams, for what is said of stages.
+
+    Raises ConfigError where the fingerprint differs and `allow_change` is false, and for a state of another version.
     """
     state = _parse(text)
     saved = state["fingerprint"]
-    comparable = {
-        key: value for key, value in fingerprint.items() if key in saved or state["version"] > 1 or not _counts(key)
-    }
-    difference = fingerprint_difference(saved, comparable)
-    if difference and not allow_change:
-        batch = "global_batch_size"  # unless it is set, it grows with the number of ranks
-        hint = f" (set training.{batch} = {saved[batch]})" if saved.get(batch) != fingerprint.get(batch) else ""
-        raise ConfigError(
-            "the data config changes which samples the next steps get (checkpoint -> now):\n"
-            f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
-        )
     fields = {field.name for field in dataclasses.fields(Progress)}
     values = {name: value for name, value in state.items() if name in fields}
     origin = Origin(**state["origin"]) if "origin" in state else None
     batch = state.get("batch", state["samples"] // saved["global_batch_size"])
     skipped = tuple((begin, end) for begin, end in state.get("skipped", ()))
-    return Progress(**values | {"origin": origin, "batch": batch, "skipped": skipped}), difference
+    progress = Progress(**values | {"origin": origin, "batch": batch, "skipped": skipped})
+    comparable = {
+        key: value for key, value in fingerprint.items() if key in saved or state["version"] > 1 or not _counts(key)
+    }
+    difference, ahead = fingerprint_difference(saved, comparable), ""
+    if STAGES in fingerprint:
+        done = batch - origin.batch if origin else 0
+        difference, ahead = _difference_in_stages(saved, comparable, done, names)
+    if difference and not allow_change:
+        size = "global_batch_size"  # unless it is set, it grows with the number of ranks
+        hint = f" (set training.{size} = {saved[size]})" if saved.get(size) != fingerprint.get(size) else ""
+        raise ConfigError(
+            "the data config changes which samples the next steps get (checkpoint -> now):\n"
+            f"{difference}\nRestore the data config{hint}, or go on knowingly with --mosaic.allow_data_change"
+        )
+    return Saved(progress, saved, difference, ahead)
+
+
+def _in_stages(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Without what says how an epoch is drawn."""
+    return {
+        key: value for key, value in fingerprint.items() if key not in NOT_OF_STAGES and not key.endswith(".choose")
+    }
+
+
+def _difference_in_stages(
+    before: dict[str, Any], after: dict[str, Any], done: int, names: Sequence[str]
+) -> tuple[str, str]:
+    """How a run in stages differs from what a state knows: behind it, and in its stages ahead of it.
+
+    Streams may have come behind those that it knows, and the state may be of a run without stages.
+    """
+    before, after = _in_stages(before), dict(after)
+    kept, now = before.pop(STAGES, None), after.pop(STAGES)
+    known = sum(key.endswith(".content") for key in before)
+    after = {key: value for key, value in after.items() if key in before or not _is_of_stream(key, known)}
+    behind, ahead = changes(kept, now, done, names) if kept is not None else ("", "")
+    behind = behind and f"  {STAGES}, {behind}"
+    return "\n".join(filter(None, (fingerprint_difference(before, after), behind))), ahead
+
+
+def _is_of_stream(key: str, first: int) -> bool:
+    """Whether a fingerprint's key is of a stream from the `first` on."""
+    return key.startswith("streams.") and int(key.split(".")[1]) >= first
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def _layout(job: MosaicJobConfig, world_size: int) -> str:
 def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: list[str]) -> str:
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.dataloader.padding import estimate
+    from mosaic_photon.dataloader.staging import rows_of
     from mosaic_photon.job.layout_checks import data_parallel_degree
     from mosaic_photon.train_spec import data_of_job
 
@@ -226,9 +227,12 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: l
         if warning := estimate(data.loader.data, job.training.seq_len).warning:
             warnings.append(warning)
         next(iter(data.loader))
-        steps = data.loader.steps_per_epoch
-    epochs = job.training.steps / steps
-    return f"one batch was read; {steps:,} steps an epoch, so the job's {job.training.steps:,} make {epochs:.2f} epochs"
+        rows = rows_of(
+            data.loader.plan,
+            job.training.steps,
+            data.loader.end_of(job.training.steps),
+        )
+        return "; ".join(["one batch was read", *(f"{name}: {value}" for name, value in rows)])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mosaic_photon.job import eval_sets
 from mosaic_photon.job.algorithms import instead_of
 from mosaic_photon.job.data_file import interpolated, read_tables
 from mosaic_photon.job.source import Source, opened
+from mosaic_photon.job.stages import STAGES, check_stages
 from mosaic_photon.places import check_apart, place_of
 
 
@@ -86,6 +87,8 @@ class DataConfig:
     eval: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By label, "" for a set without one; empty where the file has none."""
     path: str = ""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """As they stand there, checked; empty: the run has none."""
 
     def loaders(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All of them, called "train", and "eval" or "eval/LABEL" as llm-foundry calls its evaluators."""
@@ -115,21 +118,24 @@ def load_data_config(source: Source) -> DataConfig:
         for key in raw:
             if key == "algorithms":
                 raise ConfigError(f"{path}: {instead_of(raw[key])}")
-            if key not in LOADERS:
-                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), LOADERS)}")
+            if key not in (*LOADERS, STAGES):
+                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), (*LOADERS, STAGES))}")
     elif raw.get("algorithms") and os.environ.get("RANK", "0") == "0":
         logging.getLogger().warning(f"{path}: {instead_of(raw['algorithms'])}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")
     eval_key = eval_sets.key_of(raw, eval_sets.KEYS, path) or eval_sets.ONE
-    raw = interpolated(raw, [train_key, eval_key], path)
+    raw = interpolated(raw, [train_key, eval_key, STAGES], path)
     sets = eval_sets.sets_of(raw.get(eval_key) or {}, eval_key, path)
     evaluation = {label: _as_declared(loader) for label, loader in sets.items()}
-    config = DataConfig(_as_declared(raw[train_key]), evaluation, str(path))
+    config = DataConfig(_as_declared(raw[train_key]), evaluation, str(path), raw.get(STAGES) or [])
     keys = [train_key, *(eval_sets.place(eval_key, label) for label in evaluation)]
     named = dict(zip(keys, (loader for _, loader in config.loaders()), strict=True))
     for key, loader in named.items():
         check_loader(loader, f"{path}: {key}")
+    if raw.get(STAGES) is not None:
+        dataset = config.train["dataset"]
+        check_stages(raw[STAGES], dataset, streams_of(dataset), f"{path}: {STAGES}")
     _check_caches(named, str(path))
     return config
 

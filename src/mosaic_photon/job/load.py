@@ -27,7 +27,7 @@ def load_job(job_source: Source, data_source: Source, flags: list[str]) -> Mosai
     for flag in flags:
         if flag.startswith(("--job.config_file", "--job.config-file")):
             raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
-        if flag.startswith(("--mosaic.config", "--mosaic.dataloader", "--mosaic.eval")):
+        if flag.startswith(("--mosaic.config", "--mosaic.dataloader", "--mosaic.eval", "--mosaic.stages")):
             raise ConfigError(f"{flag}: comes from the data config, --mosaic-config DATA before `--`.")
     job = read_job(job_source, flags)
     if job.model.hf_assets_path and not os.path.isdir(job.model.hf_assets_path):
@@ -39,6 +39,7 @@ def load_job(job_source: Source, data_source: Source, flags: list[str]) -> Mosai
     job.mosaic.config = data.path
     job.mosaic.dataloader = data.train
     job.mosaic.eval_dataloaders = data.eval
+    job.mosaic.stages = data.stages
     return job
 
 
@@ -58,7 +59,7 @@ def read_job(source: Source, flags: list[str]) -> MosaicJobConfig:
             print(help_text(job_class))  # noqa: T201
         raise SystemExit(0)
     check_tables(values, job_class, path)
-    for name in ("config", "dataloader", "eval_dataloaders"):
+    for name in ("config", "dataloader", "eval_dataloaders", "stages"):
         if name in values.get("mosaic", {}):
             raise ConfigError(f"{path}: mosaic.{name} comes from the data config, --mosaic-config.")
     apply_flags(values, flags, job_class)

@@ -18,11 +18,13 @@ from mosaic_photon.job import data_config as data
 from mosaic_photon.job.eval_sets import KEYS, LABEL, SEVERAL
 from mosaic_photon.job.help import sentences_of
 from mosaic_photon.job.kinds import is_choice, is_dict, is_list, is_table, options_of, types_of
+from mosaic_photon.job.stages import KEYS as STAGE_KEYS
+from mosaic_photon.job.stages import STAGES
 from mosaic_photon.job.tables import MosaicJobConfig
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 DRAFT = "http://json-schema.org/draft-07/schema#"
-FROM_ELSEWHERE = {"job.config_file", "mosaic.config", "mosaic.dataloader", "mosaic.eval_dataloaders"}
+FROM_ELSEWHERE = {"job.config_file", *(f"mosaic.{n}" for n in ("config", "dataloader", "eval_dataloaders", "stages"))}
 """Fields that the launcher fills, and a file may not have."""
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -51,9 +53,17 @@ def data_schema() -> dict[str, Any]:
         "title": "A data config of mosaic-photon",
         "type": "object",
         "additionalProperties": False,
-        "properties": kinds,
+        "properties": {**kinds, STAGES: {"type": "array", "minItems": 1, "items": _stage()}},
         "definitions": {"train_loader": loader, "eval_loader": labelled},
     }
+
+
+def _stage() -> dict[str, Any]:
+    """One of a data config's stages."""
+    of_streams = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}, "minProperties": 1}
+    kinds = {"duration": {"type": "string"}, "ramp": {"type": "boolean"}}
+    properties = {key: {"description": text, **kinds.get(key, of_streams)} for key, text in STAGE_KEYS.items()}
+    return {"type": "object", "additionalProperties": False, "properties": properties, "required": ["proportion"]}
 
 
 def _table(cls: type, defaults: Any, prefix: str) -> dict[str, Any]:

@@ -652,6 +652,9 @@ class Mosaic:
     eval_dataloaders: dict[str, dict[str, Any]] = field(default_factory=dict)
     """llm-foundry's eval loader configs by label, verbatim, read from the data config; "" is a set without a label."""
 
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """The run's stages, `mosaic_stages` of the data config."""
+
     allow_data_change: bool = False
     """Resume although the data config differs from the checkpoint's in what fixes the order of samples."""
 

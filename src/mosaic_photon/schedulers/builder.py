@@ -6,11 +6,11 @@ import dataclasses
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.facts import Facts
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import LRScheduler as LRSchedulerConfig
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.schedulers.catalog import Multiplier, build_multiplier
 from mosaic_photon.schedulers.container import PositionOnlySchedulers
-from mosaic_photon.schedulers.run_length import RunLength
 from mosaic_photon.titan.parts import LRSchedulersContainer, OptimizersContainer, stock_schedule
 
 

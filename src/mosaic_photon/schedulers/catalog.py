@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
 from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job.kinds import check_scalars
-from mosaic_photon.schedulers.run_length import Duration, RunLength, common_unit, is_time, parse
+from mosaic_photon.job.run_length import Duration, RunLength, common_unit, is_time, parse
 from mosaic_photon.schedulers.wsd import WarmupStableDecay
 
 Multiplier = Callable[[int], float]

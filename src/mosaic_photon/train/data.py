@@ -16,8 +16,8 @@ from mosaic_photon.checkpoints.find import Start, find_start
 from mosaic_photon.dataloader import DataSpecDataLoader, build_mosaic_dataloader
 from mosaic_photon.dataloader.build import build_mosaic_eval_dataloaders, seats_of_job
 from mosaic_photon.dataloader.loader import BatchedDataset, EvalLoader
+from mosaic_photon.job.run_length import Position, RunLength
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.schedulers.run_length import Position, RunLength
 from mosaic_photon.titan.spec import TrainSpec
 from mosaic_photon.tokenizers import notes_on, special_tokens
 

@@ -12,6 +12,7 @@ from mosaic_photon.checkpoints.find import checkpoint_folder
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import Estimate, estimate
+from mosaic_photon.dataloader.staging import rows_of
 from mosaic_photon.job.documents import in_words
 from mosaic_photon.report.record import RUN
 from mosaic_photon.titan.interface import RunningTrainer
@@ -77,7 +78,7 @@ def job_rows(
 
 def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, estimated: Estimate) -> list[tuple[str, str]]:
     """The streams, what an epoch of them is worth, and the global batch."""
-    training, steps = trainer.job_config.training, loader.steps_per_epoch
+    training = trainer.job_config.training
     samples = sum(stream.samples for stream in estimated.streams)
     rows = [
         (f"stream {stream.name}", f"{stream.samples:,} samples, {stream} ({stream.samples / samples:.0%})")
@@ -87,8 +88,7 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, estimated: Es
         rows.append(("padding", estimated.in_words))
     if documents := in_words(trainer.job_config, trainer.model_args):
         rows.append(("documents", documents))
-    epochs = training.steps / steps
-    rows.append(("epoch", f"{steps:,} steps; the job's {training.steps:,} make {epochs:.2f} epochs"))
+    rows += rows_of(loader.plan_of(loader.begin), training.steps, loader.end_of(training.steps))
     if skips := loader.skips_of(loader.begin):
         rows.append(("skipped", f"batches {skips} of the data's plan, {skips.count:,} in all"))
     accumulation = trainer.gradient_accumulation_steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,8 @@ class EpochOrder:
     """The algorithm; None: not shuffled."""
     seed: int
     block: int
+    once: bool = False
+    """Without the samples that Streaming repeats to make canonical nodes equally long. With `random` batches only."""
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -67,7 +70,8 @@ class EpochOrder:
         if fault := fault_of_sizes(self, self._widths()):
             raise ConfigError(fault)
         if self.batching_method == "random":
-            return self._dealt(sum(stream.choose for stream in self.streams))
+            samples = sum(stream.choose for stream in self.streams)
+            return samples if self.once else self._dealt(samples)
         batches = [
             self._dealt(stream.choose) // width for stream, width in zip(self.streams, self._widths(), strict=True)
         ]
@@ -76,7 +80,7 @@ class EpochOrder:
     def name(self, epoch: int) -> str:
         """Of the order among all others: equal exactly if the order is."""
         settings = [VERSION, epoch, self.batching_method, self.batch, self.canonical_nodes, self.balanced]
-        settings += [self.granularity, self.shuffle, self.seed, self.block]
+        settings += [self.granularity, self.shuffle, self.seed, self.block, *(["once"] if self.once else [])]
         digest = hashlib.blake2b(digest_size=16)
         for stream in self.streams:
             settings.append([len(stream.samples_per_shard), stream.first_sample, stream.choose, stream.proportion])
@@ -131,6 +135,9 @@ class EpochOrder:
         units = self._units(epoch, streams)
         total, nodes = units.samples, self.canonical_nodes
         samples = Shuffle(self.shuffle, nodes, self.seed, epoch, block).samples(units, self.dtype)
+        if self.once:
+            _fill_once(samples, nodes, out)
+            return
         if total < nodes:  # Streaming then repeats them, a sample for each canonical node
             everything = np.concatenate(list(samples))
             samples = iter(everything[np.arange(nodes) % total].reshape(nodes, 1))
@@ -171,3 +178,14 @@ class EpochOrder:
         varies = self.balanced and self.shuffle is not None
         np.random.default_rng(self.seed + epoch if varies else self.seed).shuffle(turns)
         return [np.flatnonzero(turns == number) * self.batch for number in range(len(counts))]
+
+
+def _fill_once(samples: Iterator[Ints], nodes: int, out: Ints) -> None:
+    """Canonical nodes in turn; the last round is of those that have one sample more."""
+    rounds = len(out) // nodes
+    last = rounds * nodes
+    for node, ids in enumerate(samples):
+        out[node : rounds * nodes : nodes] = ids[:rounds]
+        if len(ids) > rounds:
+            out[last] = ids[rounds]
+            last += 1

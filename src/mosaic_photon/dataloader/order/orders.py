@@ -36,12 +36,13 @@ class Orders:
     job ends, so that the next start finds it; what nobody used for a day is removed.
     """
 
-    def __init__(self, order: EpochOrder, node_folder: Callable[[], Path]) -> None:
-        """`node_folder` is asked where an order is too large to be made by each process."""
+    def __init__(self, order: EpochOrder, node_folder: Callable[[], Path], keep: int = 1) -> None:
+        """`node_folder` is asked where an order is too large to be made by each process; `keep` orders are held."""
         self.order, self.length = order, order.length()
         self._is_small = self.length < SMALL
         self._folder = None if self._is_small else node_folder() / "orders"
-        self._last: tuple[int, Ints] | None = None
+        self._held: dict[int, Ints] = {}
+        self._keep = keep
         self._getting = threading.Lock()
         self._maker: Maker | None = None
         self._prepared = -1
@@ -57,11 +58,13 @@ class Orders:
     def get(self, epoch: int) -> Ints:
         """The order of an epoch, of shape (length,). Raises ConfigError if there is no room for it."""
         with self._getting:
-            if self._last is None or self._last[0] != epoch:
-                self._last = None  # the mapping goes, and with it the hold on the file
+            order = self._held.pop(epoch, None)
+            if order is None:
+                for oldest in list(self._held)[: len(self._held) - self._keep + 1]:
+                    del self._held[oldest]  # the mapping goes, and with it the hold on the file
                 order = self.order.make(epoch) if self._folder is None else self._mapped(epoch, self._folder)
-                self._last = epoch, order
-            return self._last[1]
+            self._held[epoch] = order
+            return order
 
     def check_room(self, epoch: int) -> None:
         """Raise ConfigError if the order of an epoch is not here and does not fit the node folder's disk."""

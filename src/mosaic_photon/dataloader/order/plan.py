@@ -26,6 +26,12 @@ class Origin:
     epoch: int = 0
     offset: int = 0
 
+    def unknown(self, batch: int) -> ConfigError:
+        """That a batch comes before it."""
+        return ConfigError(
+            f"batch {batch} was read before the data were changed, at batch {self.batch}: they do not tell it"
+        )
+
 
 BEGIN = Origin()
 """Of a run whose data have always been these."""
@@ -54,7 +60,10 @@ class Plan(Protocol):
         """
 
     def end(self, batch: int) -> int:
-        """Up to which batch, excluded, shards may be fetched ahead from `batch` on: the end of its epoch."""
+        """Up to which batch, excluded, shards may be fetched ahead from `batch` on: the end of its epoch.
+
+        The batch itself where the plan has come to its end.
+        """
 
     def samples(self, batch: int) -> NDArray[np.int64]:
         """The sample ids of a batch in the order of the deal, of shape (global_batch,)."""
@@ -75,8 +84,14 @@ class Plan(Protocol):
     def passes(self, batch: int) -> NDArray[np.float64]:
         """How often each stream has been read before a batch, of shape (streams,)."""
 
+    def open(self, batch: int) -> None:
+        """Have made beside what the batch needs. Raises ConfigError where there is no room for it."""
+
     def prepare(self, batch: int) -> None:
         """Have made beside the training what batches soon after this one need."""
+
+    def close(self) -> None:
+        """End what is being made."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +122,7 @@ class StaticPlan:
         origin = self.origin
         after = batch - origin.batch
         if after < 0:
-            raise ConfigError(
-                f"batch {batch} was read before the data were changed, at batch {origin.batch}: they do not tell it"
-            )
+            raise origin.unknown(batch)
         first = max(0, self.orders.length - origin.offset) // self.global_batch
         if after < first:
             return origin.epoch, origin.offset + after * self.global_batch
@@ -139,10 +152,18 @@ class StaticPlan:
         of_an_epoch = [stream.choose / max(1, int(stream.samples_per_shard.sum())) for stream in streams]
         return (epoch + start / self.orders.length) * np.array(of_an_epoch)
 
+    def open(self, batch: int) -> None:
+        epoch, _ = self.place(batch)
+        self.orders.check_room(epoch)
+        self.orders.prepare(epoch)
+
     def prepare(self, batch: int) -> None:
         epoch, start = self.place(batch)
         if 2 * start > self.orders.length:
             self.orders.prepare(epoch + 1)
+
+    def close(self) -> None:
+        self.orders.close()
 
 
 def origin_of(plan: StaticPlan, batch: int, epoch: int, offset: int) -> Origin:
