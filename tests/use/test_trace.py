@@ -272,6 +272,45 @@ def test_data_that_changed_at_a_checkpoint_are_known_from_there_on(
     assert "the first 3 batches" in capsys.readouterr().err
 
 
+STAGES = """
+[[mosaic_stages]]
+duration = "6ba"
+proportion = {{ a = 0.9, b = 0.1 }}
+[[mosaic_stages]]
+duration = "8ba"
+ramp = true
+proportion = {{ a = 0.2, b = 0.8 }}
+[[mosaic_stages]]
+proportion = {{ a = 0.5, b = 0.5 }}
+"""
+
+
+def test_a_run_that_went_on_in_stages_is_known_before_and_behind_them(
+    tmp_path: Path, mds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three steps without, then over a ramp: as the loader reads it, and each list of steps is the listing's."""
+    job, flags = jobs.JOB.replace("seq_len = 64", "seq_len = 16"), ("--training.steps=30", "--checkpoint.enable")
+    jobs.write_job(tmp_path, mds, job, DATA)
+    before = listed(tmp_path, capsys, "--step", "1-3", flags=flags)
+    loader = open_run(load_job(tmp_path / "job.toml", tmp_path / "data.toml", []), 1, None).loader
+    for _ in zip(range(6), loader, strict=False):
+        pass
+    state = {"dataloader": loader.state_dict(), "lr_scheduler": {"last_epoch": 3}}
+    loader.close()
+    dcp.save(state, checkpoint_id=tmp_path / "out/checkpoint/step-3", no_dist=True)
+    jobs.write_job(tmp_path, mds, job, DATA + STAGES)
+    run = open_run(load_job(tmp_path / "job.toml", tmp_path / "data.toml", list(flags)), 1, None)
+    read = [numbers(batch) for batch, _ in zip(run.loader, range(2 * 27), strict=False)]
+    run.close()
+    steps = listed(tmp_path, capsys, "--step", "1-30", flags=flags)
+    assert steps[:3] == before
+    samples = [(step["step"], f"{one['stream']}:{one['sample']}") for step in steps for one in step["samples"]]
+    assert [int(name[2:]) + 100 * (name[0] == "b") for step, name in samples if step > 3] == flat(read)
+    wanted = samples[-1][1]
+    seen = [step["step"] for step in listed(tmp_path, capsys, "--sample", wanted, flags=flags)]
+    assert seen == list(dict.fromkeys(step for step, name in samples if name == wanted))
+
+
 TOKENIZERS = {
     "byte-level": lambda folder: ASSETS,
     "byte-level, made": tokenizers_made.byte_level,
