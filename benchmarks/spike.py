@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
 STEPS, INTERVAL, SEQ_LEN, BATCH = 240, 40, 256, 4
-CHARACTERS, BAD_AT, BAD_TOKENS = 900_000, 0.5, 1_500
-"""Of the text; where in it the bad document comes; how long that is."""
+CHARACTERS, PIECE, BAD_AT, BAD_TOKENS = 900_000, 600, 0.5, 2_500
+"""Of the text and of each document; where among them the bad document comes; how long that is."""
 RISE = 0.7
 """A step whose loss lies so far above the mean of the ten before is taken for a bad one."""
 
@@ -87,29 +87,21 @@ def main() -> None:
     print(f"steps whose loss leaps: {bad}")
     begin = (bad[0] - 1) // INTERVAL * INTERVAL
     checkpoint = out / "run" / "checkpoint" / f"step-{begin}"
-    command("trace", *configs, "--step", str(bad[0]), "--checkpoint", str(checkpoint))
+    command("trace", *configs, "--step", str(max(bad, key=before.__getitem__)), "--checkpoint", str(checkpoint))
     skip = f"{bad[0]}-{bad[-1]}"
     command("train", *configs, "--", f"--checkpoint.load_step={begin}", f"--mosaic.skip_batches={skip}")
     draw(before, losses(out), bad, begin, ROOT / "docs" / "spike.png")
 
 
 def write_data(out: Path) -> None:
-    """Documents in a fixed order, prepared as shards that are read in that order."""
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*/*.py"))
-    draws = random.Random(0)
-    draws.shuffle(files)
+    """Pieces of files in a drawn order, the bad document among them, prepared as shards that are read in that order."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = "".join(path.read_text() for path in files)[:CHARACTERS]
+    documents, draws = [text[begin : begin + PIECE] for begin in range(0, CHARACTERS, PIECE)], random.Random(0)
+    draws.shuffle(documents)
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     ids = draws.choices(range(100, tokenizer.get_vocab_size()), k=BAD_TOKENS)
-    documents, written, planted = [], 0, False
-    for path in files:
-        text = path.read_text(errors="replace")
-        documents.append(text)
-        written += len(text)
-        if not planted and written > BAD_AT * CHARACTERS:
-            documents.append(tokenizer.decode(ids))
-            planted = True
-        if written > CHARACTERS:
-            break
+    documents.insert(int(BAD_AT * len(documents)), tokenizer.decode(ids))
     (out / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     options = ["--tokenizer", str(TOKENIZER), "--seq-len", str(SEQ_LEN), "--val", "0", "--overwrite"]
     command("prepare", str(out / "text.jsonl"), "--out", str(out / "data"), *options)
@@ -131,8 +123,9 @@ def losses(out: Path) -> dict[int, float]:
 
 
 def leaps(loss: dict[int, float]) -> list[int]:
-    """Steps whose loss lies far above those before."""
-    return [step for step in loss if step > 10 and loss[step] > RISE + sum(loss[step - n] for n in range(1, 11)) / 10]
+    """The first steps in a row whose loss lies far above those before."""
+    high = [step for step in loss if step > 10 and loss[step] > RISE + sum(loss[step - n] for n in range(1, 11)) / 10]
+    return [step for number, step in enumerate(high) if step == high[0] + number]
 
 
 def draw(before: dict[int, float], after: dict[int, float], bad: list[int], begin: int, path: Path) -> None:
