@@ -1,6 +1,7 @@
 """`mosaic-photon schedule JOB.toml`: learning rate, momentum and weight decay of a job's steps, without a run.
 
-The model is built on the meta device, so that the learning rate is shown for each parameter group; no data is read.
+The model is built on the meta device, so that the learning rate is shown for each parameter group. With a data config
+its indexes are read, and shares, tokens and passes of its streams are shown beside.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mosaic_photon.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("job", metavar="JOB.toml", help="job config; its [optimizer], [lr_scheduler], [training] and model are read")
+    add("data", metavar="DATA.toml", nargs="?", help="data config: shares, tokens and passes of its streams, too")
     add("--out", default="outputs/schedule", metavar="DIR", help="folder for schedule.png (%(default)s)")
     add("--no-files", action="store_true", help="draw in the terminal only")
     add("--batch", type=int, metavar="N", help="samples of a step, where the job leaves it to the number of GPUs")
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mosaic_photon.schedulers import preview
 
-    shown = preview_of(args.job, args.batch, args.epoch_batches)
+    shown = preview_of(args.job, args.batch, args.epoch_batches, args.data)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(f"[bold]{shown.title}[/bold]\n{shown.schedule}", highlight=False)
     heading, *body = preview.rows(shown)
@@ -40,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
     console.print(table)
     for name, curves in shown.panels():
         print(f"\n{name}\n{preview.drawing(shown.steps, curves)}")
+    marks = ", ".join(f"{preview.MARKS[n % len(preview.MARKS)]} {name}" for n, name in enumerate(shown.streams))
+    for name, curves in shown.of_streams:
+        print(f"\n{name} ({marks})\n{preview.drawing(shown.steps, curves)}")
     if not args.no_files:
         print(f"wrote {write(args.out, shown)}")
     return 0
@@ -59,7 +64,7 @@ def write(folder: str, shown: Any) -> Path:
     return path
 
 
-def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> Any:
+def preview_of(job_path: str, batch: int | None, epoch_batches: int | None, data_path: str | None = None) -> Any:
     """The job's schedule for every parameter group.
 
     Raises:
@@ -100,7 +105,35 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None) -> A
     title = f"{job.model.name} {job.model.flavor}, {job.optimizer.name}, {run.steps:,} steps"
     kwargs = " ".join(f"{key}={value}" for key, value in job.lr_scheduler.kwargs.items())
     schedule = f"{job.lr_scheduler.name or 'the schedule of TorchTitan'} {kwargs}".strip()
-    return Preview(title, schedule, steps, groups, kind)
+    streams, panels = ((), ()) if data_path is None else stream_panels(job, data_path, samples, steps)
+    return Preview(title, schedule, steps, groups, kind, streams, panels)
+
+
+def stream_panels(job: Any, path: str, batch: int | None, steps: Any) -> tuple[Any, Any]:
+    """The names of the data's streams; name and curves of what a run of the job reads of them, at these steps.
+
+    Raises:
+        ConfigError: the data cannot be read, or the samples of a step are not known.
+    """
+    import numpy as np
+
+    from mosaic_photon.dataloader.inspection import open_dataset
+    from mosaic_photon.dataloader.staging import plan_of_data
+    from mosaic_photon.job.data_config import load_data_config
+    from mosaic_photon.job.run_length import RunLength
+
+    if batch is None:
+        raise ConfigError(f"{path}: training.global_batch_size is left to the number of GPUs; give --batch N.")
+    config = load_data_config(path)
+    dataset = open_dataset(config.train)
+    run = RunLength(job.training.steps, batch, batch * job.training.seq_len)
+    plan = plan_of_data(dataset, config, run, job.mosaic.node_folder)
+    passes = np.array([plan.passes(int(step)) for step in [*steps, job.training.steps]])
+    read = passes * dataset.samples_per_stream
+    apart = np.diff([*steps, job.training.steps])[:, None] * batch
+    curves = {"share of a step": np.diff(read, axis=0) / apart, "tokens": read[:-1] * job.training.seq_len}
+    curves["passes"] = passes[:-1]
+    return plan.names, [(name, list(curve.T)) for name, curve in curves.items()]
 
 
 def decay_kind(optimizer: Any) -> str:

@@ -47,6 +47,10 @@ class Preview:
     """Optimizer steps already taken at each point, shape [points]."""
     groups: Sequence[Group]
     decay_kind: str
+    streams: Sequence[str] = ()
+    """Names of the data's streams, where the data are known."""
+    of_streams: Sequence[tuple[str, list[NDArray[np.float64]]]] = ()
+    """More panels: name and curves, one a stream."""
 
     def panels(self) -> list[tuple[str, list[NDArray[np.float64]]]]:
         """Name and curves (one a group) of learning rate, momentum and weight decay."""
@@ -94,20 +98,25 @@ def drawing(steps: NDArray[np.int64], curves: Sequence[NDArray[np.float64]], wid
 
 
 def figure(preview: Preview) -> bytes:
-    """The three panels as a PNG."""
+    """The panels as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    picture, axes = plt.subplots(3, 1, figsize=(9, 8), sharex=True, layout="constrained")
-    for axis, (name, curves) in zip(axes, preview.panels(), strict=True):
-        for group, curve in zip(preview.groups, curves, strict=True):
-            axis.plot(preview.steps, curve, label=group.label)
+    groups = [group.label for group in preview.groups]
+    panels = [(*panel, groups) for panel in preview.panels()]
+    panels += [(*panel, list(preview.streams)) for panel in preview.of_streams]
+    size = (9, 2.7 * len(panels))
+    picture, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, layout="constrained")
+    for axis, (name, curves, labels) in zip(axes, panels, strict=True):
+        for label, curve in zip(labels, curves, strict=True):
+            axis.plot(preview.steps, curve, label=label)
         axis.set_ylabel(name)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    for axis in axes[::3]:  # of the groups, and of the streams
+        axis.legend(fontsize=8)
     axes[0].set_title(f"{preview.title}\n{preview.schedule}", fontsize=10)
     axes[-1].set_xlabel("optimizer step")
     buffer = io.BytesIO()
