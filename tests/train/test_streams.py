@@ -46,6 +46,26 @@ def test_loss_tokens_and_epochs_are_those_of_the_rows(whole: Path) -> None:
         begin = step
 
 
+STAGES = """
+[[mosaic_stages]]
+duration = "4ba"
+proportion = {{ "web, 2026" = 0.75, books = 0.25 }}
+[[mosaic_stages]]
+proportion = {{ books = 1 }}
+"""
+
+
+def test_stages_with_a_callback(data: Path, tmp_path: Path) -> None:
+    """A stream that is no longer read has no loss, and keeps its counts."""
+    arguments = jobs.write_job(tmp_path, data, ON + SUMS, mds_data.TWO_STREAMS + STAGES)
+    assert jobs.run_here(arguments, "--training.steps=6") == 0
+    assert list(jobs.scalars(tmp_path, f"loss/{A}")) == [1, 2, 3, 4]
+    assert list(jobs.scalars(tmp_path, f"tokens/{A}").values()) == [192, 384, 576, 768, 768, 768]
+    losses, labels = (jobs.scalars(tmp_path, f"sums/{what}/b") for what in ("losses", "labels"))
+    found = jobs.scalars(tmp_path, f"loss/{B}")
+    assert found == {step: pytest.approx(losses[step] / labels[step], rel=1e-6) for step in range(1, 7)}
+
+
 def test_bits_per_byte_are_the_loss_of_the_same_step(whole: Path) -> None:
     found, losses = (jobs.scalars(whole, tag) for tag in ("loss_metrics/bits_per_byte", jobs.LOSS))
     labels, text = ({step: sum_of(whole, what, step) for step in losses} for what in ("labels", "bytes"))

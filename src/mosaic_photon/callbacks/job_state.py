@@ -49,7 +49,7 @@ class JobState:
             train_dataloader=self._data.loader,
             dataloader=self._data.loader,
             dataloader_label="train",
-            dataloader_len=self._data.loader.steps_per_epoch,
+            dataloader_len=self._data.loader.steps_per_epoch or -1,  # stages have no epoch, which Composer calls -1
             precision=_precision(trainer),
             optimizers=list(trainer.optimizers),
             callbacks=list(callbacks),
@@ -92,7 +92,7 @@ class JobState:
             self.state.outputs = torch.Tensor()
         elif event == "eval_end":
             loader = self._data.loader
-            self.state.set_dataloader(loader, "train", loader.steps_per_epoch)
+            self.state.set_dataloader(loader, "train", loader.steps_per_epoch or -1)
             self._batch_began += time.monotonic() - self._eval_began
 
     def start_events(self) -> list[str]:
