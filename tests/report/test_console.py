@@ -21,7 +21,8 @@ from mosaic_photon.report.record import read_run
 def in_terminal(command: list[str]) -> str:
     """What the command shows in a terminal of its own, without what only colours and moves the cursor."""
     ours, its = pty.openpty()
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    environment = given | {"COLUMNS": "120", "TERM": "xterm"}
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, cwd=jobs.ROOT, env=environment) as process:
         os.close(its)
         shown = b""
