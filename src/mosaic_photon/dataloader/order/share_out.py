@@ -41,10 +41,15 @@ def samples_at(
     if classes > 1:
         kind, row = _exchanged(kind, row, upto[:, -1].astype(np.int64), room)
     batch = np.arange(len(counts))[:, None]
-    own = upto.transpose(0, 2, 1)[batch, kind]  # (batches, places, streams)
-    stream = (own <= row[..., None]).sum(axis=2)
-    before = np.where(stream > 0, np.take_along_axis(own, np.maximum(stream - 1, 0)[..., None], axis=2)[..., 0], 0)
-    return stream, (row - before) * classes + (kind - first[batch, stream]) % classes
+    stream, before = np.zeros(kind.shape, np.int64), np.zeros(kind.shape, np.int64)
+    for one in range(counts.shape[1] - 1):  # stream by stream, whose arrays stay in the cache
+        own = upto[:, one][batch, kind]
+        past = own <= row
+        stream += past
+        np.copyto(before, own, where=past)
+    after = kind - first[batch, stream]
+    after += classes * (after < 0)
+    return stream, (row - before) * classes + after
 
 
 def _exchanged(
