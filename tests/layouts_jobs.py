@@ -149,9 +149,12 @@ interval = "1ba"
 """
 
 
-def entry(folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str) -> dict[str, object]:
-    """One job of the driver's plan, with its configs written into `folder`."""
-    arguments = jobs.write_job(folder, data, job, mds_data.TWO_STREAMS if BY_STREAM in job else DATA)
+def entry(
+    folder: Path, name: str, layout: Layout, job: str, data: Path, *flags: str, config: str = ""
+) -> dict[str, object]:
+    """One job of the driver's plan, with its configs written into `folder`; `config` is the data's, if not usual."""
+    config = config or (mds_data.TWO_STREAMS if BY_STREAM in job else DATA)
+    arguments = jobs.write_job(folder, data, job, config)
     return {
         "name": name,
         "ranks": layout.ranks,

@@ -24,13 +24,13 @@ class Reads(Callback):
 
 
 class Interrupts(Callback):
-    """Sends this process a signal in its second step."""
+    """Sends this process a signal in a step, counted from 1."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, step: int = 2) -> None:
+        self.number, self.step = number, step
 
     def before_forward(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == 1:
+        if state.timestamp.batch.value == self.step - 1:
             os.kill(os.getpid(), self.number)
 
 

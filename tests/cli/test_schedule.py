@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mds_data import write_mds
 from mosaic_photon.cli import main
 from mosaic_photon.cli.schedule import decay_kind, preview_of
 from mosaic_photon.optimizers import ADOPT, QHADOPT
@@ -103,3 +104,42 @@ def test_a_drawing_has_its_curve_where_the_values_are():
     lines = drawing(np.arange(100), [np.linspace(0, 1, 100)], width=20, height=5).splitlines()
     assert lines[0].endswith("•") and lines[4].split("┤")[1].startswith("•")
     assert lines[0].startswith("        1 ┤")
+
+
+STAGES = """
+[[mosaic_stages]]
+duration = "10ba"
+proportion = {{ web = 0.75, code = 0.25 }}
+[[mosaic_stages]]
+duration = "20ba"
+ramp = true
+proportion = {{ code = 1 }}
+[[mosaic_stages]]
+proportion = {{ code = 1 }}
+[mosaic_dataloader]
+name = "text"
+[mosaic_dataloader.dataset.streams]
+web = {{ local = "{data}/web" }}
+code = {{ local = "{data}/code" }}
+"""
+
+
+def test_streams_of_the_data_are_drawn_beside(job, tmp_path, capsys):
+    write_mds(tmp_path / "web", 48)
+    write_mds(tmp_path / "code", 16)
+    data = tmp_path / "data.toml"
+    data.write_text(STAGES.format(data=tmp_path))
+    assert main(["schedule", job(), str(data), "--batch", "8", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name} (• web, + code)" in printed for name in ("share of a step", "tokens", "passes"))
+    assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+    curves = dict(preview_of(job(), 8, None, str(data)).of_streams)
+    web, code = curves["share of a step"]
+    assert (web + code == 1).all() and (web[:10] == 0.75).all() and not web[30:].any()
+    assert abs(np.cumsum(8 * web[10:30]) - 8 * 0.75 * (np.arange(1, 21) - np.arange(1, 21) ** 2 / 40)).max() < 1
+    for stream, size in enumerate((48, 16)):
+        read = np.concatenate([[0], 8 * np.cumsum(curves["share of a step"][stream])[:-1]])
+        np.testing.assert_allclose(curves["tokens"][stream], 64 * read)
+        np.testing.assert_allclose(curves["passes"][stream], read / size)
+    assert main(["schedule", job(), str(data), "--no-files"]) == 1
+    assert "give --batch N" in capsys.readouterr().err
