@@ -1,8 +1,8 @@
-"""What the data plane costs as data sets and jobs grow: the index, an epoch's order, eviction and start-up.
+"""What the data plane costs as data sets and jobs grow: index, an epoch's order, eviction, start-up, trace and stages.
 
     python benchmarks/bench_scale.py [--repeats 5] [--largest-order 100000000] [--streaming-order 10000000]
         [--largest-index 1000000] [--streaming-index 100000] [--largest-cache 100000] [--streaming-cache 10000]
-        [--only index order eviction start trace] [--simulate]
+        [--only index order eviction start trace stages] [--simulate]
 
 Each figure is of a process of its own, Streaming's of its own code on the same files in the same run: medians of rounds
 in which they take turns, each on an empty node folder, and the median ratio of ours to Streaming's in a round. "Another
@@ -38,6 +38,8 @@ TOKENS = 16
 PRESENT_SHARE = 10
 """Of the shards, one in this many is in the cache when others are fetched; at most 10,000."""
 DECISIONS = 50
+RAMP = [{"a": 0.8, "b": 0.2}, {"a": 0.2, "b": 0.3, "c": 0.5}]
+"""Shares of streams where a ramp of stages begins and ends."""
 Row = dict[str, Any]
 Probes = dict[str, tuple[str, float]]
 
@@ -184,8 +186,8 @@ def cache_streaming(row: Row, folder: str, node: str) -> None:
     row["ms_each"] = 1000 * row["s"] / DECISIONS
 
 
-def start_ours(row: Row, folder: str, node: str) -> None:
-    """From nothing to the first batch of 8, shards here."""
+def loader_of(node: str, dataset: dict[str, Any], tokens: int, batch: int = 8, **mosaic: Any) -> Any:
+    """Our loader of micro-batches of 8, in one process."""
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
     from mosaic_photon.dataloader import build_mosaic_dataloader
@@ -193,13 +195,80 @@ def start_ours(row: Row, folder: str, node: str) -> None:
 
     assets = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
     job, tokenizer = MosaicJobConfig(), HuggingFaceTokenizer(assets)
-    dataset = {"local": folder, "shuffle": True, "max_seq_len": TOKENS}
+    dataset = {"shuffle": True, "max_seq_len": tokens, **dataset}
+    vars(job.mosaic).update(mosaic, node_folder=node)
     job.mosaic.dataloader = {"name": "text", "drop_last": True, "num_workers": 0, "dataset": dataset}
-    job.mosaic.node_folder, job.model.hf_assets_path = node, assets
-    job.training.local_batch_size, job.training.seq_len = 8, TOKENS
+    job.model.hf_assets_path = assets
+    job.training.local_batch_size, job.training.global_batch_size, job.training.seq_len = 8, batch, tokens
+    return build_mosaic_dataloader(1, 0, tokenizer, job)
+
+
+def start_ours(row: Row, folder: str, node: str) -> None:
+    """From nothing to the first batch of 8, shards here."""
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer  # noqa: F401
+
+    from mosaic_photon.dataloader import build_mosaic_dataloader  # noqa: F401
+
     with measured(row):
-        loader = build_mosaic_dataloader(1, 0, tokenizer, job)
+        loader = loader_of(node, {"local": folder}, TOKENS)
         next(iter(loader))
+    loader.close()
+
+
+def numbers_ours(row: Row, folder: str, node: str) -> None:
+    """The numbers by step of 8 streams in a ramp, which a node makes once."""
+    from fractions import Fraction
+
+    from mosaic_photon.dataloader.order.stages import Numbers, Stage
+
+    first, last = (tuple(Fraction(one, 36) for one in weights) for weights in (range(1, 9), range(8, 0, -1)))
+    steps = int(Path(folder, "steps").read_text())
+    with measured(row):
+        Numbers(Stage(last, steps, first), 512, lambda: Path(node)).upto(steps)
+
+
+def ramp_of(node: str, dataset: dict[str, Any], tokens: int, batch: int, steps: int) -> Any:
+    """A loader of three streams in a ramp of so many steps."""
+    begin, end = RAMP
+    stages = [{"duration": "1ba", "proportion": begin}, {"duration": f"{steps}ba", "ramp": True, "proportion": end}]
+    return loader_of(node, dataset, tokens, batch, stages=[*stages, {"proportion": end}])
+
+
+def step_ours(row: Row, folder: str, node: str, ranks: int) -> None:
+    """What a rank's samples of a step of 512 cost in a ramp of three streams, orders and numbers there."""
+    from mosaic_photon.dataloader.order.deal import Layout
+
+    steps = 1000
+    dataset = {"streams": {name: {"local": folder, "split": name} for name in "abc"}, "num_canonical_nodes": 64}
+    loader = ramp_of(node, dataset, TOKENS - 2, 512, 8 * steps)
+    layout = Layout(ranks, 0, 8, 512, 1, ())
+    for _ in loader.plan.blocks(1, 1 + steps, layout):
+        pass
+    with measured(row):
+        for _ in loader.plan.blocks(1 + steps, 1 + 2 * steps, layout):
+            pass
+    row |= {"us": 1e6 * row["s"] / steps, "cpu_us": 1e6 * row["cpu_s"] / steps}
+    loader.close()
+
+
+def batches_ours(row: Row, folder: str, node: str, ramp: bool) -> None:
+    """Batches of 8 samples of 2048 tokens through two epochs: in both the samples of two are looked up in them."""
+    from bench_loader import BATCH, SEQ_LEN
+
+    sets = {name: {"local": folder, "split": name} for name in "abc"}
+    samples = sum(shard["samples"] for shard in json.loads(Path(folder, "all", "index.json").read_text())["shards"])
+    batches = 2 * (samples // BATCH)
+    if ramp:
+        loader = ramp_of(node, {"streams": sets}, SEQ_LEN + 1, BATCH, batches + 200)
+    else:
+        loader = loader_of(node, {"local": folder, "split": "all"}, SEQ_LEN + 1)
+    iterator = iter(loader)
+    for _ in range(100):
+        next(iterator)
+    with measured(row):
+        for _ in range(batches):
+            next(iterator)
+    row |= {"rate": batches / row["s"], "cpu_ms": 1000 * row["cpu_s"] / batches}
     loader.close()
 
 
@@ -266,7 +335,9 @@ def simulate(row: Row, folder: str, node: str) -> None:
 
 PROBES: dict[str, Callable[[Row, str, str], None]] = {f.__name__: f for f in (
     index_ours, index_streaming, order_ours, order_streaming, cache_ours, cache_streaming, start_ours, start_streaming,
-    trace_ours, simulate)}  # fmt: skip
+    trace_ours, numbers_ours, simulate)}  # fmt: skip
+PROBES |= {f"step_ours_{ranks}": partial(step_ours, ranks=ranks) for ranks in (1, 8)}
+PROBES |= {"batches_ramp": partial(batches_ours, ramp=True), "batches_static": partial(batches_ours, ramp=False)}
 
 
 def probe(name: str, folder: Path, node: Path, **environment: str) -> Row:
@@ -292,7 +363,7 @@ class Table:
         print("|---" * (2 + len(columns)) + "|")
 
     def measure(self, size: int, folder: Path, node: Path, probes: dict[str, str], repeats: int) -> None:
-        """Medians over rounds of all `probes`, by whose they are; ratios of the first one's to Streaming's."""
+        """Medians over rounds of all `probes`, by whose they are; ratios of the first one's to a peer's."""
         rounds: dict[str, list[Row]] = {who: [] for who in probes}
         for _ in range(repeats):
             shutil.rmtree(node, ignore_errors=True)
@@ -304,7 +375,7 @@ class Table:
             self.rows.setdefault(who, []).append((size, row))
             self._show(who, f"{size:,}", row)
         ours, *others = rounds
-        for theirs in (who for who in others if who.startswith("Streaming")):
+        for theirs in (who for who in others if who.startswith(PEERS)):
             pairs = list(zip(rounds[ours], rounds[theirs], strict=True))
             shared = [name for name in self.columns if all(a.get(name) and b.get(name, 0) > 0 for a, b in pairs)]
             ratios = {name: statistics.median(a[name] / b[name] for a, b in pairs) for name in shared}
@@ -326,6 +397,8 @@ class Table:
             print(f"| {who} | slope | {' | '.join(shown)} |", flush=True)
 
 
+STATIC = "one static stream"
+PEERS = ("Streaming", STATIC)
 FIRST, OTHER = "first rank of a node", "another rank"
 RUN = {FIRST: {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "0"}, OTHER: {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "1"}}
 CLOCK = {"s": "s", "cpu_s": "CPU s", "mib": "MiB", "peak_mib": "MiB at the peak"}
@@ -385,6 +458,36 @@ def trace_table(args: argparse.Namespace, node: Path) -> None:
     fill(table, args, node, powers(1_000_000, args.largest_order), write, probes)
 
 
+def stages_table(args: argparse.Namespace, node: Path) -> None:
+    from bench_loader import write_data
+
+    def write_steps(folder: Path, steps: int) -> Path:
+        folder.mkdir()
+        (folder / "steps").write_text(str(steps))
+        return folder
+
+    def write_sets(folder: Path, batch: int) -> Path:
+        folder.mkdir()
+        for name in "abc":
+            write_shards(folder / name, 2 * batch, SAMPLES_PER_SHARD)
+        return folder
+
+    def write_streams(folder: Path, samples: int) -> Path:
+        folder.mkdir()
+        for name, part in (("all", 1), *((name, 3) for name in "abc")):
+            write_data(folder / name, samples // part)
+        return folder
+
+    table = Table("Stages: steps of a ramp of 8 streams, whose numbers are made once a node", CLOCK)
+    fill(table, args, node, powers(10_000, 10**6), write_steps, {FIRST: ("numbers_ours", math.inf)})
+    table = Table("Stages: samples of a step, three streams in a ramp", {"us": "µs a step", "cpu_us": "CPU µs a step"})
+    probes: Probes = {f"a rank of {ranks}": (f"step_ours_{ranks}", math.inf) for ranks in (1, 8)}
+    fill(table, args, node, [512], write_sets, probes)
+    table = Table("Stages: samples of 2048 tokens, 8 a batch", {"rate": "batches/s", "cpu_ms": "CPU ms a batch"})
+    probes = {"three streams in a ramp": ("batches_ramp", math.inf), STATIC: ("batches_static", math.inf)}
+    fill(table, args, node, [18 * 1022], write_streams, probes)
+
+
 def simulation(root: Path, node: Path) -> None:
     print("\n## 128 nodes of 8 ranks, 10^9 samples in 10^6 shards of 67 MiB, 128 canonical nodes\n")
     for name, value in probe("simulate", root, node).items():
@@ -397,6 +500,7 @@ TABLES = {
     "eviction": eviction_table,
     "start": start_table,
     "trace": trace_table,
+    "stages": stages_table,
 }
 
 
