@@ -112,7 +112,7 @@ def figure(preview: Preview) -> bytes:
     for axis, (name, curves, labels) in zip(axes, panels, strict=True):
         for label, curve in zip(labels, curves, strict=True):
             axis.plot(preview.steps, curve, label=label)
-        axis.set_ylabel(name)
+        axis.set_ylabel(name.replace(" (", "\n("))  # as long as the panel is high
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     for axis in axes[::3]:  # of the groups, and of the streams
