@@ -53,7 +53,7 @@ def write_run(
             lines.append(Row(**common, metrics=_metrics(report, rows, streams, lr, report in bad, chance)))
             facts = {"steps": 10, "data_wait": 0.2}
             if report in bad:
-                why = {"why": "its loss is not finite", "samples": list(range(8)), "loss": "NaN"}
+                why = {"why": "its loss is not finite", "samples": "stream 'web', samples 0, 1", "loss": "NaN"}
                 lines.append(Row(**common, event="skip", facts=why))
             lines.append(Row(**common, event="steps", seconds=10 * SECONDS, facts=facts))
             if report % max(1, rows // 10) == 0:

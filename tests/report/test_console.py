@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import jobs
+from mosaic_photon.report import recorder
 from mosaic_photon.report.console import LOSS, Lines, Once, clock, line_of, short
 from mosaic_photon.report.record import read_run
 
@@ -49,6 +50,7 @@ def test_a_job_in_a_terminal_shows_a_line_a_report_and_what_comes_next(tmp_path:
     for loss in losses["validation_metrics/loss"].values:
         assert f"validation {loss:.4f}\n" in shown
     assert "opening the data" in shown
+    assert "Begins anew: there is no complete checkpoint.\n" in shown
     assert "[titan]" not in shown
     assert shown.count("model.safetensors.index.json not found") == 1
     out = tmp_path / "out"
@@ -76,7 +78,22 @@ def test_a_line_has_mfu_where_it_is_known_and_the_throughput_of_all_ranks() -> N
     assert [short(0), short(999), short(81_920), short(3.2e9)] == ["0", "999", "81.9k", "3.2B"]
 
 
-def test_warnings_are_shown_once_and_information_never(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_this_project_tells_is_shown_on_rank_0(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Once(Lines(4))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        for path in (recorder.__file__, logging.__file__):
+            text = f"rank {rank} goes on from   step 2"
+            handler.handle(logging.LogRecord("root", logging.INFO, path, 1, text, None, None))
+    assert capsys.readouterr().out == "rank 0 goes on from step 2\n"
+
+
+def test_warnings_are_shown_once_and_information_of_others_never(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
     logger = logging.Logger("test")
     logger.addHandler(Once(Lines(4)))
     for _ in range(3):

@@ -117,8 +117,9 @@ def test_numbers_that_are_not_finite_and_restarts_are_told(runs: Path, capsys: p
     assert page.tables["Last and lowest losses"][1][:2] == ["Training loss", "not a number"]
     starts = page.tables["Starts of the job"][1:]
     assert [row[0] for row in starts] == ["1", "2", "3"] and [row[2] for row in starts] == ["0", "200", "350"]
+    assert [row[-1] for row in starts] == ["killed", "killed", "ended"]
     assert dict(page.tables["What the time went into"])["steps done again"].startswith("50.0 s (")
-    words = "why its loss is not finite, samples 0, 1, 2, 3, … (8 in all), loss NaN"
+    words = "its loss is not finite; stream 'web', samples 0, 1; loss NaN"
     assert page.tables["What was skipped"][1:] == [[step, words] for step in ("200", "210", "600")]
     assert "12 reports were done again" in capsys.readouterr().err
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +15,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 LOSS, SET = "loss_metrics/global_avg_loss", "validation_metrics/"
+OURS = str(Path(__file__).parents[1]) + os.sep
+"""Begins the path of each of this project's files."""
 _current: Lines | None = None
 
 
@@ -63,14 +67,22 @@ class Lines:
 
 
 class Once(logging.Handler):
-    """Warnings and errors, each text once."""
+    """Warnings and errors, and what this project tells on rank 0: where it begins, that it stops. Each text once."""
 
     def __init__(self, lines: Lines) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.lines, self._said = lines, set[str]()
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.pathname.startswith(OURS) and os.environ["RANK"] == "0"
+        return bool(super().filter(record)) and (ours or record.levelno >= logging.WARNING)
+
     def emit(self, record: logging.LogRecord) -> None:
-        text = f"{record.levelname.lower()}: {self.format(record)}"
+        text = re.sub(r"(?<=\S) {2,}(?=\S)", " ", self.format(record))  # others break their lines within a text
+        if record.levelno == logging.INFO:
+            self.lines.say(text)
+            return
+        text = f"{record.levelname.lower()}: {text}"
         if text not in self._said:
             self._said.add(text)
             self.lines.say(text, "red" if record.levelno >= logging.ERROR else "yellow")

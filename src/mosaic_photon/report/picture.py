@@ -28,6 +28,10 @@ def picture(runs: Sequence[Shown]) -> bytes:
     axes = whole.subplots(rows, 2, squeeze=False).flatten()
     for axis, panel in zip(axes, drawn, strict=False):
         _draw(axis, panel, legend=len(runs) == 1 and len(panel.lines) > 1)
+        for place, run in enumerate(runs):
+            steps = [row.step for row in run.run.restarts()]
+            colour = COLOURS[place % len(COLOURS)] if len(runs) > 1 else "gray"
+            axis.vlines(steps, 0, 1, colour, "dashed", transform=axis.get_xaxis_transform(), linewidth=0.8, alpha=0.8)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     if len(runs) > 1 and drawn:  # one for all: each plot has a line a run

@@ -16,6 +16,8 @@ from mosaic_photon.report.series import Curve, differing, flat
 
 MOST_ROWS = 200
 """Rows of a table, at most."""
+MOST_OF_END = 160
+"""Characters of what a start of the job ended with, at most."""
 SPENT = {
     "start": "start",
     "compile": "compile",
@@ -87,10 +89,11 @@ def glance(runs: Sequence[Shown]) -> Table:
     return Table("The runs", columns, {"": rows})
 
 
-def end_of(run: Shown) -> Row | None:
-    """What the last attempt told of its end; nothing where it runs or was killed."""
-    last = run.run.attempts[-1].attempt if run.run.attempts else 0
-    return next((row for row in run.run.events if row.event == STOP and row.attempt == last), None)
+def end_of(run: Shown, attempt: int | None = None) -> Row | None:
+    """What an attempt, the last if not said, told of its end; nothing where it runs or was killed."""
+    if attempt is None:
+        attempt = run.run.attempts[-1].attempt if run.run.attempts else 0
+    return next((row for row in run.run.events if row.event == STOP and row.attempt == attempt), None)
 
 
 def state(run: Shown) -> str:
@@ -157,10 +160,20 @@ def attempts(runs: Sequence[Shown]) -> Table:
             changed = differing([before, now]) if before is not None else {}
             words = "; ".join(f"{key}: {text(old)} → {text(new)}" for key, (old, new) in changed.items())
             step = f"{starts[attempt.attempt].step:,}" if attempt.attempt in starts else "–"
-            row = [str(attempt.attempt), moment(attempt.time), step, attempt.begin, words or "–"]
+            end = _end(run, attempt.attempt)
+            row = [str(attempt.attempt), moment(attempt.time), step, attempt.begin, words or "–", end]
             groups.setdefault(run.name if len(runs) > 1 else "", []).append(row)
             before = now
-    return Table("Starts of the job", ["start", "when", "after step", "from", "changed"], groups)
+    return Table("Starts of the job", ["start", "when", "after step", "from", "changed", "end"], groups)
+
+
+def _end(run: Shown, attempt: int) -> str:
+    """How a start of the job ended; one that another followed and that told of no end was killed."""
+    told = end_of(run, attempt)
+    if told is None:
+        return "–" if attempt == run.run.attempts[-1].attempt else "killed"
+    how = str((told.facts or {}).get("how", "ended"))
+    return how if len(how) <= MOST_OF_END else f"{how[:MOST_OF_END].rstrip()} …"
 
 
 def skipped(runs: Sequence[Shown]) -> Table:
@@ -170,9 +183,16 @@ def skipped(runs: Sequence[Shown]) -> Table:
         if run.run.attempts and (words := dict(run.run.attempts[-1].table or []).get("skipped")):
             groups.setdefault(run.name if len(runs) > 1 else "", []).append(["–", words])
         for row in [row for row in run.run.events if row.event == SKIP and run.run.counts(row)][:MOST_ROWS]:
-            words = ", ".join(f"{name.replace('_', ' ')} {_brief(value)}" for name, value in (row.facts or {}).items())
+            words = "; ".join(_fact(name, value) for name, value in (row.facts or {}).items())
             groups.setdefault(run.name if len(runs) > 1 else "", []).append([f"{row.step:,}", words or "–"])
     return Table("What was skipped", ["step", "what"], groups)
+
+
+def _fact(name: str, value: Any) -> str:
+    """Name and value; why a step was held back, and its samples, are told in words that need no name."""
+    return (
+        value if name in ("why", "samples") and isinstance(value, str) else f"{name.replace('_', ' ')} {_brief(value)}"
+    )
 
 
 def _brief(value: Any) -> str:

@@ -90,11 +90,12 @@ class MosaicMetricsProcessor(MetricsProcessor):
         named = {**numbers, "throughput(tps)": tps}
         self.logger.log({f"validation_metrics/{label}/{name}": value for name, value in named.items()}, step)
         bits = f"  bits per byte: {numbers['bits_per_byte']:6.4f}" if "bits_per_byte" in numbers else ""
-        logger.info(
-            f"{self.color.yellow}validate step: {step:2}  {self.color.cyan}{label}  "
-            f"{self.color.green}loss: {numbers['loss']:7.4f}{bits}  "
-            f"{self.color.blue}tps: {round(tps):,}{self.color.reset}"
-        )
+        if console.current() is None:  # a terminal's lines have one for it
+            logger.info(
+                f"{self.color.yellow}validate step: {step:2}  {self.color.cyan}{label}  "
+                f"{self.color.green}loss: {numbers['loss']:7.4f}{bits}  "
+                f"{self.color.blue}tps: {round(tps):,}{self.color.reset}"
+            )
         self.ntokens_since_last_log, self.time_last_log = 0, time.perf_counter()
         self.device_memory_monitor.reset_peak_stats()
 
