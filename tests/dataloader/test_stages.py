@@ -12,6 +12,7 @@ import pytest
 from streaming.base.world import World
 
 from mds_data import flat, job, numbers, streamings_work, write_mds
+from mosaic_photon.cli.schedule import stream_panels
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import STATE_KEY
 from mosaic_photon.errors import ConfigError
@@ -208,6 +209,57 @@ def test_stages_must_last_as_long_as_the_run(build: Any, data: dict[str, Any]) -
     build(staged(data, [half, {**half, "duration": "1e12tok"}]))  # a run may end before its last stages
     with pytest.raises(ConfigError, match=r"stage 1.duration: '1tok' is 0.0078 steps, less than half of one"):
         build(staged(data, [{**half, "duration": "1tok"}, half]))
+
+
+def test_batches_are_passed_over_within_stages(build: Any, data: dict[str, Any]) -> None:
+    """Three streams in a ramp: later steps take later batches, resumed at another size, and steps are told as steps."""
+    whole = read(build(staged(data)), 40)
+    first, state = read_by_all(build, staged(data), {}, 2, 6)
+    later = staged(data, skip_batches=["8-11", "17"], steps=35)
+    seen, state = read_by_all(build, later, state, 4, 9)
+    rest, state = read_by_all(build, staged(data, steps=35), state, 1, 20)
+    assert [*first, *seen, *rest] == [step for number, step in enumerate(whole, 1) if number not in {8, 9, 10, 11, 17}]
+    loader = build(later)
+    told = dict(loader.reads(35))
+    assert told["stage 2"] == "from step 6 on 6 steps, a ramp to web 0.5, code 0.4, math 0.1"
+    assert told["stage 3"].startswith("from step 12 on to the end") and told["passes"].endswith("by step 35")
+    with pytest.raises(ConfigError, match="the stages end after step 11, the run after step 35"):
+        build(staged(data, STAGES[:2], skip_batches=["8-11"], steps=35))
+    with pytest.raises(ConfigError, match=r"stage 3.max_epochs.math: 2, but step .* and by step 35 it is read"):
+        build(staged(data, [*STAGES[:2], {**STAGES[2], "max_epochs": {"math": 2}}], 35, skip_batches=["8-11", "17"]))
+
+
+def test_what_was_read_before_stages_were_changed_knowingly_is_not_told(build: Any, data: dict[str, Any]) -> None:
+    loader = build(staged(data))
+    read(loader, 8)
+    other = [{"proportion": {"web": 1, "math": 1}}]
+    changed = build(staged(data, other, allow_data_change=True))
+    changed.load_state_dict(loader.state_dict())
+    assert sum(of("math", read(changed, 3))) == 12
+    again = build(staged(data, other))
+    again.load_state_dict(changed.state_dict())
+    ids = again.plan.samples(8)
+    assert len(ids) == 8 and again.progress.batch == 11
+    for batch in (0, 7):
+        with pytest.raises(ConfigError, match=f"batch {batch} was read before the data were changed, at batch 8"):
+            again.plan.samples(batch)
+        with pytest.raises(ConfigError, match="read before the data were changed"):
+            again.plan.place(batch)
+
+
+def test_schedule_s_curves_are_of_the_steps_that_are_taken(build: Any, data: dict[str, Any], tmp_path: Path) -> None:
+    """The last step has batch 26: as many samples of each stream as the loader reads, without those passed over."""
+    path, config = tmp_path / "data.yaml", staged(data, steps=20, skip_batches=["8-12", "17"])
+    loader = {"name": "text", "dataset": {**data, "max_seq_len": 17}}
+    path.write_text(json.dumps({"mosaic_stages": STAGES, "mosaic_dataloader": loader}))
+    names, panels = stream_panels(config, str(path), 8, np.arange(20))
+    curves, seen = dict(panels), read(build(config), 20)
+    for name, share, tokens, passes in zip(
+        names, curves["share of a step"], curves["tokens"], curves["passes"], strict=True
+    ):
+        assert np.allclose(share * 8, of(name, seen))
+        assert np.allclose(tokens, 16 * np.cumsum([0, *of(name, seen)])[:-1])
+        assert np.isclose(passes[19], build(config).plan.passes(25)[names.index(name)])
 
 
 GOOD = """

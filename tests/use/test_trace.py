@@ -309,6 +309,9 @@ def test_a_run_that_went_on_in_stages_is_known_before_and_behind_them(
     wanted = samples[-1][1]
     seen = [step["step"] for step in listed(tmp_path, capsys, "--sample", wanted, flags=flags)]
     assert seen == list(dict.fromkeys(step for step, name in samples if name == wanted))
+    jobs.write_job(tmp_path, mds, job, DATA + STAGES[: STAGES.rindex("[[")])
+    trace(tmp_path, "--step", "30", flags=flags, expect=1)
+    assert "the stages end after step 17, the run after step 30" in capsys.readouterr().err
 
 
 TOKENIZERS = {

@@ -131,7 +131,6 @@ def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
 def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
 
-    from mosaic_photon.dataloader.staging import rows_of
     from mosaic_photon.errors import ConfigError
     from mosaic_photon.job.layout_checks import check_sequences, data_parallel_degree
     from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
@@ -142,10 +141,7 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(find_tokenizer(job.model.hf_assets_path)[0])
     loader = build_dataloader(data_parallel, 0, tokenizer, job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
-    steps, rows = (
-        loader.steps_per_epoch,
-        dict(rows_of(loader.plan, job.training.steps, loader.end_of(job.training.steps))),
-    )
+    steps, rows = loader.steps_per_epoch, dict(loader.reads(job.training.steps))
     if args.nnodes and steps is None:
         raise ConfigError(f"--nnodes: what each node reads is known of an epoch, and {args.config} has stages")
     nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}

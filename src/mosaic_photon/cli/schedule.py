@@ -118,6 +118,7 @@ def stream_panels(job: Any, path: str, batch: int | None, steps: Any) -> tuple[A
     import numpy as np
 
     from mosaic_photon.dataloader.inspection import open_dataset
+    from mosaic_photon.dataloader.order.skips import Skips
     from mosaic_photon.dataloader.staging import plan_of_data
     from mosaic_photon.job.data_config import load_data_config
     from mosaic_photon.job.run_length import RunLength
@@ -127,9 +128,15 @@ def stream_panels(job: Any, path: str, batch: int | None, steps: Any) -> tuple[A
     config = load_data_config(path)
     dataset = open_dataset(config.train)
     run = RunLength(job.training.steps, batch, batch * job.training.seq_len)
-    plan = plan_of_data(dataset, config, run, job.mosaic.node_folder)
-    passes = np.array([plan.passes(int(step)) for step in [*steps, job.training.steps]])
-    read = passes * dataset.samples_per_stream
+    skips = Skips.parse(job.mosaic.skip_batches)
+    plan = plan_of_data(dataset, config, run, skips, job.mosaic.node_folder)
+    batches = [*(skips.batch_of(int(step)) for step in steps), skips.end_of(job.training.steps)]
+    passes = np.array([plan.passes(batch) for batch in batches])
+    passed_over = [
+        sum((plan.passes(end) - plan.passes(begin) for begin, end in skips.before(batch).ranges), 0 * passes[0])
+        for batch in batches
+    ]
+    read = (passes - passed_over) * dataset.samples_per_stream
     apart = np.diff([*steps, job.training.steps])[:, None] * batch
     curves = {"share of a step": np.diff(read, axis=0) / apart, "tokens": read[:-1] * job.training.seq_len}
     curves["passes"] = passes[:-1]

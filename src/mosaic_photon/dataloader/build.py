@@ -88,13 +88,13 @@ def open_loader(
         loader.begin, ahead = saved.progress, saved.ahead and f"changed ahead of the checkpoint: {saved.ahead}"
         if staging is not None and STAGES not in saved.fingerprint:
             ahead = f"the stages begin with batch {loader.begin.batch + 1} of the run, each stream with a new pass"
-    if not read:
-        return loader
     plan = loader.plan_of(loader.begin)
     if staging is not None and isinstance(plan, StagedPlan):
-        staging.check(plan, loader.end_of(training.steps) if training.steps else None)
-        if ahead and os.environ.get("RANK", "0") == "0":
-            logger.warning(f"{staging.where}: {ahead}")
+        staging.check(plan, loader.skips_of(loader.begin), training.steps)
+    if not read:
+        return loader
+    if staging is not None and ahead and os.environ.get("RANK", "0") == "0":
+        logger.warning(f"{staging.where}: {ahead}")
     plan.open(loader.begin.batch)  # while the model is built
     return loader
 

@@ -23,7 +23,7 @@ from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.order.staged import StagedPlan
 from mosaic_photon.dataloader.progress import Progress, Saved, dump_state, fingerprint_of, load_state
 from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
-from mosaic_photon.dataloader.staging import Staging, origin_of_stages, static_before
+from mosaic_photon.dataloader.staging import Staging, origin_of_stages, rows_of, static_before
 from mosaic_photon.dataloader.tokens import MicroBatch
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.stages import STAGES
@@ -184,9 +184,9 @@ class DataSpecDataLoader:
         """All that a run passes over which is there: what it has, and what the job asks for ahead."""
         return self._skips | Skips(progress.skipped)
 
-    def end_of(self, steps: int) -> int:
-        """The batch of the plan behind the last that a run of so many steps takes."""
-        return self.skips_of(self.begin).batch_of(steps - 1) + 1
+    def reads(self, steps: int) -> Iterator[tuple[str, str]]:
+        """Name and value of the lines that tell what a job of so many steps reads, as far as it is there."""
+        return rows_of(self.plan_of(self.begin), self.skips_of(self.begin), steps)
 
     def skipping_too(self, first: int, last: int) -> list[str]:
         """What `[mosaic] skip_batches` is to say for these batches, counted from 1, to be passed over, too."""
@@ -222,6 +222,10 @@ class DataSpecDataLoader:
         if isinstance(self.plan, StagedPlan):
             if STAGES not in saved.fingerprint:
                 progress = origin_of_stages(self.data, progress, saved.fingerprint)
+            if changed:
+                assert progress.origin is not None
+                origin = dataclasses.replace(progress.origin, known=progress.batch)
+                progress = dataclasses.replace(progress, origin=origin, before=None)
         elif changed:
             origin = Origin(progress.batch, progress.epoch, begin)
             progress = dataclasses.replace(progress, origin=origin, before=None)

@@ -15,6 +15,7 @@ import numpy as np
 from mosaic_photon.dataloader.node.folder import node_folder
 from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.order.plan import Origin, StaticPlan, origin_of
+from mosaic_photon.dataloader.order.skips import Skips
 from mosaic_photon.dataloader.order.staged import HELD, StagedPlan
 from mosaic_photon.dataloader.order.stages import Numbers, Shares, Stage
 from mosaic_photon.errors import ConfigError
@@ -73,13 +74,13 @@ class Staging:
             passes.append(Orders(of_stream, folder, HELD))
         return StagedPlan(tuple(passes), tuple(Numbers(one, global_batch, folder) for one in self.stages), global_batch)
 
-    def check(self, plan: StagedPlan, end: int | None) -> None:
-        """Judge the plan of a run that ends before a batch; None: as far as it goes.
+    def check(self, plan: StagedPlan, skips: Skips, steps: int) -> None:
+        """Judge the plan of a run of so many steps; 0: as far as it goes.
 
         Raises:
-            ConfigError: the stages end before, or read a stream more often than they may.
+            ConfigError: the stages end before the run, or read a stream more often than they may.
         """
-        begin = plan.origin.batch
+        begin, end = plan.origin.batch, skips.end_of(steps) if steps else None
         for number, (stage, limits) in enumerate(zip(self.stages, self.max_epochs, strict=True), 1):
             to = end if stage.batches is None else begin + stage.batches
             if end is not None and to is not None:
@@ -90,18 +91,19 @@ class Staging:
                 read = plan.read(begin, to)[:, stream]
                 allowed = Fraction(str(most)) * int(plan.sizes[stream])
                 if read[-1] > allowed:
-                    step = begin + int(np.searchsorted(read, int(allowed), side="right"))
+                    batches = begin + int(np.searchsorted(read, int(allowed), side="right"))
+                    step, last = skips.steps_before(batches - 1) + 1, skips.steps_before(to)
                     name, times = plan.names[stream], read[-1] / plan.sizes[stream]
                     raise ConfigError(
                         f"{self.where}, stage {number}.max_epochs.{name}: {most:g}, but step {step} begins to read it"
-                        f" more often, and by step {to} it is read {times:.2f} times; lower its proportion or the"
+                        f" more often, and by step {last} it is read {times:.2f} times; lower its proportion or the"
                         " duration, or allow more"
                     )
             begin = to
         if end is not None and begin < end:
             raise ConfigError(
-                f"{self.where}: the stages end after step {begin}, the run after step {end}; leave out the duration of"
-                " the last stage, which then goes on to the end"
+                f"{self.where}: the stages end after step {skips.steps_before(begin)}, the run after step {steps};"
+                " leave out the duration of the last stage, which then goes on to the end"
             )
 
     def kept(self) -> str:
@@ -145,24 +147,28 @@ def in_words(stage: Stage, names: Sequence[str]) -> str:
     return f"{length}, {'a ramp to ' if stage.before else ''}{shares}"
 
 
-def rows_of(plan: StaticPlan | StagedPlan, steps: int, end: int) -> Iterator[tuple[str, str]]:
-    """Name and value of the lines that tell what a run reads up to a batch: epochs, or stages and passes."""
+def rows_of(plan: StaticPlan | StagedPlan, skips: Skips, steps: int) -> Iterator[tuple[str, str]]:
+    """Name and value of the lines that tell what a run of so many steps reads: epochs, or stages and passes."""
     if isinstance(plan, StaticPlan):
         epoch = plan.batches_per_epoch
         yield "epoch", f"{epoch:,} steps; the job's {steps:,} make {steps / epoch:.2f} epochs"
         return
-    begin = plan.origin.batch
+    begin, end = plan.origin.batch, skips.end_of(steps)
     for number, stage in enumerate((one.stage for one in plan.stages), 1):
         if begin >= end:
             break
-        last = end if stage.batches is None else min(end, begin + stage.batches)
-        yield f"stage {number}", f"from step {begin + 1:,} on {in_words(stage, plan.names)}"
-        begin = last
+        first, last = skips.steps_before(begin), begin + (stage.batches or 0)
+        taken = stage.batches and skips.steps_before(last) - first
+        told = in_words(dataclasses.replace(stage, batches=taken), plan.names)
+        yield f"stage {number}", f"from step {first + 1:,} on {told}"
+        begin = last if stage.batches else end
     passes = ", ".join(f"{name} {much:.2f}" for name, much in zip(plan.names, plan.passes(end), strict=True))
     yield "passes", f"{passes} by step {steps:,}"
 
 
-def plan_of_data(dataset: ShardedDataset, config: DataConfig, run: RunLength, folder: str) -> StaticPlan | StagedPlan:
+def plan_of_data(
+    dataset: ShardedDataset, config: DataConfig, run: RunLength, skips: Skips, folder: str
+) -> StaticPlan | StagedPlan:
     """The plan of a run from its first step on, without a job's loader. Raises ConfigError as a job would."""
     from mosaic_photon.dataloader.loader import BatchedDataset
 
@@ -174,7 +180,7 @@ def plan_of_data(dataset: ShardedDataset, config: DataConfig, run: RunLength, fo
         return StaticPlan(data.orders(batch), batch)
     staging = Staging.of(config.stages, dataset.stream_names, run, f"{config.path}: {STAGES}")
     plan = staging.plan(data, batch)
-    staging.check(plan, run.steps)
+    staging.check(plan, skips, run.steps)
     return plan
 
 

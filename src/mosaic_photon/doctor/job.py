@@ -216,7 +216,6 @@ def _layout(job: MosaicJobConfig, world_size: int) -> str:
 def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: list[str]) -> str:
     """Do as the first rank what the job does with its data, optimizer and schedule before it builds the model."""
     from mosaic_photon.dataloader.padding import estimate
-    from mosaic_photon.dataloader.staging import rows_of
     from mosaic_photon.job.layout_checks import data_parallel_degree
     from mosaic_photon.train_spec import data_of_job
 
@@ -227,11 +226,7 @@ def _dry_run(job: MosaicJobConfig, spec: TrainSpec, world_size: int, warnings: l
         if warning := estimate(data.loader.data, job.training.seq_len).warning:
             warnings.append(warning)
         next(iter(data.loader))
-        rows = rows_of(
-            data.loader.plan,
-            job.training.steps,
-            data.loader.end_of(job.training.steps),
-        )
+        rows = data.loader.reads(job.training.steps)
         return "; ".join(["one batch was read", *(f"{name}: {value}" for name, value in rows)])
 
 

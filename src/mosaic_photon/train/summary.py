@@ -12,7 +12,6 @@ from mosaic_photon.checkpoints.find import checkpoint_folder
 from mosaic_photon.compat.cpu_device_type import ON_CPU
 from mosaic_photon.dataloader import DataSpecDataLoader
 from mosaic_photon.dataloader.padding import Estimate, estimate
-from mosaic_photon.dataloader.staging import rows_of
 from mosaic_photon.job.documents import in_words
 from mosaic_photon.report.record import RUN
 from mosaic_photon.titan.interface import RunningTrainer
@@ -88,7 +87,7 @@ def data_rows(trainer: RunningTrainer, loader: DataSpecDataLoader, estimated: Es
         rows.append(("padding", estimated.in_words))
     if documents := in_words(trainer.job_config, trainer.model_args):
         rows.append(("documents", documents))
-    rows += rows_of(loader.plan_of(loader.begin), training.steps, loader.end_of(training.steps))
+    rows += loader.reads(training.steps)
     if skips := loader.skips_of(loader.begin):
         rows.append(("skipped", f"batches {skips} of the data's plan, {skips.count:,} in all"))
     accumulation = trainer.gradient_accumulation_steps

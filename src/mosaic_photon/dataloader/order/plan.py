@@ -25,11 +25,18 @@ class Origin:
     batch: int = 0
     epoch: int = 0
     offset: int = 0
+    known: int = 0
+    """Batches before it were read of other data; in stages, which count on from `batch` all the same."""
+
+    @property
+    def first_known(self) -> int:
+        """The first batch that the plan knows."""
+        return max(self.batch, self.known)
 
     def unknown(self, batch: int) -> ConfigError:
         """That a batch comes before it."""
         return ConfigError(
-            f"batch {batch} was read before the data were changed, at batch {self.batch}: they do not tell it"
+            f"batch {batch} was read before the data were changed, at batch {self.first_known}: they do not tell it"
         )
 
 

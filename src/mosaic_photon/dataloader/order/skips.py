@@ -86,9 +86,17 @@ class Skips:
             batch += end - begin
         return batch
 
+    def end_of(self, steps: int) -> int:
+        """The batch of the plan behind the last that a run of so many steps takes."""
+        return self.batch_of(steps - 1) + 1
+
+    def steps_before(self, batch: int) -> int:
+        """How many steps take a batch before this one."""
+        return batch - self.before(batch).count
+
     def step_of(self, batch: int) -> int | None:
         """The step that takes a batch of the plan; None for one that is passed over."""
-        return batch - self.before(batch).count if self.next(batch) == batch else None
+        return self.steps_before(batch) if self.next(batch) == batch else None
 
     def next(self, batch: int) -> int:
         """The first batch from this one on that is not passed over."""

@@ -46,8 +46,8 @@ class StagedPlan:
 
     def place(self, batch: int) -> tuple[int, int]:
         """The stages are one epoch without end."""
-        if batch < self.origin.batch and self.before is not None:
-            return self.before.place(batch)
+        if (before := self._before(batch)) is not None:
+            return before.place(batch)
         return self.origin.epoch, self._after(batch) * self.global_batch
 
     def end(self, batch: int) -> int:
@@ -62,13 +62,13 @@ class StagedPlan:
         return self.origin.batch + after
 
     def samples(self, batch: int) -> NDArray[np.int64]:
-        if batch < self.origin.batch and self.before is not None:
-            return self.before.samples(batch)
+        if (before := self._before(batch)) is not None:
+            return before.samples(batch)
         return self._ids(batch, batch + 1, np.arange(self.global_batch))[0]
 
     def blocks(self, batch: int, end: int, layout: Layout, done: int = 0) -> Iterator[NDArray[np.int64]]:
-        if batch < self.origin.batch and self.before is not None:
-            yield from self.before.blocks(batch, end, layout, done)
+        if (before := self._before(batch)) is not None:
+            yield from before.blocks(batch, end, layout, done)
             return
         if done:
             yield self._ids(batch, batch + 1, self._places(layout, done)).reshape(-1, layout.local_batch)
@@ -124,6 +124,14 @@ class StagedPlan:
             before = before + stage.upto(length)[length]
             first, last = max(1, first - length), last - length
         return np.concatenate(parts)
+
+    def _before(self, batch: int) -> StaticPlan | None:
+        """The plan of a batch of before the stages; None: it is theirs. Raises ConfigError where it is not known."""
+        if batch < self.origin.batch and self.before is not None:
+            return self.before
+        if batch < self.origin.first_known:
+            raise self.origin.unknown(batch)
+        return None
 
     def _after(self, batch: int) -> int:
         if batch < self.origin.batch:
