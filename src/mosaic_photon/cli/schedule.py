@@ -118,8 +118,8 @@ def stream_panels(job: Any, path: str, batch: int | None, steps: Any) -> tuple[A
     import numpy as np
 
     from mosaic_photon.dataloader.inspection import open_dataset
+    from mosaic_photon.dataloader.loader import plan_of_data
     from mosaic_photon.dataloader.order.skips import Skips
-    from mosaic_photon.dataloader.staging import plan_of_data
     from mosaic_photon.job.data_config import load_data_config
     from mosaic_photon.job.run_length import RunLength
 

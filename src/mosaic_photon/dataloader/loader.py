@@ -26,6 +26,8 @@ from mosaic_photon.dataloader.shards.ahead import FetchAhead, ReadAhead
 from mosaic_photon.dataloader.staging import Staging, origin_of_stages, rows_of, static_before
 from mosaic_photon.dataloader.tokens import MicroBatch
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.job.data_config import DataConfig
+from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -322,3 +324,20 @@ class EvalLoader:
     def close(self) -> None:
         """Stop threads, close files. The loader can be iterated again."""
         self.data.close()
+
+
+def plan_of_data(
+    dataset: ShardedDataset, config: DataConfig, run: RunLength, skips: Skips, folder: str
+) -> StaticPlan | StagedPlan:
+    """The plan of a run from its first step on, without a job's loader. Raises ConfigError as a job would."""
+
+    def nothing(_: Any) -> Any:
+        raise NotImplementedError
+
+    batch, data = run.per_step("sp"), BatchedDataset(dataset, nothing, nothing, node_folder=folder)
+    if not config.stages:
+        return StaticPlan(data.orders(batch), batch)
+    staging = Staging.of(config.stages, dataset.stream_names, run, f"{config.path}: {STAGES}")
+    plan = staging.plan(data, batch)
+    staging.check(plan, skips, run.steps)
+    return plan

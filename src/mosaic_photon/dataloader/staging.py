@@ -20,13 +20,11 @@ from mosaic_photon.dataloader.order.staged import HELD, StagedPlan
 from mosaic_photon.dataloader.order.stages import Numbers, Shares, Stage
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.run_length import RunLength
-from mosaic_photon.job.stages import STAGES, Stages, steps_of
+from mosaic_photon.job.stages import Stages, steps_of
 
 if TYPE_CHECKING:
-    from mosaic_photon.dataloader.dataset import ShardedDataset
     from mosaic_photon.dataloader.loader import BatchedDataset
     from mosaic_photon.dataloader.progress import Progress
-    from mosaic_photon.job.data_config import DataConfig
 
 NOT_OF_STAGES = ("batching_method", "sampling_method", "sampling_granularity", "epoch_size")
 """Settings that have no part in what a run in stages reads."""
@@ -164,24 +162,6 @@ def rows_of(plan: StaticPlan | StagedPlan, skips: Skips, steps: int) -> Iterator
         begin = last if stage.batches else end
     passes = ", ".join(f"{name} {much:.2f}" for name, much in zip(plan.names, plan.passes(end), strict=True))
     yield "passes", f"{passes} by step {steps:,}"
-
-
-def plan_of_data(
-    dataset: ShardedDataset, config: DataConfig, run: RunLength, skips: Skips, folder: str
-) -> StaticPlan | StagedPlan:
-    """The plan of a run from its first step on, without a job's loader. Raises ConfigError as a job would."""
-    from mosaic_photon.dataloader.loader import BatchedDataset
-
-    def nothing(_: Any) -> Any:
-        raise NotImplementedError
-
-    batch, data = run.per_step("sp"), BatchedDataset(dataset, nothing, nothing, node_folder=folder)
-    if not config.stages:
-        return StaticPlan(data.orders(batch), batch)
-    staging = Staging.of(config.stages, dataset.stream_names, run, f"{config.path}: {STAGES}")
-    plan = staging.plan(data, batch)
-    staging.check(plan, skips, run.steps)
-    return plan
 
 
 def origin_of_stages(data: BatchedDataset, state: Progress, fingerprint: dict[str, Any]) -> Progress:
