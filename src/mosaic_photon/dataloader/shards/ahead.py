@@ -23,7 +23,10 @@ LEAVE_AFTER_S = 10.0
 
 
 class ReadAhead(Generic[T]):
-    """Iterates over `source` in a thread, `depth` items ahead. An exception in the thread is raised by `next`."""
+    """Iterates over `source` in a thread, `depth` items ahead. An exception in the thread is raised by `next`.
+
+    The thread starts with the first `next`: by then whoever may `close` this knows of it.
+    """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
         self._source = source
@@ -33,12 +36,15 @@ class ReadAhead(Generic[T]):
             self._places.put(True)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mosaic-read", daemon=True)
-        self._thread.start()
+        self._begun = False
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
         item, error = self._items.get()
         if self._stopped:
             error = StopIteration()  # whatever was read ahead
@@ -53,7 +59,8 @@ class ReadAhead(Generic[T]):
         self._stopped = True
         self._places.put(False)
         self._items.put((None, StopIteration()))  # for one who waits for an item
-        self._thread.join(timeout=LEAVE_AFTER_S)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=LEAVE_AFTER_S)
 
     def _run(self) -> None:
         try:
