@@ -26,7 +26,7 @@ CLIENTS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs":
 
 
 ATTEMPTS = 10
-"""At a request of S3's, which with its pauses takes two minutes."""
+"""At a request of S3's, unless AWS_MAX_ATTEMPTS says else; with its pauses they take about a minute."""
 
 
 def is_url(path: str) -> bool:
@@ -55,6 +55,8 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     """
     from fsspec.core import url_to_fs
 
+    if url.startswith(("file:", "local:")):
+        raise ConfigError(f"{url}: a folder of this machine is named by its path, without {url.partition('//')[0]}//")
     _settle()
     try:
         return url_to_fs(url)
@@ -74,7 +76,8 @@ def _settle() -> None:
     for scheme, client in CLIENTS.items():
         chosen: dict[str, Any] = {"use_listings_cache": False}
         if client == "s3":
-            chosen["config_kwargs"] = {"retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"}}
+            if "AWS_MAX_ATTEMPTS" not in os.environ:  # which the client would not read beside this
+                chosen["config_kwargs"] = {"retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"}}
             if endpoint := os.environ.get("S3_ENDPOINT_URL"):
                 conf.get(scheme, {}).pop("endpoint_url", None)
                 chosen["endpoint_url"] = endpoint

@@ -14,7 +14,8 @@ import jobs
 from mosaic_photon import stores
 from mosaic_photon.checkpoints.find import complete_steps
 from mosaic_photon.cli import main
-from s3_proxy import Proxy, first, reset, status
+from mosaic_photon.errors import ConfigError
+from s3_proxy import Proxy, always, first, reset, status
 
 SAVES = "[checkpoint]\nenable = true\ninterval = 1\nkeep_latest_k = 2\n"
 JOB = jobs.JOB.replace("[checkpoint]\n", SAVES)
@@ -83,6 +84,10 @@ def test_what_uses_checkpoints_reads_them_from_a_store(on_disk: Path, url: str, 
     ("asked", "says"),
     [
         ('folder = "s3://nowhere/run"', "checkpoint.folder = 's3://nowhere/run': cannot list it (FileNotFoundError"),
+        (
+            'folder = "file:///runs/one"',
+            "file:///runs/one: a folder of this machine is named by its path, without file://",
+        ),
         ('folder = "ftps://host/run"', "ftps://host/run: stores are s3://, "),
         ('folder = "gs://runs/one"', "gs://runs/one: needs the store's client: pip install 'mosaic-photon[gs]'"),
         ('folder = "s3://runs/new"\nlast_save_in_hf = true\nlast_save_model_only = true', "is not written to a store"),
@@ -98,6 +103,19 @@ def test_what_a_store_cannot_do_is_said_before_the_first_step(
     assert says in error and "Traceback" not in error
     assert main(["doctor", arguments[1], arguments[3]]) == 1
     assert says in capsys.readouterr().out
+
+
+def test_the_users_number_of_attempts_holds(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.config import conf
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setitem(conf, "s3", {"endpoint_url": proxy.url})
+    monkeypatch.setenv("FSSPEC_S3", "{}")
+    proxy.of, proxy.fault = lambda one: True, always(status(503))
+    with pytest.raises(ConfigError, match="s3://runs/one': cannot list it"):
+        stores.check_rights("checkpoint.folder", url, writes=True)
+    assert len(proxy.requests) == 2 * S3FileSystem.retries  # its own rounds of them, where the store says: busy
 
 
 PHASES = {

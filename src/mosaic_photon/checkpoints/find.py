@@ -47,7 +47,8 @@ class Start:
 
 def checkpoint_folder(job: MosaicJobConfig) -> str:
     """The folder of the job's own checkpoints, or its URL."""
-    return stores.join(job.job.dump_folder, job.checkpoint.folder)
+    folder = stores.join(job.job.dump_folder, job.checkpoint.folder)
+    return folder.rstrip("/") if stores.is_url(folder) else folder
 
 
 def is_complete(folder: str) -> bool:

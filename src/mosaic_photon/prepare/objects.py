@@ -1,7 +1,8 @@
 """Objects of a store, and files, as `prepare` needs them: by ranges, in blocks, moved up, each call again if it fails.
 
-A call is whole or not at all, so it may be made again, and is: a client's own retries end sooner than a store's bad
-minutes. Nothing is deleted that its caller does not name. `mosaic_photon.stores` opens the store.
+A call is whole or not at all, so it may be made again, and is, once: the clients make their requests again themselves,
+and what is left is an answer that breaks off. Nothing is deleted that its caller does not name.
+`mosaic_photon.stores` opens the store.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ T = TypeVar("T")
 MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 UPLOAD = {"s3": {"chunksize": 16 << 20, "max_concurrency": 4}}
 """How a file goes up in parts, where the client would hold half a gigabyte of it."""
-WAITS_S = (0.5, 2, 8)
-"""Between the tries of one request, each of which is a client's own tries."""
+WAITS_S: tuple[float, ...] = (2,)
+"""Between the tries of one request, each of which is a client's own tries: more would multiply those."""
 FIRST: tuple[float, ...] = ()
 """Who has not got an answer yet is told so after the client's own."""
 BLOCK = 4 << 20

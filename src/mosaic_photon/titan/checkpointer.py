@@ -160,7 +160,7 @@ class Checkpointer(CheckpointManager):
             if step in (self._written, self._writing, self._load_step):
                 continue
             if stores.is_url(path):
-                if path != self.initial_load_path:
+                if path != (self.initial_load_path or "").rstrip("/"):
                     self._remove(path)
             elif not os.path.islink(path) and os.path.realpath(path) != os.path.realpath(self.initial_load_path or ""):
                 self.purge_queue.put(path)
