@@ -83,7 +83,7 @@ def test_a_machine_that_is_fit(configs, capsys):
     assert "4 micro-batches" in found["layout"][1]
     assert found["callbacks"] == ("ok", "none")
     assert found["model"][0] == "ok"
-    assert "so the job's 30 make" in found["dry run"][1]
+    assert "the job's 30 make 2.31 epochs" in found["dry run"][1]
 
 
 @pytest.mark.parametrize(
