@@ -37,7 +37,7 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a table and of those in it, each by its whole name."""
     for name, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CLIENTS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 """The extra of this package that brings a store's client, by the scheme of its URLs."""
+SCHEMES = (*CLIENTS, "hf")
+"""Of URLs that are known."""
 
 
 ATTEMPTS = 10
@@ -30,8 +32,25 @@ ATTEMPTS = 10
 
 
 def is_url(path: str) -> bool:
-    """Whether this is an address and no path of a file system; torch and TorchTitan judge alike."""
+    """Whether this is an address and no path of a file system; torch and TorchTitan judge alike.
+
+    Raises:
+        ConfigError: an address that has lost a slash, of which a folder would be made.
+    """
+    scheme, colon, rest = path.partition(":")
+    if colon and scheme in SCHEMES and not rest.startswith("//"):
+        raise ConfigError(f"{path}: a store's address has two slashes: {scheme}://{rest.lstrip('/')}")
     return "://" in path
+
+
+def scheme_of(url: str) -> str:
+    """Which kind of store it is. Raises ConfigError for one that is not known."""
+    scheme = url.partition("://")[0]
+    if scheme in ("file", "local"):
+        raise ConfigError(f"{url}: a folder of this machine is named by its path, without {scheme}://")
+    if scheme not in SCHEMES:
+        raise ConfigError(f"{url}: stores that are known are {', '.join(f'{name}://' for name in SCHEMES)}")
+    return scheme
 
 
 def join(folder: str, *names: str) -> str:
@@ -55,16 +74,11 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     """
     from fsspec.core import url_to_fs
 
-    if url.startswith(("file:", "local:")):
-        raise ConfigError(f"{url}: a folder of this machine is named by its path, without {url.partition('//')[0]}//")
+    extra = CLIENTS.get(scheme_of(url), "")
     _settle()
     try:
         return url_to_fs(url)
     except (ImportError, ValueError) as error:
-        scheme = url.partition("://")[0]
-        extra = CLIENTS.get(scheme)
-        if extra is None:
-            raise ConfigError(f"{url}: stores are {', '.join(f'{name}://' for name in CLIENTS)}: {error}") from None
         raise ConfigError(f"{url}: needs the store's client: pip install 'mosaic-photon[{extra}]' ({error})") from None
 
 
@@ -188,7 +202,7 @@ def remove_folder(path: str) -> None:
         store.rm(inside, recursive=True)
 
 
-def check_rights(where: str, url: str, writes: bool) -> None:
+def check_rights(where: str, url: str) -> None:
     """Try what will be done in a store: list the folder, and write, read and remove a file of ours in it.
 
     Args:
@@ -199,13 +213,12 @@ def check_rights(where: str, url: str, writes: bool) -> None:
     """
     store, inside = open_store(url)
     probe = posixpath.join(inside, f"{OWN}probe.{os.getpid()}")
-    tries: list[tuple[str, Callable[[], object]]] = [("list", lambda: _listed(store, inside))]
-    if writes:
-        tries += [
-            ("write to", lambda: store.pipe_file(probe, b"mosaic-photon")),
-            ("read from", lambda: store.cat_file(probe)),
-            ("remove from", lambda: store.rm_file(probe)),
-        ]
+    tries: list[tuple[str, Callable[[], object]]] = [
+        ("list", lambda: _listed(store, inside)),
+        ("write to", lambda: store.pipe_file(probe, b"mosaic-photon")),
+        ("read from", lambda: store.cat_file(probe)),
+        ("remove from", lambda: store.rm_file(probe)),
+    ]
     for what, attempt in tries:
         try:
             attempt()
@@ -220,4 +233,5 @@ def _listed(store: AbstractFileSystem, folder: str) -> None:
     try:
         store.ls(folder, detail=False)
     except FileNotFoundError:
-        store.ls(folder.partition("/")[0], detail=False)
+        with suppress(PermissionError):  # keys may hold for the folder alone; a bucket that is not there is seen next
+            store.ls(folder.partition("/")[0], detail=False)

@@ -88,7 +88,8 @@ def test_what_uses_checkpoints_reads_them_from_a_store(on_disk: Path, url: str, 
             'folder = "file:///runs/one"',
             "file:///runs/one: a folder of this machine is named by its path, without file://",
         ),
-        ('folder = "ftps://host/run"', "ftps://host/run: stores are s3://, "),
+        ('folder = "ftps://host/run"', "ftps://host/run: stores that are known are s3://, "),
+        ('folder = "s3:/runs/one"', "s3:/runs/one: a store's address has two slashes: s3://runs/one"),
         ('folder = "gs://runs/one"', "gs://runs/one: needs the store's client: pip install 'mosaic-photon[gs]'"),
         ('folder = "s3://runs/new"\nlast_save_in_hf = true\nlast_save_model_only = true', "is not written to a store"),
         ('initial_load_path = "s3://runs/none"', "initial_load_path = 's3://runs/none': there is no such folder."),
@@ -114,7 +115,7 @@ def test_the_users_number_of_attempts_holds(url: str, proxy: Proxy, monkeypatch:
     monkeypatch.setenv("FSSPEC_S3", "{}")
     proxy.of, proxy.fault = lambda one: True, always(status(503))
     with pytest.raises(ConfigError, match="s3://runs/one': cannot list it"):
-        stores.check_rights("checkpoint.folder", url, writes=True)
+        stores.check_rights("checkpoint.folder", url)
     assert len(proxy.requests) == 2 * S3FileSystem.retries  # its own rounds of them, where the store says: busy
 
 

@@ -120,7 +120,7 @@ def test_a_part_is_spread_over_the_shards_and_stands_for_all(
     monkeypatch.setattr("mosaic_photon.dataloader.count.SHARDS", 8)
     monkeypatch.setattr("mosaic_photon.dataloader.count.SAMPLES", 24)
     one = counted(config, capsys)["train one"]
-    assert one["read"] <= 24 and one["samples"] == known["one"]["samples"]
+    assert 22 <= one["read"] <= 24 and one["samples"] == known["one"]["samples"]
     assert one["tokens"] == one["samples"] * 40  # no tokenizer: padding is not known
     assert one["documents"] == known["one"]["documents"]  # one in each sample
 

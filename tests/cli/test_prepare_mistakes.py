@@ -81,7 +81,7 @@ def test_bad_source(tmp_path, capsys, name):
         ({"compression": "zstt"}, "Did you mean 'zstd'?"),
         ({"hashes": "sha11"}, "Did you mean 'sha1'?"),
         ({"eos-text": "<|end|>"}, "is not one token of the tokenizer"),
-        ({"out": "ftp://host/data"}, "ftp://host/data: stores that are known are s3://, gs://"),
+        ({"out": "ftp://host/data"}, "ftp://host/data: stores that are known are s3://"),
         ({"shard-mib": 0}, "--shard-mib is 0"),
     ],
 )

@@ -15,6 +15,7 @@ from mds_data import flat, job, numbers, streamings_work, write_mds
 from mosaic_photon.cli.schedule import stream_panels
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import STATE_KEY
+from mosaic_photon.dataloader.order.stages import SMALL
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import load_data_config
 
@@ -148,6 +149,19 @@ def test_a_stream_may_come_for_a_stage_ahead(build: Any, data: dict[str, Any]) -
     later.load_state_dict(loader.state_dict())
     seen = read(later, 8)
     assert [*first, *seen[:4]] == read(build(staged(known, stages, 10)), 10) and of("math", seen[4:]) == [8] * 4
+
+
+def test_a_stream_that_is_gone_is_named(build: Any, data: dict[str, Any]) -> None:
+    loader = build(staged(data))
+    read(loader, 8)
+    fewer = {**data, "streams": {name: data["streams"][name] for name in ("web", "code")}}
+    config = staged(fewer, [*STAGES[:1], {"proportion": {"code": 1}}])
+    with pytest.raises(ConfigError, match=r"streams\.2\.\S+: \S+ -> \(absent\)"):
+        build(config).load_state_dict(loader.state_dict())
+    config.mosaic.allow_data_change = True
+    changed = build(config)
+    changed.load_state_dict(loader.state_dict())
+    assert of("code", read(changed, 2)) == [8, 8]
 
 
 def test_a_run_without_stages_goes_on_in_them(
@@ -335,7 +349,7 @@ def test_each_mistake_in_a_stage_is_one_message(old: str, new: str, message: str
     assert message in str(raised.value) and str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_plan_costs_a_rank_little(build: Any, data: dict[str, Any]) -> None:
+def test_numbers_by_step_are_made_only_as_far_as_they_are_asked_for(build: Any, data: dict[str, Any]) -> None:
     loader = build(staged(data, [{"proportion": {"web": 5, "code": 3, "math": 1}}], 10**6))
     assert len(loader.plan.read(0, 100)) == 101
-    assert loader.plan.stages[0].upto(1).dtype == np.int64 and len(loader.plan.stages[0].upto(1)) < 10**5
+    assert len(loader.plan.stages[0].upto(1)) == SMALL + 1

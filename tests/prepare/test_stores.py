@@ -160,6 +160,10 @@ def test_only_what_is_ours_is_replaced(s3, corpus, out, capsys):
     assert "is not empty and was not written by prepare" in capsys.readouterr().err
     s3.client.delete_object(Bucket=out, Key="tokens/thesis.tex")
     assert from_store(target) == 0
+    for one in keys(s3, out, "tokens/train/"):  # as a removal leaves it that is cut off before the record
+        s3.client.delete_object(Bucket=out, Key=one)
+    assert from_store(target) == 0
+    assert "tokens/train/index.json" in keys(s3, out, "tokens/train/")
     s3.client.put_object(Bucket=out, Key="tokens/train/notes.txt", Body=b"precious")
     assert from_store(target, **{"seq-len": 31}) == 1
     assert "seq_len is 63, asked for 31" in capsys.readouterr().err
@@ -182,9 +186,9 @@ def test_only_what_is_ours_is_replaced(s3, corpus, out, capsys):
         (["s3://none/here"], "there is no s3://none"),
         (["s3://corpora/here"], "source 's3://corpora/here' does not exist"),
         (["s3://corpora/*.txt"], "no file matches the pattern"),
-        (["gs://bucket/a"], "gcsfs is not installed: pip install 'mosaic-photon[gs]'"),
-        (["ftp://host/a"], "ftp://host/a: stores that are known are s3://, gs://, az://, hf://"),
-        (["s3://corpora/saved", "--out", "az://c/x"], "adlfs is not installed: pip install 'mosaic-photon[az]'"),
+        (["gs://bucket/a"], "needs the store's client: pip install 'mosaic-photon[gs]'"),
+        (["ftp://host/a"], "ftp://host/a: stores that are known are s3://"),
+        (["s3://corpora/saved", "--out", "az://c/x"], "needs the store's client: pip install 'mosaic-photon[az]'"),
         (
             ["s3://corpora/saved", "--out", "s3://none/x"],
             "none/x.partial': cannot list it (FileNotFoundError",

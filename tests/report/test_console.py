@@ -75,7 +75,7 @@ def test_a_line_has_mfu_where_it_is_known_and_the_throughput_of_all_ranks() -> N
     del metrics["mfu(%)"]
     assert "mfu" not in line_of(metrics, 120, 10_000, 8, None)
     assert [clock(0.4), clock(61), clock(3600)] == ["0m 00s", "1m 01s", "1h 00m"]
-    assert [short(0), short(999), short(81_920), short(3.2e9)] == ["0", "999", "81.9k", "3.2B"]
+    assert [short(0), short(999), short(81_920), short(999_936), short(3.2e9)] == ["0", "999", "81.9k", "1M", "3.2B"]
 
 
 def test_what_this_project_tells_is_shown_on_rank_0(

@@ -72,7 +72,11 @@ def test_a_record_that_cannot_be_gone_on_with_is_set_aside(tmp_path: Path, conte
         (tmp_path / "run.json").write_bytes(content)
     train(tmp_path, 3, 4, goes_on=True)
     assert read_run(tmp_path).series["loss"].steps == [3, 4]
-    assert len((tmp_path / "earlier_runs/1/metrics.jsonl").read_bytes().splitlines()) == 3
+    (tmp_path / "run.json").unlink()
+    train(tmp_path, 5, 6, goes_on=True)
+    kept = [(tmp_path / f"earlier_runs/{number}/metrics.jsonl").read_bytes() for number in (1, 2)]
+    assert [b'"step":3' in rows for rows in kept] == [False, True]
+    assert len(kept[0].splitlines()) == 3
 
 
 def test_a_line_that_a_crash_has_cut_does_not_spoil_the_next(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaic_photon.names import dotted
 from mosaic_photon.report.record import Row
-from mosaic_photon.report.series import Curve, curves_of, differing, flat, shares, smoothed, thinned
+from mosaic_photon.report.series import Curve, curves_of, differing, shares, smoothed, thinned
 
 VALUES = st.lists(st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=300)
 
@@ -89,8 +90,8 @@ def test_a_stream_that_came_late_and_a_stretch_without_tokens() -> None:
 
 def test_configs_differ_by_key_also_where_one_has_no_such_key() -> None:
     ours, theirs = (
-        flat({"a": {"b": 1, "c": "x"}, "d": [1]}),
-        flat({"a": {"b": 2, "c": "x"}, "d": [1], "e": {"f": True}}),
+        dict(dotted({"a": {"b": 1, "c": "x"}, "d": [1]})),
+        dict(dotted({"a": {"b": 2, "c": "x"}, "d": [1], "e": {"f": True}})),
     )
     assert differing([ours, theirs]) == {"a.b": [1, 2], "e.f": [None, True]}
     assert differing([ours]) == {}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed.checkpoint as dcp
 from tokenizers import Tokenizer
 
@@ -19,8 +22,10 @@ import jobs
 import tokenizers_made
 from mds_data import ASSETS, flat, numbers, write_mds
 from mosaic_photon.cli import main
+from mosaic_photon.dataloader.tokens import IGNORED
 from mosaic_photon.job.load import load_job
 from mosaic_photon.use.trace import open_run
+from mosaic_photon.use.trace_losses import losses_of, worst_first
 from mosaic_photon.use.trace_text import LONGEST, NO_CHARACTER, Matcher, find_text, pieces_of
 
 KEYS = ["stream", "shard", "index", "sample", "rank", "micro_batch", "tokens", "text"]
@@ -117,6 +122,7 @@ def test_steps_that_see_a_sample_or_a_text(trained_job: Path, capsys: pytest.Cap
         (["--step", "last"], "--step 'last': expected a step, e.g. 1200, or several, e.g. 1200-1210."),
         (["--step", "5", "--replay"], "step 5: the job has the steps 1 to 4"),
         (["--sample", "data:1", "--replay"], "--replay takes --step alone"),
+        (["--text", "", "--replay"], "--replay takes --step alone"),
         (["--sample", "dta:1"], "--sample 'dta:1': there is no stream 'dta'. Did you mean 'data'?"),
         (["--sample", "data"], "--sample 'data': expected STREAM:N, e.g. data:0."),
         (["--sample", "data:99999999"], "numbered from 0 to "),
@@ -184,16 +190,6 @@ def test_every_pass_of_a_sample_is_found(
         steps = listed(tmp_path, capsys, "--sample", name, flags=flags)
         assert [step["step"] for step in steps] == list(dict.fromkeys(seen[name]))
         assert len(steps) in (range(1, 5) if skipped else (2, 3))
-
-
-def test_a_step_after_batches_that_are_passed_over_has_a_later_one(
-    tmp_path: Path, mds: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    jobs.write_job(tmp_path, mds, jobs.JOB.replace("seq_len = 64", "seq_len = 16"), DATA)
-    whole = listed(tmp_path, capsys, "--step", "1-10", flags=("--training.steps=10",))
-    left = listed(tmp_path, capsys, "--step", "1-7", flags=("--training.steps=7", "--mosaic.skip_batches=3-4,7"))
-    assert [(one["step"], one["batch"]) for one in left] == list(enumerate((1, 2, 5, 6, 8, 9, 10), 1))
-    assert all(one["samples"] == whole[one["batch"] - 1]["samples"] for one in left)
 
 
 def test_batches_that_are_passed_over_are_no_step_s(
@@ -345,3 +341,16 @@ def test_no_row_with_the_text_is_missed_and_few_others_are_taken(tmp_path: Path,
 def test_a_decoder_that_writes_more_than_its_tokens_is_asked_itself(tmp_path: Path) -> None:
     folder = tokenizers_made.word_piece(tmp_path / "tokenizer")
     assert pieces_of(Tokenizer.from_file(str(folder / "tokenizer.json"))) is None
+
+
+def test_a_sample_that_breaks_the_model_is_the_worst_and_one_without_labels_has_no_loss() -> None:
+    rows = torch.zeros(3, 4, dtype=torch.int64)
+    labels, logits = rows.clone(), torch.zeros(3, 4, 8)
+    labels[1], logits[2] = IGNORED, math.nan
+    data = SimpleNamespace(make_batch=lambda ids: ({"input": rows[ids]}, labels[ids]))
+    run = SimpleNamespace(data=data, loader=SimpleNamespace(layout=SimpleNamespace(local_batch=2)))
+    opened = SimpleNamespace(logits=lambda inputs: logits[: len(inputs)] if len(inputs) == 2 else logits[2:])
+    losses = losses_of(cast(Any, run), cast(Any, SimpleNamespace(ids=np.arange(3))), cast(Any, opened))
+    assert losses[:2] == [pytest.approx(math.log(8)), None] and math.isnan(cast(float, losses[2]))
+    worst = worst_first([{"sample": number} for number in range(3)], losses)
+    assert [sample["sample"] for sample in worst] == [2, 0, 1]

@@ -89,14 +89,15 @@ class SpikeGuard(Callback):
     def _why(self, loss: float, norm: float) -> str | None:
         wrong = []
         means, spreads = self._running()
-        for name, value, mean, spread in zip(("loss", "gradient norm"), (loss, norm), means, spreads, strict=True):
+        for name, value, mean, spread in zip(("loss", "grad_norm"), (loss, norm), means, spreads, strict=True):
             far = (value - mean) / spread if spread else math.inf * (value - mean) if value != mean else 0.0
             if math.isfinite(far) and not math.isnan(mean):
-                self._metrics[f"{name.replace('gradient', 'grad').replace(' ', '_')}_deviations"] = far
+                self._metrics[f"{name}_deviations"] = far
+            told = name.replace("grad_norm", "gradient norm")
             if not math.isfinite(value):
-                wrong.append(f"its {name} is not finite")
+                wrong.append(f"its {told} is not finite")
             elif far > self.deviations:
-                wrong.append(f"its {name} lies {far:.1f} deviations above the mean of {mean:g}")
+                wrong.append(f"its {told} lies {far:.1f} deviations above the mean of {mean:g}")
         return " and ".join(wrong) or None
 
     def _running(self) -> tuple[list[float], list[float]]:

@@ -130,8 +130,6 @@ def _load_job(args: argparse.Namespace) -> MosaicJobConfig:
 
 def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Steps and epochs of a job on this data, from the loader that its first rank would have."""
-
-    from mosaic_photon.errors import ConfigError
     from mosaic_photon.job.layout_checks import check_sequences, data_parallel_degree
     from mosaic_photon.prepare.tokenization import find_tokenizer, load_tokenizer
     from mosaic_photon.train.data import build_dataloader

@@ -37,7 +37,7 @@ def page_path(args: Any) -> Path | None:
         check_path("--out", args.out)
     page = Path(args.out) if args.out is not None else Path(args.config).with_suffix(".count.html")
     if page.suffix not in (".html", ".htm") or page.is_dir():
-        raise ConfigError(f"--out {args.out}: must be a file named like PAGE.html.")
+        raise ConfigError(f"{display(page)}: must be a file named like PAGE.html; name another with --out.")
     check_writable("--out", str(page.parent))
     refuse_others_file(page, GENERATOR)
     return page

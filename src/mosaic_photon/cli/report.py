@@ -81,22 +81,20 @@ def _page(args: argparse.Namespace) -> Path:
         from mosaic_photon.report.record import read_attempts
 
         for folder in folders:
-            read_attempts(
-                folder
-            )  # a folder that is no run is refused as that, and not as one that cannot be written to
+            read_attempts(folder)  # one that is no run is refused as that, and not as one that cannot be written to
         page = (folders[0] if len(folders) == 1 else common_folder(folders)) / "report.html"
     else:
         check_path("--out", args.out)
         page = Path(args.out)
     if page.suffix not in (".html", ".htm") or page.is_dir():
-        raise ConfigError(f"--out {args.out}: must be a file named like PAGE.html.")
+        raise ConfigError(f"{display(page)}: must be a file named like PAGE.html; name another with --out.")
     check_writable("--out", str(page.parent))
     return page
 
 
 def refuse_others_file(path: Path, generator: str) -> None:
     """What this command has not written is not written over."""
-    if path.exists() and generator.encode() not in path.open("rb").read(1024):
+    if path.exists() and not (path.is_file() and generator.encode() in path.open("rb").read(1024)):
         raise ConfigError(f"{display(path)} is there and was not written by this command: name another with --out.")
 
 

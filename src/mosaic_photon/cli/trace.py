@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -79,11 +80,11 @@ class Look:
         from mosaic_photon.use.trace import steps_of
 
         args, run = self.args, self.run
-        if args.step:
+        if args.step is not None:
             steps = steps_of(args.step)
             run.batch_of(steps[0]), run.batch_of(steps[-1])  # before the first is shown
             return map(run.deal, steps)
-        ids = [run.sample_id(args.sample)] if args.sample else self._with_text(args.text)
+        ids = [run.sample_id(args.sample)] if args.sample is not None else self._with_text(args.text)
         found = self._seeing(ids)
         if not found:
             others = f" or the {len(ids) - 1:,} others with this text" if len(ids) > 1 else ""
@@ -93,11 +94,14 @@ class Look:
 
     def show(self, steps: Iterable[Dealt]) -> None:
         """Print each step as it is known."""
+        from mosaic_photon.report.record import plain
+
         if self.args.json:
             print("[", end="")
             for number, dealt in enumerate(steps):
                 entry = {"step": dealt.step, "batch": dealt.batch, "samples": self._samples(dealt)}
-                print(",\n " if number else "", json.dumps(entry, ensure_ascii=False), sep="", end="", flush=True)
+                text = json.dumps(plain(entry), ensure_ascii=False)
+                print(",\n " if number else "", text, sep="", end="", flush=True)
             print("]")
             return
         for dealt in steps:
@@ -207,7 +211,7 @@ def replay(args: argparse.Namespace) -> int:
     import tempfile
     from functools import partial
 
-    if args.sample or args.text or args.nnodes or args.nproc_per_node:
+    if args.step is None or args.nnodes is not None or args.nproc_per_node is not None:
         raise ConfigError(
             "--replay takes --step alone, and its layout from torchrun: "
             "`torchrun --nproc_per_node=N -m mosaic_photon.cli trace ...`."
@@ -220,19 +224,19 @@ def replay(args: argparse.Namespace) -> int:
 
     steps = steps_of(args.step)
     found: list[Replayed] = []
+    code = 1
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="mosaic-photon-replay-") as scratch:
         try:
             job = load_job(args.job, args.data, args.flags)
             check_steps(job, steps)
             from mosaic_photon.train.replay import ReplayLoop, as_replay
 
-            ended = run(as_replay(job, steps[0], scratch), partial(ReplayLoop, steps=steps, found=found))
+            code = run(as_replay(job, steps[0], scratch), partial(ReplayLoop, steps=steps, found=found)).exit_code
         except (ConfigError, NotFiniteError) as error:
             report(error)
-            return 1
-    if is_first_rank():
+    if os.environ["RANK"] == "0" and (found or not code):
         print_replayed(found, args.json)
-    return ended.exit_code
+    return code
 
 
 def check_steps(job: MosaicJobConfig, steps: range) -> None:
@@ -242,18 +246,14 @@ def check_steps(job: MosaicJobConfig, steps: range) -> None:
             raise ConfigError(f"--step {step}: the job has the steps 1 to {job.training.steps:,} (training.steps).")
 
 
-def is_first_rank() -> bool:
-    import os
-
-    return os.environ["RANK"] == "0"
-
-
 def print_replayed(found: list[Replayed], as_json: bool) -> None:
     """The numbers of each step, with all their digits."""
     from dataclasses import asdict
 
+    from mosaic_photon.report.record import plain
+
     if as_json:
-        print(json.dumps([asdict(step) for step in found], indent=1))
+        print(json.dumps(plain([asdict(step) for step in found]), indent=1))
         return
     for step in found:
         if step.loss is None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, EvalLoader
+from mosaic_photon.dataloader.loader import BatchedDataset, DataSpecDataLoader, EvalLoader, not_read
 from mosaic_photon.dataloader.node.folder import settle_folders
 from mosaic_photon.dataloader.node.settings import KnownData, Settings, in_force
 from mosaic_photon.dataloader.order.deal import Layout, nodes_of_ranks, seats
@@ -31,7 +31,7 @@ from mosaic_photon.job.eval_sets import place_in_job
 from mosaic_photon.job.layout_checks import sequence_divisor
 from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.stages import STAGES
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import MosaicJobConfig, Training, Validation
 from mosaic_photon.job.value_checks import eval_loaders_of
 from mosaic_photon.tokenizers import check_separators, special_id, vocabulary_size
 
@@ -76,7 +76,7 @@ def open_loader(
         known = dataclasses.replace(known, streams=())
     with in_force(_settings(job_config, known)):
         where = f"{job_config.mosaic.config or 'data config'}: {TRAIN}"
-        data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training.seq_len, read)
+        data = _data(job_config, job_config.mosaic.dataloader, where, tokenizer, layout, training, read)
     skips, staging, ahead = Skips.parse(job_config.mosaic.skip_batches), None, ""
     if stages := job_config.mosaic.stages:
         run = RunLength(training.steps, layout.global_batch, layout.global_batch * training.seq_len)
@@ -130,7 +130,7 @@ def build_mosaic_eval_dataloader(
     layout = Layout.of(dp_world_size, dp_rank, validation.local_batch_size, -1)
     with in_force(_settings(job_config)):
         at = f"{where}: {place_in_job(label)}"
-        data = _data(job_config, loaders[label], at, tokenizer, layout, validation.seq_len)
+        data = _data(job_config, loaders[label], at, tokenizer, layout, validation)
     return EvalLoader(data, layout)
 
 
@@ -155,7 +155,7 @@ def _data(
     where: str,
     tokenizer: Any,
     layout: Layout,
-    seq_len: int,
+    table: Training | Validation,
     read: bool = True,
 ) -> BatchedDataset:
     loader = copy.deepcopy(loader)
@@ -163,8 +163,10 @@ def _data(
     config, assets = loader["dataset"], job_config.model.hf_assets_path
     if tokenizer is not None:
         check_separators(config, assets, tokenizer, f"{where}.dataset")
-    setting = "training.seq_len" if where.endswith(TRAIN) else "validation.seq_len"
-    window = Window.of(config.get("max_seq_len"), seq_len, f"{where}.dataset", setting, sequence_divisor(job_config))
+    setting = f"{'training' if table is job_config.training else 'validation'}.seq_len"
+    window = Window.of(
+        config.get("max_seq_len"), table.seq_len, f"{where}.dataset", setting, sequence_divisor(job_config)
+    )
     config["max_seq_len"] = window.width
     settle_folders(config)
     dataset = ShardedDataset(config)
@@ -182,15 +184,11 @@ def _data(
 
         data = foundry_data(loader, dataset, assets, layout.local_batch, window)
     else:
-        data = BatchedDataset(dataset, _not_read, _not_read)
+        data = BatchedDataset(dataset, not_read, not_read)
     if read:
         _check_cache(dataset, job_config.mosaic.verify_cache)
     data.node_folder = job_config.mosaic.node_folder
     return data
-
-
-def _not_read(_: Any) -> Any:
-    raise AssertionError("this loader was opened for its plan")
 
 
 def _holds_tokens(dataset: ShardedDataset, where: str) -> bool:

@@ -234,13 +234,14 @@ def summary(name: str, samples: int, counts: Counts, meaning: Meaning) -> Stream
         text_bytes = counts.text_bytes or int((known * table.lengths[: len(known)]).sum())
     ranked = np.sort(counts.ids[counts.ids > 0])[::-1]
     has_documents = meaning.separator is not None or counts.text_bytes
+    are_text = None if special is None else tokens - special
     return StreamCount(
         name=name,
         samples=samples,
         read=counts.read,
         tokens=round(tokens * scale) if tokens else None,
         documents=round(counts.documents * scale) if has_documents else None,
-        bytes_per_token=text_bytes / (tokens - special) if text_bytes and special is not None else None,
+        bytes_per_token=text_bytes / are_text if text_bytes and are_text else None,
         used=len(ranked) if tokens else None,
         vocabulary=None if table is None else len(table.lengths),
         beyond_common=float(ranked[COMMON:].sum() / tokens) if tokens else None,

@@ -326,15 +326,16 @@ class EvalLoader:
         self.data.close()
 
 
+def not_read(_: Any) -> Any:
+    """What stands for reading where data were opened for their plan alone."""
+    raise AssertionError("these data were opened for their plan")
+
+
 def plan_of_data(
     dataset: ShardedDataset, config: DataConfig, run: RunLength, skips: Skips, folder: str
 ) -> StaticPlan | StagedPlan:
     """The plan of a run from its first step on, without a job's loader. Raises ConfigError as a job would."""
-
-    def nothing(_: Any) -> Any:
-        raise NotImplementedError
-
-    batch, data = run.per_step("sp"), BatchedDataset(dataset, nothing, nothing, node_folder=folder)
+    batch, data = run.per_step("sp"), BatchedDataset(dataset, not_read, not_read, node_folder=folder)
     if not config.stages:
         return StaticPlan(data.orders(batch), batch)
     staging = Staging.of(config.stages, dataset.stream_names, run, f"{config.path}: {STAGES}")

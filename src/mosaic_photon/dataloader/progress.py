@@ -131,7 +131,7 @@ class Saved:
     """Between the stages, ahead of the checkpoint."""
 
 
-def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool, names: Sequence[str] = ()) -> Saved:
+def load_state(text: str, fingerprint: dict[str, Any], allow_change: bool, names: Sequence[str]) -> Saved:
     """What a state says. `names` are those of the streams, for what is said of stages.
 
     Raises ConfigError where the fingerprint differs and `allow_change` is false, and for a state of another version.

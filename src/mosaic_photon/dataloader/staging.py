@@ -139,8 +139,8 @@ def _of(stage: Stage, streams: int) -> Stage:
 
 
 def in_words(stage: Stage, names: Sequence[str]) -> str:
-    """One stage, its shares as percentages."""
-    shares = ", ".join(f"{name} {float(share):.4g}" for name, share in zip(names, stage.shares, strict=True) if share)
+    """One stage; `names` may be fewer than its streams were once."""
+    shares = ", ".join(f"{name} {float(share):.4g}" for name, share in zip(names, stage.shares, strict=False) if share)
     length = "to the end" if stage.batches is None else f"{stage.batches:,} steps"
     return f"{length}, {'a ramp to ' if stage.before else ''}{shares}"
 

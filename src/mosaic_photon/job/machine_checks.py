@@ -134,5 +134,7 @@ def check_outputs(job: MosaicJobConfig, facts: Facts) -> None:
         folder = stores.join(job.job.dump_folder, field_of(job, name))
         if not stores.is_url(folder):
             check_writable(name, folder)
+        elif name != "checkpoint.folder":
+            check_path(name, folder)
         elif facts.rank == 0:
-            stores.check_rights(name, folder, writes=True)
+            stores.check_rights(name, folder)

@@ -29,7 +29,8 @@ def list_url(word: str, left_out: LeftOut) -> dict[str, Info]:
     if info is not None and info["type"] == "file":
         return {url: info}
     if info is not None:
-        return _saved_dataset(url) or _folder(url, left_out)
+        found = below(url)
+        return _saved_dataset(url, found) or _folder(url, found, left_out)
     if not glob.has_magic(url):
         raise ConfigError(f"source {word!r} does not exist")
     fixed = url[: min(url.index(sign) for sign in "*?[" if sign in url)].rpartition("/")[0]
@@ -46,8 +47,8 @@ def version_of(info: Info) -> str:
     return next((str(info[name]) for name in VERSIONS if info.get(name)), "")
 
 
-def _folder(url: str, left_out: LeftOut) -> dict[str, Info]:
-    found = _visible(below(url), url, left_out, {"__pycache__"})
+def _folder(url: str, found: dict[str, Info], left_out: LeftOut) -> dict[str, Info]:
+    found = _visible(found, url, left_out, {"__pycache__"})
     return {path: found[path] for path in sorted(found, key=lambda path: _walked(path[len(url) :]))}
 
 
@@ -74,12 +75,14 @@ def _visible(found: dict[str, Info], root: str, left_out: LeftOut, names: Collec
     return kept
 
 
-def _saved_dataset(url: str) -> dict[str, Info]:
+def _saved_dataset(url: str, known: dict[str, Info]) -> dict[str, Info]:
     """The files of a folder that `datasets.Dataset.save_to_disk` wrote, in order; empty for another folder."""
-    if look(f"{url}/dataset_dict.json"):
+    if f"{url}/dataset_dict.json" in known:
         raise ConfigError(f"{url} is a dataset with several splits: name one of the folders in it")
-    if not look(f"{url}/state.json"):
+    if f"{url}/state.json" not in known:
         return {}
-    files = [f"{url}/{file['filename']}" for file in json.loads(read(f"{url}/state.json"))["_data_files"]]
-    known = below(url)
-    return {file: known[file] for file in files}
+    try:
+        files = [f"{url}/{file['filename']}" for file in json.loads(read(f"{url}/state.json"))["_data_files"]]
+        return {file: known[file] for file in files}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{url}: its state.json is not that of a whole saved dataset ({error!r})") from error

@@ -7,7 +7,6 @@ and what is left is an answer that breaks off. Nothing is deleted that its calle
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import os
@@ -26,7 +25,6 @@ from mosaic_photon.files import OWN, write_whole
 from mosaic_photon.stores import is_url
 
 T = TypeVar("T")
-MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 UPLOAD = {"s3": {"chunksize": 16 << 20, "max_concurrency": 4}}
 """How a file goes up in parts, where the client would hold half a gigabyte of it."""
 WAITS_S: tuple[float, ...] = (2,)
@@ -36,7 +34,7 @@ FIRST: tuple[float, ...] = ()
 BLOCK = 4 << 20
 """Bytes that are asked for at once; of each open file two are held."""
 THREADS = 8
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, TypeError, AttributeError, NotImplementedError)
+FINAL = (IsADirectoryError, TypeError, AttributeError, NotImplementedError)
 NO_CREDENTIALS = {"BotoCoreError", "GoogleAuthError", "ClientAuthenticationError", "HttpResponseError"}
 TRANSIENT = {"HTTPClientError", "ConnectionError", "ServiceRequestError", "ServiceResponseError", "TransportError"}
 """Classes of the clients' errors by name, as the clients need not be installed."""
@@ -48,15 +46,10 @@ def file_system(url: str) -> Any:
     Raises:
         ConfigError: a store that is not known, or whose client is not installed.
     """
-    scheme = url.partition("://")[0]
-    if scheme not in MODULES:
-        raise ConfigError(f"{url}: stores that are known are {', '.join(f'{name}://' for name in MODULES)}")
-    if importlib.util.find_spec(MODULES[scheme]) is None:
-        raise ConfigError(f"{url}: {MODULES[scheme]} is not installed: pip install 'mosaic-photon[{scheme}]'")
-    return _opened(f"{scheme}://", os.environ.get("S3_ENDPOINT_URL"), os.getpid())
+    return _opened(f"{stores.scheme_of(url)}://", os.environ.get("S3_ENDPOINT_URL"), os.getpid())
 
 
-@lru_cache(maxsize=len(MODULES))
+@lru_cache(maxsize=len(stores.SCHEMES))
 def _opened(root: str, *_: object) -> Any:
     return stores.open_store(root)[0]
 
@@ -164,8 +157,8 @@ def write(place: str, data: bytes) -> None:
 def bring(file: Path, place: str) -> None:
     """Move a finished local file to a place on the same file system, or up to a store, in parts if it is large."""
     if is_url(place):
-        send = partial(file_system(place).put_file, str(file), place, **UPLOAD.get(place.partition("://")[0], {}))
-        ask(place, "writing", send)
+        how = UPLOAD.get(stores.CLIENTS.get(stores.scheme_of(place), ""), {})
+        ask(place, "writing", partial(file_system(place).put_file, str(file), place, **how))
         file.unlink()
     else:
         os.replace(file, place)

@@ -18,7 +18,7 @@ from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import OWN, display, json_bytes, locked, write_json
 from mosaic_photon.prepare import record as records
-from mosaic_photon.prepare.objects import below, remove, write
+from mosaic_photon.prepare.objects import below, look, remove, write
 from mosaic_photon.prepare.tokenization import SPLITS
 from mosaic_photon.stores import is_url
 
@@ -140,14 +140,17 @@ class InStore:
 
     def made(self) -> dict[str, Any] | None:
         record = self._record(self.splits)
-        if record is None and self.begun() is None:
-            for folder in (self.splits, self.partial):
-                self._refuse_others(folder)
+        if record is None:
+            if self.begun() is None:
+                for folder in (self.splits, self.partial):
+                    self._refuse_others(folder)
+        elif not all(look(f"{self.splits}/{split}/index.json") for split in record["splits"]):
+            return None  # what is left of a removal that was cut off
         return record
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        stores.check_rights("--out", self.partial, writes=True)
+        stores.check_rights("--out", self.partial)
         yield
 
     def begun(self) -> dict[str, Any] | None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, display, json_object
+from mosaic_photon.files import OWN, display, json_object, read_json
 from mosaic_photon.prepare.objects import read
 from mosaic_photon.prepare.sources import TextSource
 
 VERSION = 2
 FILE = "prepare.json"
 BAD_LINES = "bad_lines.txt"
+REMEDY = "remove the folder, or choose another --out"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         ConfigError: the folder holds something else, which is not ours to touch, or a malformed record.
     """
     if (folder / FILE).is_file():
-        return parse_record(str(folder / FILE))
+        return read_json(folder / FILE, REMEDY)
     # A call that was killed as it wrote its record has left no more than a part of that.
     if folder.exists() and not (folder.is_dir() and all(file.name.startswith(OWN) for file in folder.iterdir())):
         raise ConfigError(
@@ -79,14 +80,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def parse_record(file: str) -> dict[str, Any]:
     """A record's content. Raises FileNotFoundError, and ConfigError for a malformed one."""
-    return json_object(read(file), file, "remove the folder, or choose another --out")
+    return json_object(read(file), file, REMEDY)
 
 
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'seq_len is 2048, asked for 1024' for each entry in which two records differ."""
     if before.get("version") != now["version"]:
         return [f"it is of another version of prepare ({before.get('version')!r}, this one's is {now['version']})"]
-    names = {"sources": "the list of source files, or one of their sizes or times"}
+    names = {
+        "sources": "the list of source files, or one of their sizes or times",
+        "parts": "how files are parted",
+    }
     return [
         f"{names[key]} changed" if key in names else f"{key} is {before.get(key)!r}, asked for {now[key]!r}"
         for key in now

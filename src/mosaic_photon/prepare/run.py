@@ -36,6 +36,9 @@ from mosaic_photon.prepare.tokenization import (
     tokenize_part,
 )
 
+PARTS = 2
+"""How sources are cut into parts: unfinished work that was cut otherwise is not gone on with."""
+
 
 class TooLittleError(ConfigError):
     """A split has less than one sample of text."""
@@ -134,15 +137,17 @@ def _is_done(work: Work, place: Place) -> bool:
 def _begun(work: Work, place: Place) -> dict[str, Any]:
     """The record of the same work that was begun before, else of it now begun; another's is refused."""
     before = place.begun()
-    changed = [] if before is None else records.record_differences(before, work.record)
+    begun = work.record | {"parts": PARTS}
+    now = work.record if "splits" in (before or ()) else begun
+    changed = [] if before is None else records.record_differences(before, now)
     if changed and not work.overwrite:
         raise ConfigError(
             f"{display(place.partial)} holds unfinished work of another call: {'; '.join(changed)}. "
             "Finish that one, or give --overwrite to start anew"
         )
     if before is None or changed:
-        place.begin(work.record)
-        return work.record
+        place.begin(begun)
+        return begun
     return before
 
 

@@ -134,7 +134,7 @@ def line_of(metrics: dict[str, Any], step: int, steps: int, ranks: int, left: fl
 def short(count: float) -> str:
     """A count in four characters or so: 512, 81.9k, 1.23B."""
     for unit in ("", "k", "M", "B"):
-        if count < 1000:
+        if count < 999.5:  # what is more is shown as 1e+03
             return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g}T"

@@ -24,7 +24,7 @@ FEW = 4
 LOSS = "loss_metrics/global_avg_loss"
 SHARE = "share/"
 """Stands before a stream's name in the curves that are computed from `tokens/STREAM`."""
-CALLED = {"loss": "training"}
+CALLED = {"loss_metrics/bits_per_byte": "training"}
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,6 @@ class Line:
     name: str
     curve: Curve
     colour: int
-    run: int
-    """Which of the runs it is of, from 0."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,11 @@ def panels(runs: Sequence[Shown]) -> list[Panel]:
     for kind in KINDS:
         named = members_of(kind, runs)
         if len(runs) == 1:
-            lines = [Line(name, runs[0].curves[metric], place, 0) for place, (metric, name) in enumerate(named)]
+            lines = [Line(name, runs[0].curves[metric], place) for place, (metric, name) in enumerate(named)]
             found += [_panel(kind.title, kind, lines)] if lines else []
             continue
         for metric, name in named:
-            lines = [Line(run.name, run.curves[metric], i, i) for i, run in enumerate(runs) if metric in run.curves]
+            lines = [Line(run.name, run.curves[metric], i) for i, run in enumerate(runs) if metric in run.curves]
             found.append(_panel(kind.title if name == kind.title else f"{kind.title}: {name}", kind, lines))
     return found
 
@@ -170,7 +168,7 @@ def members_of(kind: Kind, runs: Sequence[Shown], most: int | None = MOST) -> li
         for metric in run.curves:
             if match := re.fullmatch(kind.pattern, metric):
                 words = [word for word in match.groups() if word]
-                named[metric] = CALLED.get(words[-1], words[-1]) if words else kind.title
+                named[metric] = CALLED.get(metric, words[-1] if words else kind.title)
     found = list(named.items())
     if kind.streams:
         found.sort(key=lambda pair: -max(_tokens(run, pair[1]) for run in runs))

@@ -166,16 +166,17 @@ class Run:
         spent = dict.fromkeys(("start", "compile", "data_wait", "validation", "checkpoint", "steps", "undone"), 0.0)
         for row in self.events:
             seconds, facts = row.seconds or 0.0, row.facts or {}
-            if row.event == STEPS and not self.counts(row):
-                spent["undone"] += seconds
-            elif row.event == STEPS:
-                waited = facts.get("data_wait", 0.0)
+            part = "steps" if self.counts(row) else "undone"
+            if row.event == STEPS:
+                waited = facts.get("data_wait", 0.0) if part == "steps" else 0.0
                 spent["data_wait"] += waited
-                spent["steps"] += seconds - waited
+                spent[part] += seconds - waited
             elif row.event in spent:
                 spent[row.event] += seconds
-        within = sum(row.seconds or 0.0 for row in self.events if row.event == COMPILE and self.counts(row))
-        spent["steps"] = max(0.0, spent["steps"] - within)
+            if row.event == COMPILE:  # is told within the steps that wait for it
+                spent[part] -= seconds
+        for part in ("steps", "undone"):
+            spent[part] = max(0.0, spent[part])
         spent["other"] = max(0.0, self.seconds() - sum(spent.values()))
         return spent
 

@@ -98,6 +98,10 @@ class Recorder:
         self.event(STEPS, seconds=seconds, steps=int(step - self._last_step), data_wait=self.waited())
         self._last_step, self._compiled, self._since, self._elsewhere = step, compiled, now, 0.0
 
+    def compiled_elsewhere(self, seconds: float) -> None:
+        """So much was compiled since the last report outside steps."""
+        self._compiled += seconds
+
     def end(self, how: str) -> None:
         """The attempt ends; in words, how."""
         self.steps()
@@ -162,11 +166,14 @@ def event(name: str, step: int | None = None, seconds: float | None = None, **fa
 
 
 @contextmanager
-def spent(name: str, **facts: Any) -> Iterator[None]:
+def spent(name: str) -> Iterator[None]:
     """An event with the time that what is inside takes."""
-    since = time.monotonic()
+    record, since = _current, time.monotonic()
+    compiled = record.compiled() if record is not None else 0.0
     yield
-    event(name, seconds=time.monotonic() - since, **facts)
+    if record is not None:  # what is compiled inside is in this event's time, not in that of the steps
+        record.compiled_elsewhere(record.compiled() - compiled)
+    event(name, seconds=time.monotonic() - since)
 
 
 def end(how: str) -> None:
@@ -205,8 +212,8 @@ def _set_aside(folder: Path) -> None:
     found = [folder / name for name in (METRICS, RUN) if (folder / name).exists()]
     if not found:
         return
-    number = next(n for n in itertools.count(1) if not (folder / EARLIER / str(n) / RUN).exists())
-    aside = folder / EARLIER / str(number)
+    numbered = (folder / EARLIER / str(number) for number in itertools.count(1))
+    aside = next(one for one in numbered if not any((one / path.name).exists() for path in found))
     aside.mkdir(parents=True, exist_ok=True)
     for path in found:
         path.rename(aside / path.name)

@@ -115,14 +115,6 @@ def shares(totals: Mapping[str, Curve], stretches: int = 100) -> dict[str, Curve
     return {name: Curve(ends[some], tokens, values[some] / whole[some]) for name, values in spent.items()}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Keys whose values are not the same in all, with the value of each, None where there is none; by key."""
     keys = sorted({key for config in configs for key in config})

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_photon.names import dotted
 from mosaic_photon.report.panels import FEW, KINDS, LOSS, Shown, members_of, number
 from mosaic_photon.report.record import SKIP, START, STOP, Row
-from mosaic_photon.report.series import Curve, differing, flat
+from mosaic_photon.report.series import Curve, differing
 
 MOST_ROWS = 200
 """Rows of a table, at most."""
@@ -125,7 +126,7 @@ def config_of(run: Shown) -> dict[str, Any]:
         "layout": last.layout or {},
         "data": last.data or {},
     }
-    return {key: value for key, value in flat(parts).items() if not key.endswith("job.dump_folder")}
+    return {key: value for key, value in dotted(parts) if not key.endswith("job.dump_folder")}
 
 
 def last_tokens(run: Shown) -> int | None:
@@ -156,7 +157,7 @@ def attempts(runs: Sequence[Shown]) -> Table:
         starts = {row.attempt: row for row in run.run.events if row.event == START}
         before: dict[str, Any] | None = None
         for attempt in run.run.attempts[-MOST_ROWS:]:
-            now = flat(attempt.config or {})
+            now = dict(dotted(attempt.config or {}))
             changed = differing([before, now]) if before is not None else {}
             words = "; ".join(f"{key}: {text(old)} → {text(new)}" for key, (old, new) in changed.items())
             step = f"{starts[attempt.attempt].step:,}" if attempt.attempt in starts else "–"
@@ -236,9 +237,9 @@ def configs(runs: Sequence[Shown]) -> Table:
 
 def summary(runs: Sequence[Shown]) -> dict[str, Any]:
     """What `--json` prints: of each run last and best losses, throughput, goodput; and the keys that differ."""
-    told = []
+    told, names = [], losses(runs)
     for run in runs:
-        curves = {metric: run.curves[metric] for metric in losses(runs) if metric in run.curves}
+        curves = {metric: run.curves[metric] for metric in names if metric in run.curves}
         speed = run.curves.get("throughput(tps)")
         told.append(
             {

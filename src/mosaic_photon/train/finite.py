@@ -139,9 +139,9 @@ class FiniteSteps:
         looked_at = Step(step, batch, samples, numbers, arrived)
         if self.guards:
             self._ask_guards(looked_at)
-        elif self.rule == "skip":
+        if self.rule == "skip":
             self._skip(looked_at)
-        else:
+        elif self.rule == "stop":
             self._unread.append(looked_at)
 
     def check(self, before: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import socket
 import sys
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from mosaic_photon.report.record import METRICS, RUN, Attempt
 from mosaic_photon.titan.interface import RunningTrainer
 from mosaic_photon.titan.metrics import knows_metrics
 from mosaic_photon.train.stop import GracefulStop
-from mosaic_photon.train.summary import print_summary, summary_of
+from mosaic_photon.train.summary import degrees, print_summary, summary_of
 
 PACKAGES = (
     "mosaic-photon", "torch", "torchtitan", "mosaicml-streaming", "mosaicml", "llm-foundry", "numpy", "triton",
@@ -90,9 +91,10 @@ def say_what_is_next(job: MosaicJobConfig, step: int, signal: int | None) -> Non
     if known:
         lines.say(f"checkpoint  {known[max(known)]}")
     lines.say(f"record      {os.path.join(dump, RUN)}, {METRICS}")
-    lines.say(f"report      mosaic-photon report {dump}")
+    lines.say(f"report      mosaic-photon report {shlex.quote(dump)}")
     if known and job.job.config_file:
-        lines.say(f"text        mosaic-photon generate {folder} --job {job.job.config_file} --prompt 'Once'")
+        words = shlex.join([folder, "--job", job.job.config_file])
+        lines.say(f"text        mosaic-photon generate {words} --prompt 'Once'")
 
 
 def versions() -> dict[str, str]:
@@ -124,11 +126,9 @@ def machine(trainer: RunningTrainer) -> dict[str, Any]:
 def layout(trainer: RunningTrainer, parameters: int) -> dict[str, Any]:
     """Ranks, parallel degrees, the model's size, and how a step is made of micro-batches."""
     dims = trainer.parallel_dims
-    degrees = {"replicate": dims.dp_replicate, "shard": dims.dp_shard, "cp": dims.cp, "tp": dims.tp, "pp": dims.pp}
     return {
         "ranks": dims.world_size,
-        **degrees,
-        "ep": dims.ep,
+        **degrees(dims),
         "parameters": parameters,
         "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
     }

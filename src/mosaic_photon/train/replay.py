@@ -15,6 +15,7 @@ from mosaic_photon.checkpoints.contents import DATA_STATE, read_values
 from mosaic_photon.checkpoints.find import checkpoint_folder, is_complete, step_folders
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.titan.interface import PassedOverError
+from mosaic_photon.titan.metrics import knows_metrics
 from mosaic_photon.train.loop import MosaicLoop
 
 
@@ -88,7 +89,8 @@ class ReplayLoop(MosaicLoop):
         step, last = self.trainer.step, self.trainer.last_metrics
         if self.passed_over == step:
             return Replayed(step, None, None)
-        numbers = torch.tensor([last["loss"], last["grad_norm"]], dtype=torch.float64)
-        if dist.get_world_size() > 1:  # pipeline stages without the loss report a negative one
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.group)
+        told = knows_metrics(self.trainer.parallel_dims, self.trainer.job_config)
+        numbers = torch.tensor([last["loss"], last["grad_norm"]] if told else [0.0, 0.0], dtype=torch.float64)
+        if dist.get_world_size() > 1:  # pipeline stages without the loss know none
+            dist.all_reduce(numbers, group=self.group)
         return Replayed(step, *numbers.tolist())

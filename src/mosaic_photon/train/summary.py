@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -107,18 +108,16 @@ def count_parameters(trainer: RunningTrainer) -> int:
     return int(count)
 
 
+def degrees(dims: Any) -> dict[str, int]:
+    """The parallel degrees of TorchTitan's dimensions."""
+    of_data = {"replicate": dims.dp_replicate, "shard": dims.dp_shard}
+    return of_data | {"cp": dims.cp, "tp": dims.tp, "pp": dims.pp, "ep": dims.ep}
+
+
 def layout_line(trainer: RunningTrainer) -> str:
     """Processes, the parallel degrees above 1, device and precision."""
     dims = trainer.parallel_dims
-    degrees = {
-        "replicate": dims.dp_replicate,
-        "shard": dims.dp_shard,
-        "cp": dims.cp,
-        "tp": dims.tp,
-        "pp": dims.pp,
-        "ep": dims.ep,
-    }
-    active = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
+    active = ", ".join(f"{name} {degree}" for name, degree in degrees(dims).items() if degree > 1)
     device = f"{torch.get_num_threads()} CPU threads each" if ON_CPU else torch.cuda.get_device_name(trainer.device)
     processes = f"{dims.world_size} process{'es' if dims.world_size > 1 else ''}"
     return f"{processes}{f' ({active})' if active else ''} on {device}, {precision_line(trainer.job_config, dims)}"

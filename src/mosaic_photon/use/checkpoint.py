@@ -15,7 +15,7 @@ from torch import nn
 from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import as_lines
-from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, complete_steps
+from mosaic_photon.checkpoints.find import METADATA, Start, checkpoint_folder, step_folders
 from mosaic_photon.checkpoints.identity import mismatches
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
@@ -96,7 +96,7 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
 
 def whole_steps(folder: str) -> dict[int, str]:
     """The run's own checkpoints in a folder, not those in Hugging Face's format, oldest first."""
-    steps = complete_steps(folder).items()
+    steps = step_folders(folder).items()
     return {step: path for step, path in steps if stores.is_file(stores.join(path, METADATA))}
 
 

@@ -91,7 +91,7 @@ class Run:
         try:
             plan.place(0)
         except ConfigError:
-            return plan.origin.first_known
+            return (getattr(plan, "before", None) or plan).origin.first_known
         return 0
 
     def deal(self, step: int) -> Dealt:

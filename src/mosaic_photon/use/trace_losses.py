@@ -20,15 +20,17 @@ def losses_of(run: Run, dealt: Dealt, opened: Opened) -> list[float | None]:
 
     None for a sample without labels.
     """
-    found: list[float] = []
+    found: list[float | None] = []
     rows = run.loader.layout.local_batch
     for begin in range(0, len(dealt.ids), rows):
         inputs, labels = run.data.make_batch(dealt.ids[begin : begin + rows])
         logits = opened.logits(inputs["input"]).float()
         labels = labels.to(logits.device)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        found += (losses.double().sum(1) / (labels != IGNORED).sum(1)).tolist()
-    return [None if math.isnan(loss) else loss for loss in found]
+        counts = (labels != IGNORED).sum(1)
+        means = (losses.double().sum(1) / counts).tolist()
+        found += [mean if count else None for mean, count in zip(means, counts.tolist(), strict=True)]
+    return found
 
 
 def worst_first(samples: list[dict[str, Any]], losses: list[float | None]) -> list[dict[str, Any]]:

@@ -154,9 +154,10 @@ class Numbers:
 
     def upto(self, batches: int) -> NDArray[np.int64]:
         """Samples of each stream after 0, 1, ... and at least `batches` batches, of shape (batches + 1, streams)."""
-        if self._made is None or len(self._made) <= batches:
-            self._made = self._get(max(SMALL, 1 << (batches - 1).bit_length()))
-        return self._made
+        made = self._made  # threads that ask at the same time may each put theirs there
+        if made is None or len(made) <= batches:
+            made = self._made = self._get(max(SMALL, 1 << (batches - 1).bit_length()))
+        return made
 
     def _get(self, batches: int) -> NDArray[np.int64]:
         batches = batches if self.stage.batches is None else min(batches, self.stage.batches)

@@ -36,14 +36,12 @@ class ReadAhead(Generic[T]):
             self._places.put(True)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mosaic-read", daemon=True)
-        self._begun = False
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if not self._begun:
-            self._begun = True
+        if self._thread.ident is None:
             self._thread.start()
         item, error = self._items.get()
         if self._stopped:
