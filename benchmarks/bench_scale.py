@@ -15,6 +15,7 @@ which power of the size a cost grows between the two largest. `--simulate` fores
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -262,6 +263,7 @@ def batches_ours(row: Row, folder: str, node: str, ramp: bool) -> None:
         loader = ramp_of(node, {"streams": sets}, SEQ_LEN + 1, BATCH, batches + 200)
     else:
         loader = loader_of(node, {"local": folder, "split": "all"}, SEQ_LEN + 1)
+    gc.disable()  # as TorchTitan does, which collects garbage between steps
     iterator = iter(loader)
     for _ in range(100):
         next(iterator)

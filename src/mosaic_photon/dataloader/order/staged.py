@@ -15,6 +15,8 @@ from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan
 from mosaic_photon.dataloader.order.share_out import classes_of, samples_at
 from mosaic_photon.dataloader.order.stages import Numbers
 
+LOOK_EVERY = 16
+"""Batches from one look at what is needed soon to the next: a pass whose order is made beforehand has many more."""
 HELD = 2
 """Passes of a stream whose orders a process holds: a batch may have samples of two."""
 
@@ -94,6 +96,8 @@ class StagedPlan:
             orders.prepare(number)
 
     def prepare(self, batch: int) -> None:
+        if batch % LOOK_EVERY:
+            return
         for orders, (number, place) in zip(self.orders, self._passes_under_way(batch), strict=True):
             if 2 * place > orders.length:
                 orders.prepare(number + 1)
