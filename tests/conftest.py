@@ -15,7 +15,17 @@ from s3_proxy import Proxy
 from s3_server import S3Server, stop
 
 ROOT = Path(__file__).parent.parent
+STARTED_IN = Path.cwd()
 TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
+
+
+@pytest.fixture(autouse=True)
+def folder_as_it_was() -> Iterator[None]:
+    """A test and its fixtures come back from where they go: the next one in the process names files as from here."""
+    yield
+    left_in = Path.cwd()
+    os.chdir(STARTED_IN)
+    assert left_in == STARTED_IN
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """mosaic-photon prepare from and into an object store: the bytes of local files, whatever happens on the way."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -51,8 +52,8 @@ def corpus(s3, tmp_path_factory):
     folder = tmp_path_factory.mktemp("local") / "corpus"
     write_corpus(folder)
     s3.upload(folder.parent, "corpora")
-    os.chdir(folder.parent)
-    assert prepare("corpus", f"corpus/{PATTERN}", "saved", out="out", **{"shard-mib": 1}) == 0
+    with contextlib.chdir(folder.parent):
+        assert prepare("corpus", f"corpus/{PATTERN}", "saved", out="out", **{"shard-mib": 1}) == 0
     return folder.parent
 
 
