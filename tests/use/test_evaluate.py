@@ -15,9 +15,11 @@ import jobs
 import mds_data
 from mosaic_photon.cli import main
 from mosaic_photon.cli.evaluate import show
+from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.use.checkpoint import job_model
-from mosaic_photon.use.evaluate import Score
+from mosaic_photon.use.evaluate import Numbers, Score
 from mosaic_photon.use.opened import open_in_transformers
+from mosaic_photon.use.watch import watch
 
 
 def evaluate(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
@@ -144,6 +146,22 @@ def test_each_checkpoint_is_watched_once(trained_job: Path, prepared_data: Path,
         assert [step for step, _ in found] == [2, 4]
         validated = jobs.scalars(trained_job, "validation_metrics/loss")
         assert dict(found) == pytest.approx({step: validated[step] for step in (2, 4)}, rel=1e-5)
+
+
+def test_a_last_save_in_another_format_ends_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, seen = MosaicJobConfig(), []
+    job.job.dump_folder, job.training.steps = str(tmp_path), 4
+    for file in ("step-2/.metadata", "step-4/model.safetensors.index.json"):
+        (tmp_path / "checkpoint" / file).parent.mkdir(parents=True)
+        (tmp_path / "checkpoint" / file).touch()
+
+    def evaluate(path: str) -> Numbers:
+        seen.append(path)
+        return {"val": {"loss": 1.0}}
+
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it goes on to look for checkpoints"))
+    watch(job, ["val"], evaluate)
+    assert seen == [str(tmp_path / "checkpoint/step-2")]
 
 
 TASK = """

@@ -16,7 +16,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
-from mosaic_photon.dataloader.shards.formats import UndecodableError
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, length_without
 from mosaic_photon.token_bytes import TokenBytes
@@ -178,7 +177,7 @@ def _row(
     dataset: ShardedDataset, sample_id: int, meaning: Meaning, counts: Counts
 ) -> tuple[int, NDArray[np.integer[Any]]]:
     """A sample's hash and tokens; of text, the tokens that the tokenizer makes of it, none without one."""
-    sample = {column.name: value for column, value in dataset.values(sample_id)}
+    sample = dataset.get_item(sample_id)
     tokens = sample.get("tokens")
     if isinstance(tokens, bytes) and len(tokens) % np.dtype(meaning.bytes_dtype).itemsize == 0:
         tokens = np.frombuffer(tokens, meaning.bytes_dtype)
@@ -187,7 +186,7 @@ def _row(
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             raise DataError(f"{dataset.name_of(sample_id)}: has token ids outside the vocabulary of {size} tokens")
         return xxhash.xxh3_64_intdigest(tokens.tobytes()), tokens
-    if "tokens" in sample or any(isinstance(value, UndecodableError) for value in sample.values()):
+    if "tokens" in sample:
         raise DataError(f"{dataset.name_of(sample_id)}: has no row of token ids; --samples 1 shows what it has")
     text = "".join(value if isinstance(value, str) else json.dumps(value, default=repr) for value in sample.values())
     counts.documents += 1

@@ -79,7 +79,7 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
         ConfigError: there is none.
     """
     folder = path or checkpoint_folder(model.job)
-    if stores.is_file(stores.join(folder, METADATA)):
+    if is_whole(folder):
         return folder
     if not stores.is_folder(folder):
         raise ConfigError(f"{folder}: there is no such folder of checkpoints.")
@@ -96,8 +96,12 @@ def find_checkpoint(model: JobModel, path: str | None = None) -> str:
 
 def whole_steps(folder: str) -> dict[int, str]:
     """The run's own checkpoints in a folder, not those in Hugging Face's format, oldest first."""
-    steps = step_folders(folder).items()
-    return {step: path for step, path in steps if stores.is_file(stores.join(path, METADATA))}
+    return {step: path for step, path in step_folders(folder).items() if is_whole(path)}
+
+
+def is_whole(folder: str) -> bool:
+    """Whether all of a checkpoint of a run's own was written."""
+    return stores.is_file(stores.join(folder, METADATA))
 
 
 def check_weights(model: JobModel, folder: str) -> Weights:

@@ -7,11 +7,10 @@ import os
 import time
 from collections.abc import Callable, Collection
 
-from mosaic_photon import stores
-from mosaic_photon.checkpoints.find import METADATA, checkpoint_folder
+from mosaic_photon.checkpoints.find import checkpoint_folder, is_complete, step_folders
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.use.checkpoint import whole_steps
+from mosaic_photon.use.checkpoint import is_whole
 from mosaic_photon.use.evaluate import Numbers
 
 SECONDS = 5.0
@@ -24,7 +23,7 @@ def tensorboard_folder(job: MosaicJobConfig) -> str:
 
 
 def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str], Numbers]) -> None:
-    """Evaluate whole checkpoints as they come, until the one of the job config's last step.
+    """Evaluate whole checkpoints as they come, until the one of the job config's last step, of whatever format.
 
     What has been evaluated is read from TensorBoard's files: a second process, or a later one, goes on from there.
 
@@ -38,15 +37,16 @@ def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str]
     done = evaluated_steps(tensorboard_folder(job), names)
     with SummaryWriter(tensorboard_folder(job)) as writer:
         while True:
-            steps = whole_steps(folder)
+            steps = step_folders(folder)
+            is_over = any(step >= job.training.steps and is_complete(path) for step, path in steps.items())
             for step, path in steps.items():
-                if step in done:
+                if step in done or not is_whole(path):
                     continue
                 done.add(step)
                 try:
                     numbers = evaluate(path)
                 except (ConfigError, OSError) as error:
-                    if stores.is_file(stores.join(path, METADATA)):
+                    if is_whole(path):
                         raise
                     log.warning(f"{path} was removed before it was evaluated (checkpoint.keep_latest_k): {error}")
                     continue
@@ -55,7 +55,7 @@ def watch(job: MosaicJobConfig, names: Collection[str], evaluate: Callable[[str]
                         if value is not None:  # no bytes, no bits per byte
                             writer.add_scalar(f"evaluation/{name}/{metric}", value, step)
                 writer.flush()
-            if any(step >= job.training.steps for step in steps):
+            if is_over:
                 return
             time.sleep(SECONDS)
 

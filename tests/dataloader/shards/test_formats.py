@@ -9,6 +9,7 @@ import pytest
 import torch
 from streaming import CSVWriter, JSONWriter, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
 
+from jobs import DATA, write_job
 from mds_data import job, text_loader
 from mosaic_photon.cli import main
 from mosaic_photon.dataloader.dataset import ShardedDataset
@@ -89,3 +90,19 @@ def test_a_line_of_other_columns_is_named(
     assert main(["inspect", str(config), "--samples", "5"]) == 1
     shown = capsys.readouterr().out
     assert "PROBLEM: " + said.split(": ")[1].split(" .")[0] in shown and "text: line 4" in shown
+
+
+def test_half_of_a_surrogate_pair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON can spell it and no tokenizer takes it: what counts and what traces say which sample has it."""
+    with JSONWriter(out=str(tmp_path / "data"), columns={"text": "str"}) as out:
+        for text in ("whole", "half \ud800", *["whole"] * 6):
+            out.write({"text": text})
+    said = "stream 'data', shard.00000.json, sample 1: column 'text' is no text, but has half of a surrogate pair"
+    with pytest.raises(DataError, match=said):
+        ShardedDataset({"local": str(tmp_path / "data")}).get_item(1)
+    job, data = write_job(tmp_path, tmp_path / "data", dataloader=DATA.partition("split")[0])[1::2]
+    commands = (["inspect", data, "--count"], ["inspect", data, "--samples", "2"], ["trace", job, data, "--text", "ab"])
+    for words in commands:
+        assert main(words) == 1
+        printed = capsys.readouterr()
+        assert said.partition(": ")[2] in printed.out + printed.err

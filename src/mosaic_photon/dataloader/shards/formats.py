@@ -84,7 +84,18 @@ def _text_values(kind: Kind, data: bytes) -> Iterator[tuple[Column, Any]]:
     for column, value in pairs:
         if form.separator and isinstance(value, str):
             value = _decoded(column, data, xsv_decode, column.encoding, value)
+        elif isinstance(value, str):
+            value = _text(column, data, value)
         yield column, value
+
+
+def _text(column: Column, data: bytes, value: str) -> Any:
+    """The text; JSON can also spell half of a surrogate pair, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return _undecodable(f"column {column.name!r} is no text, but has half of a surrogate pair", error, data)
+    return value
 
 
 def _decoded(column: Column, data: bytes, decoder: Callable[..., Any], *arguments: Any) -> Any:
