@@ -193,8 +193,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _check_codecs(compression: str | None, hashes: list[str]) -> None:
-    if compression is None and hashes == ["xxh64"]:
-        return  # the defaults need no look at what Streaming knows, which takes seconds to import
+    from mosaic_photon.compat import streaming_lazy_package
+
+    streaming_lazy_package.install()
     from streaming.base.compression import get_compressions
     from streaming.base.hashing import get_hashes
 

@@ -210,8 +210,6 @@ def _tokenize(work: Work, place: Place, executor: Executor, progress: Progress) 
 def _write_splits(
     work: Work, place: Place, tally: Tally, executor: Executor, progress: Progress
 ) -> dict[str, dict[str, int]]:
-    import streaming  # noqa: F401  (once, here: forked workers inherit it)
-
     n = work.how.options.tokens_per_sample
     sequences = {split: _sequence(tally, _tokens(place), split) for split in work.splits}
     for split, sequence in sequences.items():

@@ -16,8 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic_photon.compat import streaming_lazy_package
 from mosaic_photon.prepare.objects import bring, read, scratch, write
 from mosaic_photon.prepare.record import Options
+
+streaming_lazy_package.install()
+
+from streaming.base.compression import compress, get_compression_extension  # noqa: E402
+from streaming.base.hashing import get_hash  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -61,31 +67,54 @@ def write_shard(number: int, stretches: list[Stretch], options: Options, folder:
 
     A note left by an earlier run stands for a finished shard and is taken as it is.
     """
-    from streaming import MDSWriter
-
     note = f"{notes}.{number:05}.json"
     with suppress(FileNotFoundError):
         known: dict[str, Any] = json.loads(read(note))
         return known
-    rows = read_tokens(stretches).reshape(-1, options.tokens_per_sample)
+    form, name = form_of(options), f"shard.{number:05}.mds"
+    raw = encoded(read_tokens(stretches).reshape(-1, options.tokens_per_sample), form)
+    entry = {
+        "samples": sum(one.count for one in stretches) // options.tokens_per_sample,
+        "raw_data": _file(raw, name, options),
+    }
+    entry |= {"zip_data": None, **form}
+    if options.compression:
+        raw, name = compress(options.compression, raw), f"{name}.{get_compression_extension(options.compression)}"
+        entry["zip_data"] = _file(raw, name, options)
     with scratch(os.path.dirname(notes)) as local:
-        with MDSWriter(
-            columns={"tokens": f"ndarray:int32:{options.tokens_per_sample}"},
-            out=str(local / "shard"),
-            compression=options.compression,
-            hashes=options.hashes,
-            size_limit=None,
-            max_workers=1,
-        ) as writer:
-            for row in rows:
-                writer.write({"tokens": row})
-        (entry,) = json.loads((local / "shard" / "index.json").read_text())["shards"]
-        for data in filter(None, (entry["raw_data"], entry["zip_data"])):
-            written, data["basename"] = data["basename"], data["basename"].replace("00000", f"{number:05}", 1)
-            if (local / "shard" / written).is_file():
-                bring(local / "shard" / written, f"{folder}/{data['basename']}")
+        (local / name).write_bytes(raw)
+        bring(local / name, f"{folder}/{name}")
     write(note, json.dumps(entry).encode())
     return entry
+
+
+def form_of(options: Options) -> dict[str, Any]:
+    """What each shard, and its entry of the index, says of how it is written, in the words of Streaming's MDSWriter."""
+    return {
+        "version": 2,
+        "format": "mds",
+        "compression": options.compression,
+        "hashes": options.hashes,
+        "size_limit": None,
+        "column_names": ["tokens"],
+        "column_encodings": [f"ndarray:int32:{options.tokens_per_sample}"],
+        "column_sizes": [4 * options.tokens_per_sample],
+    }
+
+
+def encoded(rows: NDArray[np.int32], form: dict[str, Any]) -> bytes:
+    """int32 rows [N, tokens] as the bytes that MDSWriter would write, which imports torch and takes a row at a time.
+
+    An MDS shard is uint32 N, N + 1 uint32 offsets of where samples begin and end, its form, and the samples.
+    """
+    text = json.dumps(form, sort_keys=True).encode()
+    offsets = 4 * (len(rows) + 2) + len(text) + rows.strides[0] * np.arange(len(rows) + 1)
+    return b"".join((np.uint32(len(rows)).tobytes(), offsets.astype(np.uint32).tobytes(), text, rows.data))
+
+
+def _file(data: bytes, name: str, options: Options) -> dict[str, Any]:
+    hashes = {algorithm: get_hash(algorithm, data) for algorithm in options.hashes}
+    return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def index_of(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -277,11 +277,15 @@ def _row_ranges(source: TextSource) -> list[tuple[int, int]]:
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Name the file in what decompressors, pyarrow and datasets raise for a damaged one."""
+    try:
+        yield
+    except _damaged() as error:  # which is asked, and imports, only where something is wrong
+        raise ConfigError(f"cannot read {path}: {error}") from error
+
+
+def _damaged() -> tuple[type[Exception], ...]:
     import pyarrow
     import zstandard
 
     kinds = (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, zlib.error, lzma.LZMAError)
-    try:
-        yield
-    except (*kinds, zstandard.ZstdError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    return *kinds, zstandard.ZstdError, pyarrow.ArrowException
