@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,21 +114,19 @@ def report(error: ConfigError | NotFiniteError | str) -> None:
     """
     several = os.environ["WORLD_SIZE"] != "1"
     text = f"error{' on rank ' + os.environ['RANK'] if several else ''}: {error}\n"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    from mosaic_photon.report.console import AGENT_WAIT, agent_key, agent_store
+
+    if (store := agent_store()) is None:
         sys.stderr.write(text)
         return
-    import torch.distributed as dist
-
-    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
-    key = f"mosaic_photon/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{error}"
+    key = f"{agent_key()}/{error}"
     try:
-        store = dist.TCPStore(address, port, timeout=wait)  # type: ignore[attr-defined]
         if store.add(f"{key}/claims", 1) > 1:
-            store.wait([key], wait)  # when this process ends, torchrun ends the one that is about to say it
+            store.wait([key], AGENT_WAIT)  # when this process ends, torchrun ends the one that is about to say it
             return
         sys.stderr.write(text)
         store.set(key, "")
-    except dist.DistError:  # the agent, or the rank that claimed to say it, is gone
+    except RuntimeError:  # the agent, or the rank that claimed to say it, is gone
         sys.stderr.write(text)
 
 
@@ -202,7 +199,7 @@ def run(
             trainer.save_seed()
             logger.info("Created seed checkpoint")
             return Ended()
-        console.stage("the first step, which may load, fetch and compile")
+        console.stage(f"loading {data.start.path}" if data.start.path else "beginning anew")
         trainer.train()
     say_what_is_next(job_config, trainer.step, stop.signal_number)
     finished = trainer.step >= job_config.training.steps

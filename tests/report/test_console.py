@@ -9,14 +9,18 @@ import pty
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 import jobs
 from mosaic_photon.report import recorder
-from mosaic_photon.report.console import LOSS, Lines, Once, clock, line_of, short
+from mosaic_photon.report.console import LOSS, Lines, Once, clock, count_in_words, line_of, short
+from mosaic_photon.report.panels import shown
 from mosaic_photon.report.record import read_run
+from mosaic_photon.report.tables import summary
+from mosaic_photon.waiting import Count
 
 
 def in_terminal(command: list[str]) -> str:
@@ -101,3 +105,69 @@ def test_warnings_are_shown_once_and_information_of_others_never(
         logger.warning("a disk is [nearly] full")
         logger.error("a shard is gone")
     assert capsys.readouterr().out == "warning: a disk is [nearly] full\nerror: a shard is gone\n"
+
+
+def test_a_warning_of_python_is_shown_as_one_that_is_logged(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = Once(Lines(4)).show_warning
+        for line in (7, 7, 8):
+            warnings.warn_explicit("no full support [on cpu]", UserWarning, "random.py", line)
+    told = [f"warning: no full support [on cpu] (UserWarning, random.py:{line})\n" for line in (7, 8)]
+    assert capsys.readouterr().out == "".join(told)
+
+
+def test_in_a_file_a_stage_is_a_line_and_its_end_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        lines = Lines(4)
+        lines.stop()
+        lines.stage("building the model")
+        lines.stop()
+        lines.stop()
+    assert capsys.readouterr().out == "building the model ...\n"
+
+
+def test_what_a_stage_waits_for_is_told_with_its_rate_and_what_is_left_where_that_is_known() -> None:
+    fetched = Count("fetched", done=3_000_000_000, since=10.0)
+    assert count_in_words(fetched, 12.0) == "fetched 3.0 GB, 1500 MB/s"
+    assert count_in_words(Count("fetched", since=10.0), 10.0) == "fetched 0.0 GB, 0 MB/s"
+    verified = Count("verified", since=10.0)
+    verified.begin(60_000_000_000)
+    verified.begin(20_000_000_000)
+    verified.done = 20_000_000_000
+    assert count_in_words(verified, 50.0) == "verified 20.0 of 80.0 GB, 500 MB/s, left 2m 00s"
+    assert verified.is_under_way
+    verified.done = 80_000_000_000
+    assert not verified.is_under_way
+
+
+@pytest.mark.slow
+def test_ranks_of_a_pipeline_share_a_terminal(tmp_path: Path, prepared_data: Path) -> None:
+    """The last stage has the metrics, the first the clock and the end; what both are warned of is told once."""
+    arguments = jobs.write_job(tmp_path, prepared_data)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run += ["-m", "mosaic_photon.train_with_mosaic", *arguments, "--", "--metrics.log_freq=2", "--validation.enable"]
+    run += ["--checkpoint.enable", "--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=4"]
+    run += ["--parallelism.pipeline_parallel_schedule=1F1B", "--validation.local_batch_size=4"]
+    shown_there = in_terminal(run)
+    out = tmp_path / "out"
+    read = read_run(out)
+    losses, validation = read.series[LOSS], read.series["validation_metrics/loss"]
+    assert (losses.steps, losses.tokens, validation.steps) == ([1, 2, 4], [256, 512, 1024], [1, 2, 4])
+    assert losses.values == pytest.approx(list(jobs.scalars(tmp_path).values()))
+    assert read.events[-1].facts == {"how": "ended"}
+    for step, loss in zip(losses.steps, losses.values, strict=True):
+        assert shown_there.count(f"step {step}/4  tokens {short(256 * step)}  loss {loss:.4f}  ") == 1
+    for step, loss in zip(validation.steps, validation.values, strict=True):
+        assert shown_there.count(f"step {step}  validation {loss:.4f}\n") == 1
+    for told in ("model.safetensors.index.json not found", "will be overridden to 3 based on", "ended at step 4 of 4"):
+        assert shown_there.count(told) == 1, told
+    assert "the first step" not in shown_there.partition("step 2/4")[2]
+    (told,) = summary(shown([read]))["runs"]
+    assert (told["step"], told["tokens"], told["last"][LOSS]) == (4, 1024, losses.values[-1])

@@ -14,7 +14,7 @@ from torchtitan.tools.logging import logger
 
 from mosaic_photon.errors import NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
-from mosaic_photon.report import recorder
+from mosaic_photon.report import console, recorder
 from mosaic_photon.report.record import VALIDATION
 from mosaic_photon.titan.gradient_norm import gradient_norm_told
 from mosaic_photon.titan.hf_files import fit_files
@@ -64,6 +64,7 @@ class InLoop(Mixed):
     def batch_generator(self, data_iterable: TrainLoader) -> Iterator[Batch]:
         """TorchTitan's; called once, when the checkpoint has been loaded and before the first step."""
         self.loaded_step = self.step
+        console.stage("the first step, which may fetch and compile")
         self.loop.begin()
         if record := recorder.current():
             record.start()
@@ -88,6 +89,7 @@ class InLoop(Mixed):
         except PassedOverError as why:
             self.loop.pass_over(why)
         self.loop.end_step()
+        console.stop()
 
     def _look_at_step(self, norm: torch.Tensor) -> None:
         if self.job_config.optimizer.early_step_in_backward:  # the gradients are gone, what they did is in the weights

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_photon import waiting
 from mosaic_photon.dataloader.node.once import once_a_run
 from mosaic_photon.dataloader.shards.claim import PARTS, in_use
 from mosaic_photon.dataloader.shards.fetch import Source, accessing, download, reported, unpack
@@ -45,7 +46,7 @@ class ShardCache:
         self.limit = limit
         self.complete = not any(source.cache for source in sources)
         """Whether nothing has to be fetched, as far as `check` and `open` have seen."""
-        self._fetched, self._last_report = 0, time.monotonic()
+        self._last_report = time.monotonic()
         self._failed: dict[int, tuple[float, str]] = {}  # shard -> when the last attempt to fetch it failed, and how
         self._check_limit()
         self._check_hashes_known()
@@ -142,13 +143,14 @@ class ShardCache:
 
     def _check_hashes(self, part: slice) -> None:
         here = [slot for slot in map(self.slot, range(len(self.shards))[part]) if slot.files_here()]
-        total, done, last_report = sum(slot.shard.raw.bytes for slot in here), 0, time.monotonic()
+        count, last_report = waiting.verified, time.monotonic()
+        count.begin(sum(slot.shard.raw.bytes for slot in here))
         for slot in here:
             with accessing(slot.source):
                 self._check_shard(slot, hashes=True)
-            done += slot.shard.raw.bytes
+            count.done += slot.shard.raw.bytes
             if time.monotonic() - last_report > SAY_EVERY_S:
-                logger.info(f"Verified {done / 1e9:.1f} of {total / 1e9:.1f} GB of cached shards")
+                logger.info(f"Verified {count.done / 1e9:.1f} of {count.total / 1e9:.1f} GB of cached shards")
                 last_report = time.monotonic()
 
     def _check_shard(self, slot: Slot, hashes: bool) -> None:
@@ -236,6 +238,7 @@ class ShardCache:
         """Bring the raw file into the folder. The caller holds the shard's lock."""
         source, shard, raw, part = slot.source, slot.shard, slot.raw, slot.part
         self.complete = False
+        waiting.fetched.begin()
         if raw.exists():
             self._discard(slot, raw, shard.raw, f"has {size_of(raw)} bytes instead of {shard.raw.bytes}")
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
@@ -285,9 +288,9 @@ class ShardCache:
         path.unlink(missing_ok=True)
 
     def _say_progress(self, shard: Shard) -> None:
-        self._fetched += shard.stored.bytes
+        waiting.fetched.done += shard.stored.bytes
         if time.monotonic() - self._last_report > SAY_EVERY_S:
-            logger.info(f"Fetched {self._fetched / 1e9:.2f} GB of shards so far")
+            logger.info(f"Fetched {waiting.fetched.done / 1e9:.2f} GB of shards so far")
             self._last_report = time.monotonic()
 
 
