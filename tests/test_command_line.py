@@ -36,6 +36,14 @@ def test_help_of_all_flags_is_complete_and_imports_nothing_slow() -> None:
     assert not re.search(r"default .*\n\s*\n  --", run.stdout)  # a field without a sentence
 
 
+def test_a_reader_that_has_enough_ends_a_command_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "mosaic_photon.cli", "completion", "bash"]
+    with subprocess.Popen(command, cwd=jobs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `head` does
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "config", "flags"),
     [

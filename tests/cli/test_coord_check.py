@@ -129,15 +129,22 @@ def test_a_job_of_many_ranks_is_checked_in_one_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "words", "says"),
     [
-        (["--widths", "64", "65"], "no multiple of the model's head size 32"),
-        (["--widths", "64"], "at least two"),
+        ("", ["--widths", "64", "65"], "no multiple of the model's head size 16"),
+        ("", ["--widths", "64"], "at least two"),
+        ("\nvocab_size = 100", [], "has 2,048 tokens, more than the 100"),
+        ("\nattn_type = 'x'", [], "cannot be built as the job has it: Unknown attention type: x"),
+        ("", ["--out", "{file}"], "is not a folder that can be written to"),
+        ("", ["--out", "~/checks"], "'~' and '$' are a shell's"),
     ],
 )
-def test_mistakes_end_before_the_first_run(tmp_path, capsys, words, says):
-    assert main(["coord-check", job(tmp_path, "mpt_mup_mosaic", MPT), *words, "--out", str(tmp_path)]) == 1
-    assert says in capsys.readouterr().err
+def test_mistakes_end_before_the_first_run(tmp_path, capsys, overrides, words, says):
+    path = job(tmp_path, "llama3_mosaic", LLAMA + overrides)
+    words = ["--out", str(tmp_path), *(word.format(file=path) for word in words)]
+    assert main(["coord-check", path, *words]) == 1
+    said = capsys.readouterr().err
+    assert says in said and "widths" not in said  # no bar of runs
 
 
 def test_another_model_is_refused(tmp_path, capsys):

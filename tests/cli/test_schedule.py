@@ -94,6 +94,28 @@ def test_token_times_need_the_batch(job, capsys):
     assert preview_of(path, 8, None).groups[0].lr[5] == pytest.approx(0.005)  # 8 samples of 64 tokens: 10 steps
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch", "0"], "--batch 0: must be at least 1."),
+        (["--epoch-batches", "-2"], "--epoch-batches -2: must be at least 1."),
+        (["--out", "{job}"], "is not a folder that can be written to"),
+        (["--out", "~/plots"], "'~' and '$' are a shell's"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_built(job, capsys, words, message):
+    path = job(flavor="no such flavor")
+    assert main(["schedule", path, *(word.format(job=path) for word in words)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_the_models_own_code_refuses_is_one_message(job, capsys):
+    with open(path := job(), "a") as file:
+        file.write('[model.overrides]\nattn_type = "x"\n')
+    assert main(["schedule", path, "--no-files"]) == 1
+    assert "cannot be built as the job has it: Unknown attention type: x." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("warmup", "message"), [("45ba", "longer than the schedule"), ("1h", "clock")])
 def test_a_mistake_is_one_message(job, capsys, warmup, message):
     assert main(["schedule", job(warmup=warmup), "--no-files"]) == 1

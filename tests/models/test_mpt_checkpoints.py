@@ -267,6 +267,14 @@ def test_no_checkpoint(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ConfigError, match="cannot be read"):
         hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))
+    torch.save(torch.ones(2), tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match="it holds a Tensor"):
+        hf.read_checkpoint(tmp_path, MPTMuPModelArgs(**SIZE))
+    save_file({"a": torch.ones(2)}, damaged := tmp_path / "model.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    for read in (hf.read_checkpoint, hf.check_folder):
+        with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
+            read(tmp_path, MPTMuPModelArgs(**SIZE))
 
 
 def test_nothing_is_lost_on_the_way(tmp_path):

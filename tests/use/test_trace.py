@@ -128,6 +128,7 @@ def test_steps_that_see_a_sample_or_a_text(trained_job: Path, capsys: pytest.Cap
         (["--sample", "data:99999999"], "numbered from 0 to "),
         (["--text", "these words are nowhere"], "--text 'these words are nowhere' is nowhere in the "),
         (["--text", ""], "--text is empty"),
+        (["--text", "\udcff"], "--text '\\udcff' is not UTF-8."),
         (["--step", "1", "--nproc-per-node", "3"], "training.global_batch_size = 4 does not divide"),
         (["--step", "1", "--nnodes", "0"], "--nnodes 0 --nproc-per-node"),
         (["--step", "1", "--checkpoint", "/nowhere"], "/nowhere: there is no such folder of checkpoints."),

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import select
 import signal
 import sys
 from collections.abc import Iterable
@@ -37,13 +39,27 @@ def main(argv: list[str] | None = None) -> int:
     if flags:
         args.flags = flags
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
+        return 1
     except ConfigError as error:
         print(f"mosaic-photon {args.command}: {error}", file=sys.stderr)
         return 1
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"\nmosaic-photon {args.command}: stopped", file=sys.stderr)
         return 128 + int(stopped.args[0] if isinstance(stopped, Stopped) else signal.SIGINT)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone, as `head` does when it has enough."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def parser_of(whole: Iterable[str]) -> argparse.ArgumentParser:

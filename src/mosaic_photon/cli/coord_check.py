@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import check_path, check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from mosaic_photon import titan
+    from mosaic_photon.job.machine_checks import fitting_tokenizer
     from mosaic_photon.models.resized import width_step
     from mosaic_photon.mup import coord_check, coord_report
     from mosaic_photon.mup.proxy import AdamWSettings
@@ -61,9 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from mosaic_photon.train_spec import load_job_model
 
     axis = "width" if args.depths is None else "depth"
+    check_path("--out", args.out)
+    check_writable("--out", args.out)
     titan.apply_workarounds()
     job, model_args = load_job_model(args.job)
     check_known(job)
+    fitting_tokenizer(job, model_args)
     default = coord_check.DEFAULT_DEPTHS if axis == "depth" else coord_check.default_widths(width_step(model_args))
     sizes = sorted(set(args.depths or args.widths or default))
     if len(sizes) < 2 or sizes[0] < 1 or args.seeds < 1 or args.steps < 1:
@@ -72,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     job.training.seq_len = coord_check.SEQ_LEN
     job.parallelism = type(job.parallelism)()  # each run is one process
     job.debug.seed = None  # each run has its own
+    job.validation.enable = False
     models = {size: model_of_size(job, model_args, axis, size) for size in sizes}
     tokens = torch.tensor(stdlib_tokens(job.model.hf_assets_path, 400_000))
     start, lr = time.monotonic(), args.lr or coord_check.default_lr(axis, job.mup)
@@ -119,16 +125,18 @@ def check_known(job: Any) -> None:
 
 def model_of_size(job: Any, model_args: Any, axis: str, size: int) -> Callable[[int], nn.Module]:
     """seed -> the initialised model of one size, `[mup]` applied."""
+    from mosaic_photon.models.model_args import build_on_meta
     from mosaic_photon.models.resized import build, resized
     from mosaic_photon.train_spec import apply_mup, build_train_spec
 
     base_width = job.mup.base_width if axis == "depth" else None
-    args = resized(model_args, size if axis == "width" else base_width, size if axis == "depth" else None)
-    spec = build_train_spec(job.model.name)
+    spec, flavor = build_train_spec(job.model.name), job.model.flavor
+    width, depth = (size, None) if axis == "width" else (base_width, size)
+    spec.model_args[flavor] = resized(model_args, width, depth)
     if job.mup.enabled:
-        spec.model_args[job.model.flavor] = args
         apply_mup(spec, job)
-        args = spec.model_args[job.model.flavor]
+    build_on_meta(job, spec)  # for its checks
+    args = spec.model_args[flavor]
     args.update_from_config(job)
     return partial(build, spec.model_cls, args)
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from mosaic_photon.cli.terminal import check_text
 from mosaic_photon.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(args.max_new_tokens, 0 if args.greedy else args.temperature, args.top_p, args.seed)
     sampling.check()
-    check_text(args.prompt or "")
+    check_text("--prompt", args.prompt or "")
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
     from transformers import TextStreamer
 
@@ -51,14 +52,6 @@ def run(args: argparse.Namespace) -> int:
         print(prompt, end="", flush=True)
         generate(model, tokenizer, ids, sampling, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
     return 0
-
-
-def check_text(prompt: str) -> None:
-    """Raises ConfigError: the command line's bytes were no UTF-8, so that the string has stand-ins for them."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"--prompt {prompt!r} is not UTF-8.") from error
 
 
 def read_prompts(path: str) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.cli import inspect_count
+from mosaic_photon.cli.terminal import bar, console, printable
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2))
     else:
         _print(reports, job)
-        inspect_count.print_counts(_console(), counts, tokenizer)
+        inspect_count.print_counts(console(), counts, tokenizer)
         print(wrote, end="\n" if wrote else "")
     return int(damaged)
 
@@ -90,17 +91,13 @@ def _check_nodes(args: argparse.Namespace) -> None:
 
 
 def _inspect(loader: dict[str, Any], args: argparse.Namespace, known: dict[str, Any]) -> LoaderReport:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from mosaic_photon.dataloader import inspection
 
     dataset = inspection.open_dataset(loader)
     report = inspection.inspect_loader(loader, dataset)
     if args.verify:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("verifying", total=inspection.bytes_here(dataset))
-            inspection.verify(report, dataset, lambda size: progress.advance(task, size))
+        with bar("verifying", inspection.bytes_here(dataset)) as advance:
+            inspection.verify(report, dataset, advance)
     bytes_dtype = loader["dataset"].get("token_encoding_type") or "int64"
     vocabulary = inspection.Vocabulary(bytes_dtype, **known)
     report.samples = inspection.first_samples(dataset, args.samples, vocabulary)
@@ -178,39 +175,30 @@ def _nodes(job: MosaicJobConfig, args: argparse.Namespace, data_parallel: int, l
 
 
 def _print(reports: dict[str, LoaderReport], job: dict[str, Any] | None) -> None:
-    console = _console()
+    out = console()
     for name, report in reports.items():
-        _print_loader(console, name, report)
+        _print_loader(out, name, report)
     if job:
         reads = "; ".join(f"{name}: {value}" for name, value in job["reads"].items())
         if job["epochs"]:
             reads = (
                 f"{job['steps_per_epoch']:,} steps an epoch; its {job['steps']:,} steps make {job['epochs']:.2f} epochs"
             )
-        console.print(
+        out.print(
             f"job {job['config']} on {job['world_size']} process(es): {job['samples_per_step']:,} samples = "
             f"{job['tokens_per_step']:,} tokens a step, {reads}",
             highlight=False,
             soft_wrap=True,
         )
     if job and "nodes" in job:
-        _print_nodes(console, job)
+        _print_nodes(out, job)
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width: keep a stream on one line
-    return console
-
-
-def _print_nodes(console: Any, job: dict[str, Any]) -> None:
+def _print_nodes(out: Any, job: dict[str, Any]) -> None:
     nodes = job["nodes"]
     reads, size, kept = ([node[key] for node in nodes] for key in ("shards", "bytes", "kept_bytes"))
     downloaded, order, index = (human_size(job[key]) for key in ("download_bytes", "order_bytes", "index_bytes"))
-    console.print(
+    out.print(
         f"{len(nodes)} node(s): in an epoch each reads {_range(reads, '{:,}'.format)} of {job['shards']:,} shards,"
         f" {_range(size, human_size)}, and keeps {_range(kept, human_size)}; {downloaded} are downloaded in"
         f" all; on each node the order takes {order}, the index {index}",
@@ -218,7 +206,7 @@ def _print_nodes(console: Any, job: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     if job["warning"]:
-        console.print(f"[bold red]warning[/] {job['warning']}", highlight=False, soft_wrap=True)
+        out.print(f"[bold red]warning[/] {job['warning']}", highlight=False, soft_wrap=True)
 
 
 def _range(values: list[int], say: Callable[[int], str]) -> str:
@@ -226,7 +214,7 @@ def _range(values: list[int], say: Callable[[int], str]) -> str:
     return say(most) if say(least) == say(most) else f"{say(least)} to {say(most)}"
 
 
-def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
+def _print_loader(out: Any, name: str, report: LoaderReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -249,18 +237,18 @@ def _print_loader(console: Any, name: str, report: LoaderReport) -> None:
             f"{', '.join(stream.hashes) or 'none'} ({_verified(stream)})",
             f"{stream.share:.1%}",
         )
-    console.print(table)
+    out.print(table)
     for stream in report.streams:
         place = f"{stream.remote} -> {stream.local}" if stream.remote else stream.local
-        console.print(escape(f"  {stream.name}: {place}"), highlight=False, soft_wrap=True)
+        out.print(escape(f"  {stream.name}: {place}"), highlight=False, soft_wrap=True)
         for file, fault in stream.damaged.items():
-            console.print(f"[bold red]  damaged[/] {escape(f'{file}: {fault}')}", highlight=False, soft_wrap=True)
+            out.print(f"[bold red]  damaged[/] {escape(f'{file}: {fault}')}", highlight=False, soft_wrap=True)
         if stream.problem:
-            console.print(f"[bold red]  unusable[/] {escape(stream.problem)}", highlight=False, soft_wrap=True)
+            out.print(f"[bold red]  unusable[/] {escape(stream.problem)}", highlight=False, soft_wrap=True)
     for sample in report.samples:
-        console.print(f"[bold]{escape(sample['stream'])}[/], sample {sample['sample']}:", highlight=False)
+        out.print(f"[bold]{escape(sample['stream'])}[/], sample {sample['sample']}:", highlight=False)
         for line in _sample_lines(sample):
-            console.print(escape(f"  {line}"), highlight=False, soft_wrap=True)
+            out.print(escape(f"  {line}"), highlight=False, soft_wrap=True)
 
 
 def _verified(stream: Any) -> str:
@@ -296,6 +284,5 @@ def _first(tokens: list[Any], outside: Collection[int]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text without control characters, which data could use to write over the terminal; line ends are indented."""
-    kept = (c if c.isprintable() or c == "\n" else " " if c == "\t" else repr(c)[1:-1] for c in text)
-    return "".join(kept).replace("\n", "\n    ")
+    """As `printable`, with line ends indented."""
+    return printable(text.replace("\t", " "), "\n").replace("\n", "\n    ")

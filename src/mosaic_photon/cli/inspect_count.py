@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.cli.terminal import bar
 from mosaic_photon.files import check_path, check_writable, display, write_whole
 
 if TYPE_CHECKING:
@@ -72,9 +73,6 @@ def _meaning(dataset: dict[str, Any], folder: str | None) -> Meaning:
 
 
 def _count_loader(loader: dict[str, Any], meaning: Meaning, whole: bool, name: str) -> list[StreamCount]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from mosaic_photon.dataloader import count, inspection
     from mosaic_photon.prepare.pool import Processes
 
@@ -82,12 +80,11 @@ def _count_loader(loader: dict[str, Any], meaning: Meaning, whole: bool, name: s
     workers = min(WORKERS, len(os.sched_getaffinity(0))) if whole else 1
     parts = count.parts_of(dataset, whole, workers * PARTS)
     streams = [count.total([]) for _ in dataset.stream_names]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"counting {name}", total=sum(count.samples_in(dataset, part) for part in parts))
+    with bar(f"counting {name}", sum(count.samples_in(dataset, part) for part in parts)) as advance:
 
         def finished(position: int, counts: Counts) -> None:
             streams[parts[position][0]].add(counts)
-            progress.advance(task, counts.read)
+            advance(counts.read)
 
         if workers > 1:
             dataset.cache.close()  # what is connected does not go through a fork

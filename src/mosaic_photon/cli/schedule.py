@@ -7,11 +7,12 @@ its indexes are read, and shares, tokens and passes of its streams are shown bes
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from mosaic_photon.cli.terminal import console
 from mosaic_photon.errors import ConfigError
+from mosaic_photon.files import check_path, check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,21 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from mosaic_photon.schedulers import preview
 
+    if not args.no_files:
+        check_path("--out", args.out)
+        check_writable("--out", args.out)
     shown = preview_of(args.job, args.batch, args.epoch_batches, args.data)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(f"[bold]{shown.title}[/bold]\n{shown.schedule}", highlight=False)
+    out = console()
+    out.print(f"[bold]{shown.title}[/bold]\n{shown.schedule}", highlight=False)
     heading, *body = preview.rows(shown)
     table = Table()
     for name in heading:
         table.add_column(name, overflow="fold")
     for cells in body:
         table.add_row(*cells)
-    console.print(table)
+    out.print(table)
     for name, curves in shown.panels():
         print(f"\n{name}\n{preview.drawing(shown.steps, curves)}")
     marks = ", ".join(f"{preview.MARKS[n % len(preview.MARKS)]} {name}" for n, name in enumerate(shown.streams))
@@ -56,10 +59,6 @@ def write(folder: str, shown: Any) -> Path:
     from mosaic_photon.schedulers import preview
 
     path = Path(folder) / "schedule.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot make this folder ({error.strerror}).") from None
     write_whole(path, preview.figure(shown))
     return path
 
@@ -72,11 +71,13 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None, data
     """
     from mosaic_photon.train_spec import load_job_model
 
+    for option, value in (("--batch", batch), ("--epoch-batches", epoch_batches)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} {value}: must be at least 1.")
     job, _ = load_job_model(job_path)
 
-    import torch
-
     from mosaic_photon.job.run_length import RunLength
+    from mosaic_photon.models.model_args import build_on_meta
     from mosaic_photon.optimizers.builder import build_optimizers
     from mosaic_photon.schedulers.builder import build_lr_schedulers
     from mosaic_photon.schedulers.preview import Preview, sampled_steps
@@ -85,11 +86,7 @@ def preview_of(job_path: str, batch: int | None, epoch_batches: int | None, data
 
     if job.training.steps < 1:
         raise ConfigError(f"training.steps = {job.training.steps}: must be at least 1.")
-    spec = spec_of_job(job)
-    model_args = spec.model_args[job.model.flavor]
-    model_args.update_from_config(job)
-    with torch.device("meta"):
-        model = spec.model_cls(model_args)
+    model = build_on_meta(job, spec_of_job(job))
     samples = job.training.global_batch_size if job.training.global_batch_size > 0 else batch
     run = RunLength(job.training.steps, samples, samples and samples * job.training.seq_len, epoch_batches)
     job.optimizer.early_step_in_backward = False  # the same numbers, in a container without groups

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+from mosaic_photon.cli.terminal import bar, check_text, console, printable
 from mosaic_photon.errors import ConfigError, NotFiniteError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Look:
 
         if not text:
             raise ConfigError("--text is empty: give some words of the sample.")
+        check_text("--text", text)
         with bar("searching", self.run.dataset.num_samples) as advance:
             ids = find_text(self.run, text, advance)
         if not ids:
@@ -149,29 +151,14 @@ class Look:
             return list(self.run.seen(np.array(ids), advance))
 
 
-@contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr, gone at the end."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
 def print_step(dealt: Dealt, samples: list[dict[str, Any]], full: bool) -> None:
     """A table of a step's samples; with `full` each with all of its text beneath."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width: keep a sample on one line
+    out = console()
     batch = f", batch {dealt.batch:,} of the plan" if dealt.batch != dealt.step else ""
-    console.print(
+    out.print(
         f"[bold]step {dealt.step:,}[/]{batch}: {len(samples):,} sample{'' if len(samples) == 1 else 's'}",
         highlight=False,
     )
@@ -188,22 +175,17 @@ def print_step(dealt: Dealt, samples: list[dict[str, Any]], full: bool) -> None:
         cells = [escape(shown(sample[name])) for name in names]
         if full:
             head = ", ".join(f"{name.replace('_', '-')} {cell}" for name, cell in zip(names, cells, strict=True))
-            console.print(f"[bold]{head}[/]", highlight=False, soft_wrap=True)
-            console.print(escape(printable(sample["text"], "\n")), highlight=False, soft_wrap=True)
+            out.print(f"[bold]{head}[/]", highlight=False, soft_wrap=True)
+            out.print(escape(printable(sample["text"], "\n")), highlight=False, soft_wrap=True)
         else:
             table.add_row(*cells, escape(printable(sample["text"])))
     if not full:
-        console.print(table, highlight=False)
+        out.print(table, highlight=False)
 
 
 def shown(value: Any) -> str:
     """A cell of the table."""
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def printable(text: str, kept: str = "") -> str:
-    """The text without control characters, which data could use to write over the terminal."""
-    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def replay(args: argparse.Namespace) -> int:

@@ -122,14 +122,20 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def load_file(file: Path) -> dict[str, Tensor]:
-    """Tensors of one file, memory-mapped. Pickles are read with `weights_only`."""
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+    """Tensors of one file, memory-mapped. Pickles are read with `weights_only`.
+
+    Raises:
+        ConfigError: it is damaged, or holds something else.
+    """
     try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as handle:
+                return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises several kinds for what is no checkpoint or not only weights
+    except Exception as error:  # both libraries raise several kinds for what is no checkpoint or not only weights
         raise ConfigError(f"{file}: cannot be read as a checkpoint of tensors: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: cannot be read as a checkpoint of tensors: it holds a {type(content).__name__}.")
     if isinstance(content.get("state"), dict):  # Composer
         content = content["state"].get("model", {})
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
