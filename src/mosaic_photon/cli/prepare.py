@@ -193,14 +193,13 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _check_codecs(compression: str | None, hashes: list[str]) -> None:
-    from mosaic_photon.compat import streaming_lazy_package
+    from mosaic_photon.prepare.shards import compression as known
+    from mosaic_photon.prepare.shards import hashing
 
-    streaming_lazy_package.install()
-    from streaming.base.compression import get_compressions
-    from streaming.base.hashing import get_hashes
-
-    if compression is not None and compression not in get_compressions():
-        raise ConfigError(f"--compression {compression!r} is not known.{nearest(compression, get_compressions())}")
+    if compression is not None and compression not in known.get_compressions():
+        raise ConfigError(
+            f"--compression {compression!r} is not known.{nearest(compression, known.get_compressions())}"
+        )
     for name in hashes:
-        if name not in get_hashes():
-            raise ConfigError(f"--hashes {name!r} is not known.{nearest(name, get_hashes())}")
+        if name not in hashing.get_hashes():
+            raise ConfigError(f"--hashes {name!r} is not known.{nearest(name, hashing.get_hashes())}")

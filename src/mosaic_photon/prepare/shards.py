@@ -20,10 +20,7 @@ from mosaic_photon.compat import streaming_lazy_package
 from mosaic_photon.prepare.objects import bring, read, scratch, write
 from mosaic_photon.prepare.record import Options
 
-streaming_lazy_package.install()
-
-from streaming.base.compression import compress, get_compression_extension  # noqa: E402
-from streaming.base.hashing import get_hash  # noqa: E402
+compression, hashing = map(streaming_lazy_package.alone, ("compression", "hashing"))
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,10 @@ def write_shard(number: int, stretches: list[Stretch], options: Options, folder:
     }
     entry |= {"zip_data": None, **form}
     if options.compression:
-        raw, name = compress(options.compression, raw), f"{name}.{get_compression_extension(options.compression)}"
+        raw, name = (
+            compression.compress(options.compression, raw),
+            f"{name}.{compression.get_compression_extension(options.compression)}",
+        )
         entry["zip_data"] = _file(raw, name, options)
     with scratch(os.path.dirname(notes)) as local:
         (local / name).write_bytes(raw)
@@ -113,7 +113,7 @@ def encoded(rows: NDArray[np.int32], form: dict[str, Any]) -> bytes:
 
 
 def _file(data: bytes, name: str, options: Options) -> dict[str, Any]:
-    hashes = {algorithm: get_hash(algorithm, data) for algorithm in options.hashes}
+    hashes = {algorithm: hashing.get_hash(algorithm, data) for algorithm in options.hashes}
     return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
