@@ -276,6 +276,13 @@ def test_streams_that_leave_an_epoch_empty(mds: Path, build: Any) -> None:
         build(job({"streams": {"a": {"local": str(mds), "repeat": 0.001}}}))
 
 
+@pytest.mark.parametrize("given", [{"epoch_size": 10**30}, {"choose": 10**30}, {"repeat": 10**30}])
+def test_streams_that_make_an_epoch_beyond_counting(mds: Path, build: Any, given: dict[str, int]) -> None:
+    whole = {"epoch_size": given.pop("epoch_size", None)}
+    with pytest.raises(ConfigError, match="epoch_size, repeat and choose of the streams make too long an epoch"):
+        build(job({"streams": {"a": {"local": str(mds), **given}}, **whole}))
+
+
 def test_sequence_lengths_that_do_not_fit(mds: Path, build: Any) -> None:
     with pytest.raises(ConfigError, match=r"max_seq_len: 20 does not fit training\.seq_len 16"):
         build(job({"local": str(mds), "max_seq_len": 20}))

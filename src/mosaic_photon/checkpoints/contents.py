@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,17 @@ def read_values(folder: str, *keys: str) -> list[Any]:
     there = read_metadata(folder).state_dict_metadata if stores.is_file(stores.join(folder, METADATA)) else {}
     state = {key: "" for key in keys if key in there}
     if state:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+        with alone():
             load(state, storage_reader=reader_of(folder), no_dist=True)
     return [state.get(key) for key in keys]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, torch does not warn that it reads or writes a checkpoint in this process alone (`no_dist`)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def saved_position(start: Start, job: MosaicJobConfig) -> tuple[str | None, int]:

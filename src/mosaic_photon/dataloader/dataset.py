@@ -28,7 +28,7 @@ from mosaic_photon.dataloader.shards.formats import UndecodableError, decode, si
 from mosaic_photon.dataloader.shards.index import INDEX, Column, DataError, Kind
 from mosaic_photon.dataloader.shards.reader import ShardReader
 from mosaic_photon.dataloader.shards.table import Index
-from mosaic_photon.errors import ConfigError
+from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.job.data_config import streams_of
 from mosaic_photon.places import Place, check_apart, place_of
 
@@ -112,8 +112,10 @@ class ShardedDataset:
 
     def _weigh_streams(self, epoch_size: int | str | None) -> None:
         size = number_abbrev_to_int(epoch_size) if epoch_size else None
+        refused, weigh = "epoch_size, repeat and choose of the streams make too long an epoch", Stream.apply_weights
         with np.errstate(invalid="ignore"):  # of an epoch without samples, which has a message below
-            self.epoch_size = Stream.apply_weights(self.streams, self.samples_per_stream, size, self.shuffle_seed)
+            given = self.streams, self.samples_per_stream, size, self.shuffle_seed
+            self.epoch_size = ask_upstream(refused, (OverflowError,), weigh, *given)
         if not self.epoch_size:
             raise ConfigError("repeat and choose of the streams leave an epoch without samples; raise one of them")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.shards.reader import token_column
-from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, BYTE_TYPES
+from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, BYTE_TYPES, are_ids
 from mosaic_photon.errors import ConfigError
 
 SAMPLES = 1000
@@ -35,16 +33,9 @@ def first_rows(dataset: ShardedDataset, place: str) -> tuple[list[NDArray[np.int
         return values, None
     for name in BYTE_TYPES:
         dtype = np.dtype(name)
-        if all(_are_ids(value, dtype) for value in values):
+        if all(not value or are_ids(value, dtype, ANY_VOCABULARY) for value in values):
             return [np.frombuffer(value, dtype) for value in values], name
     raise ConfigError(f"--mds {place!r}: its tokens are stored as bytes that are no ids of {', '.join(BYTE_TYPES)}.")
-
-
-def _are_ids(value: bytes, dtype: np.dtype[Any]) -> bool:
-    if len(value) % dtype.itemsize:
-        return False
-    ids = np.frombuffer(value, dtype)
-    return not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < ANY_VOCABULARY)
 
 
 def least_tokens(dataset: ShardedDataset, encoding: str | None, place: str) -> int | None:

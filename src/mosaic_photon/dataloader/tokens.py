@@ -202,13 +202,13 @@ def fault_of_bytes(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> str:
     """
     known = vocab_size < ANY_VOCABULARY  # else small ids of a narrow type, two read as one, look like ids of a wide one
     wide_enough = [name for name in BYTE_TYPES if known and np.iinfo(name).max >= vocab_size - 1]
-    fits = [name for name in wide_enough if _are_ids(data, np.dtype(name), vocab_size)]
+    fits = [name for name in wide_enough if are_ids(data, np.dtype(name), vocab_size)]
     wider = [name for name in fits if np.dtype(name).itemsize > dtype.itemsize]
     if len(data) % dtype.itemsize:
         fault = f"are {len(data)}, no whole number of ids of {dtype.itemsize} bytes"
     elif wider and np.count_nonzero(np.frombuffer(data, wider[0])) >= LOOKS_WIDER:
         fault = f"have zeros for every other id, as ids of {wider[0]} have"
-    elif fits and not _are_ids(data, dtype, vocab_size if dtype.itemsize < 4 else ANY_VOCABULARY):
+    elif fits and not are_ids(data, dtype, vocab_size if dtype.itemsize < 4 else ANY_VOCABULARY):
         fault = f"hold ids outside the vocabulary of {vocab_size} tokens"
     else:
         return ""
@@ -216,7 +216,8 @@ def fault_of_bytes(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> str:
     return f"its tokens are stored as bytes that are not token_encoding_type = {dtype.name!r}: they {fault}; {right}"
 
 
-def _are_ids(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> bool:
+def are_ids(data: bytes, dtype: np.dtype[Any], vocab_size: int) -> bool:
+    """Whether bytes, some at least, may be token ids of this type."""
     if not data or len(data) % dtype.itemsize:
         return False
     ids = np.frombuffer(data, dtype)

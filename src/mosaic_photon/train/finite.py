@@ -1,5 +1,4 @@
-"""Watches each step's loss and gradient norm: that no ruined weights are saved, and no step is made that a guard holds
-back."""
+"""Watches each step's loss and gradient norm, so that no ruined weights are saved, and asks guards about the step."""
 
 from __future__ import annotations
 
@@ -128,10 +127,7 @@ class FiniteSteps:
             return
         loss = torch.stack(self._losses).sum() if self._losses else norm.new_zeros(())
         world = dist.get_world_size()
-        shares = (
-            loss / self.replicas,
-            norm.detach() / world,
-        )  # with training.enable_cpu_offload the norm is on the CPU
+        shares = loss / self.replicas, norm.detach() / world  # with training.enable_cpu_offload one is on the CPU
         numbers = torch.stack([share.to(device_type, torch.float32) for share in shares])
         if world > 1:
             dist.all_reduce(numbers)

@@ -125,9 +125,7 @@ class GracefulStop:
         """End the process where a signal came and Python cannot handle it: the main thread is stuck in native code."""
         with self._watched:
             while number := self._watched.recv(1):  # empty once `restore` has closed the other end
-                if (
-                    number[0] not in STOPS
-                ):  # any signal with a Python handler wakes this thread: a child's end, the probe
+                if number[0] not in STOPS:  # any signal with a Python handler wakes this thread: a child's end, say
                     continue
                 self._noticed.clear()
                 os.kill(os.getpid(), PROBE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from mosaic_photon import stores
 from mosaic_photon.checkpoints import description
+from mosaic_photon.checkpoints.contents import alone
 from mosaic_photon.checkpoints.find import STEP_FOLDER
 from mosaic_photon.checkpoints.identity import names_of
 from mosaic_photon.errors import ConfigError
@@ -74,12 +74,8 @@ def weights_of(rule: str, count: int) -> list[float]:
 def by_age(folders: Sequence[str]) -> list[str]:
     """The checkpoints, oldest first where all are named step-N, which a shell sorts by letters; else as given."""
     steps = [STEP_FOLDER.fullmatch(os.path.basename(os.path.normpath(folder))) for folder in folders]
-    if not all(steps):
-        return list(folders)
-    return [
-        folder
-        for _, folder in sorted((int(step[1]), folder) for step, folder in zip(steps, folders, strict=True) if step)
-    ]
+    numbered = [(int(step[1]), folder) for step, folder in zip(steps, folders, strict=True) if step]
+    return [folder for _, folder in sorted(numbered)] if all(steps) else list(folders)
 
 
 def average(folders: Sequence[str], out: str, weights: Sequence[float]) -> None:
@@ -100,11 +96,10 @@ def average(folders: Sequence[str], out: str, weights: Sequence[float]) -> None:
         name: torch.empty(stored.size, dtype=stored.properties.dtype, device="meta")
         for name, stored in sources[-1].stored.items()
     }
-    with new_folder("--out", out, sources[-1].bytes) as part, warnings.catch_warnings():
+    with new_folder("--out", out, sources[-1].bytes) as part, alone():
         written = stores.join(folders[-1], description.FILE)
         if stores.is_file(written):
             stores.write(str(part / description.FILE), stores.read(written))
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         save(state, storage_writer=FileSystemWriter(part), planner=_Mean(sources, weights), no_dist=True)
 
 

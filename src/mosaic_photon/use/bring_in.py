@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mosaic_photon.checkpoints import description
 from mosaic_photon.checkpoints.checks import as_lines
-from mosaic_photon.checkpoints.contents import hf_shapes
+from mosaic_photon.checkpoints.contents import alone, hf_shapes
 from mosaic_photon.checkpoints.identity import compare_models, shapes_of
 from mosaic_photon.errors import ConfigError, ask_upstream
 from mosaic_photon.job.machine_checks import fitting_tokenizer
@@ -48,8 +48,7 @@ def bring_in(model: JobModel, folder: str, out: str) -> None:
     check_new("OUT", out, needed)
     check_tokenizer(model, Path(folder))
     state = {name: tensor.to(dtype).contiguous() for name, tensor in read(model, folder).items()}
-    with new_folder("OUT", out, needed) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+    with new_folder("OUT", out, needed) as part, alone():
         description.write(str(part), model.args)
         save(state, storage_writer=FileSystemWriter(part), no_dist=True)
 
@@ -93,18 +92,8 @@ def read(model: JobModel, folder: str) -> Tensors:
         )
     assert form.from_hf is not None
     homeless = {name: torch.zeros(model.shapes[name]) for name in form.homeless}
-    return form.from_hf(read_safetensors(folder, set(shapes))) | homeless
-
-
-def read_safetensors(folder: str, names: set[str]) -> Tensors:
-    """These tensors, memory-mapped."""
-    from safetensors import safe_open
-
-    found: Tensors = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
-    return found
+    tensors = (item for path in sorted(Path(folder).glob("*.safetensors")) for item in load_file(path).items())
+    return form.from_hf({name: tensor for name, tensor in tensors if name in shapes}) | homeless
 
 
 def config_differences(folder: Path, form: Format) -> list[str]:

@@ -125,11 +125,9 @@ def _dataset(folder: str, seq_len: int) -> dict[str, Any]:
     finally:
         dataset.reader.close()
         dataset.cache.close()
-    found: dict[str, Any] = {
-        "local": folder,
-        "shuffle": False,
-        **({"token_encoding_type": encoding} if encoding else {}),
-    }
+    found: dict[str, Any] = {"local": folder, "shuffle": False}
+    if encoding:
+        found["token_encoding_type"] = encoding
     longest = max(map(len, rows))
     if shortest < seq_len:
         raise ConfigError(

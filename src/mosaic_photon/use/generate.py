@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -50,10 +51,8 @@ def encode(model: Any, tokenizer: Any, prompt: str) -> torch.Tensor:
     Raises:
         ConfigError: nothing to begin from, or more than the model's positions.
     """
-    ids = (
-        tokenizer(prompt).input_ids
-        or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
-    )
+    begins = (token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)
+    ids = tokenizer(prompt).input_ids or [*islice(begins, 1)]
     if not ids:
         raise ConfigError("the prompt is empty, and the tokenizer has no begin token (bos_token) to go on from.")
     if len(ids) >= positions(model):

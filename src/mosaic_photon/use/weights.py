@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from mosaic_photon import stores
-from mosaic_photon.checkpoints.contents import missing_files, read_metadata, reader_of
+from mosaic_photon.checkpoints.contents import alone, missing_files, read_metadata, reader_of
 from mosaic_photon.checkpoints.find import METADATA
 from mosaic_photon.checkpoints.identity import NOT_THE_MODEL
 from mosaic_photon.errors import ConfigError
@@ -61,8 +60,7 @@ class Weights:
 
     def read_into(self, state: dict[str, Tensor]) -> None:
         """Fill the tensors in place; they may be of another dtype."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose
+        with alone():
             load(state, storage_reader=self._reader, no_dist=True)
 
 

@@ -117,13 +117,11 @@ def _with_our_initialisation(parallelize: Callable[..., nn.Module]) -> Callable[
 
 
 def _with_end_token(build_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
-    """`build_tokenizer` with the ids that TorchTitan misses; the data's `eos_token_id` wins over the tokenizer's."""
+    """`build_tokenizer` with the ids that TorchTitan misses."""
 
-    def build_tokenizer_fn(job_config: MosaicJobConfig) -> Any:
-        tokenizer = tokenizer_end_token.complete(build_tokenizer(job_config), job_config.model.hf_assets_path)
-        between = job_config.mosaic.dataloader["dataset"].get("eos_token_id")
-        tokenizer.eos_id = tokenizer.eos_id if between is None else between
-        return tokenizer
+    def build_tokenizer_fn(job: MosaicJobConfig) -> Any:
+        dataset = job.mosaic.dataloader["dataset"]
+        return tokenizer_end_token.complete(build_tokenizer(job), job.model.hf_assets_path, dataset)
 
     return build_tokenizer_fn
 

@@ -98,12 +98,9 @@ def register(name: str, spec: Any) -> None:
 
 
 def build_tokenizer(job: MosaicJobConfig) -> Any:
-    """TorchTitan's, with the ids that it misses; the data's `eos_token_id` wins over the tokenizer's."""
-    folder = job.model.hf_assets_path
-    tokenizer = tokenizer_end_token.complete(HuggingFaceTokenizer(tokenizer_path=folder), folder)
-    between = job.mosaic.dataloader["dataset"].get("eos_token_id")
-    tokenizer.eos_id = tokenizer.eos_id if between is None else between
-    return tokenizer
+    """TorchTitan's, with the ids that it misses."""
+    folder, dataset = job.model.hf_assets_path, job.mosaic.dataloader["dataset"]
+    return tokenizer_end_token.complete(HuggingFaceTokenizer(tokenizer_path=folder), folder, dataset)
 
 
 def _reduced_by_gloo(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
