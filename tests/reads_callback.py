@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 
@@ -21,6 +22,20 @@ class Reads(Callback):
         rows = state.batch["input_ids"].tolist(), state.batch["labels"].tolist()
         with self.path.open("a") as file:
             file.write(json.dumps(rows) + "\n")
+
+
+def read_by(folder: Path, rank: int) -> list[list[list[list[int]]]]:
+    """What `Reads` has written of a rank: [inputs, labels] of each micro-batch."""
+    return [json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+def trained_by(folder: Path, rank: int) -> list[list[int]]:
+    """The samples of each of its micro-batches, of `mds_data.write_mds`."""
+    from mds_data import numbers
+
+    return [
+        numbers(({"input": torch.tensor(inputs)}, torch.tensor(labels))) for inputs, labels in read_by(folder, rank)
+    ]
 
 
 class Interrupts(Callback):

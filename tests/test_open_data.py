@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,6 +23,7 @@ from mosaic_photon.dataloader.build import build_mosaic_eval_dataloader
 from mosaic_photon.dataloader.open import MosaicData
 from mosaic_photon.errors import ConfigError as OurError
 from mosaic_photon.job.load import load_job
+from reads_callback import read_by, trained_by
 
 BATCH, STEPS = 8, 15
 DATA = """
@@ -90,10 +90,10 @@ def samples(data: MosaicData, batches: int) -> list[list[int]]:
 @pytest.mark.parametrize("name", RANKS)
 def test_each_rank_gets_what_the_job_s_rank_trained_on(ran: Path, name: str) -> None:
     for rank in range(RANKS[name][0]):
-        lines = (ran / name / f"rank-{rank}.jsonl").read_text().splitlines()
-        assert len(lines) == 2 * STEPS, (ran / name / "log").read_text()
+        read = read_by(ran / name, rank)
+        assert len(read) == 2 * STEPS, (ran / name / "log").read_text()
         with opened(ran / name / "data.toml", name, rank) as data:
-            assert rows(data, 2 * STEPS) == [json.loads(line) for line in lines]
+            assert rows(data, 2 * STEPS) == read
             assert data.steps_per_epoch == 13
 
 
@@ -109,9 +109,7 @@ def test_trace_lists_what_each_rank_trained_on(ran: Path, name: str, capsys: pyt
         for sample in step["samples"]:
             listed[sample["rank"]][2 * (step["step"] - 1) + sample["micro_batch"]].append(sample["sample"])
     for rank in range(ranks):
-        lines = (ran / name / f"rank-{rank}.jsonl").read_text().splitlines()
-        trained = [np.array(json.loads(line)[0])[:, :2] - 3 for line in lines]
-        assert listed[rank] == [(first[:, 0] * 1000 + first[:, 1]).tolist() for first in trained]
+        assert listed[rank] == trained_by(ran / name, rank)
 
 
 @pytest.mark.parametrize("name", RANKS)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import mds_data
 from jobs import scalars
 from layouts_jobs import BY_STREAM, JOB, LAYOUTS, LOSS, NORM, ONE, TOLERANCE, difference, entry, run_plan
+from reads_callback import trained_by
 
 SIZES = {"web": 96, "code": 48, "math": 20}
 NUMBERS = {"web": 0, "code": 1000, "math": 2000}
@@ -47,11 +46,7 @@ def reading(folder: Path, out: Path, more: str = "") -> str:
 
 def read(folder: Path, ranks: int) -> list[list[int]]:
     """The samples of each step, of the ranks of a pipeline's first stage; a step is one micro-batch of each."""
-    of_ranks = []
-    for rank in range(ranks):
-        lines = (folder / f"rank-{rank}.jsonl").read_text().splitlines()
-        first = [np.array(json.loads(line)[0])[:, :2] - 3 for line in lines]
-        of_ranks.append([(one[:, 0] * 1000 + one[:, 1]).tolist() for one in first])
+    of_ranks = [trained_by(folder, rank) for rank in range(ranks)]
     return [sorted(mds_data.flat(step)) for step in zip(*of_ranks, strict=True)]
 
 
