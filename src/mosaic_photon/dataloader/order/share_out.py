@@ -22,59 +22,57 @@ def classes_of(canonical_nodes: int, global_batch: int) -> int:
 
 
 def samples_at(
-    places: Places, counts: NDArray[np.int64], first: NDArray[np.int64], classes: int, global_batch: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The stream of each place and which of the stream's samples in the batch it has, both of shape (batches, places).
+    places: Places, counts: NDArray[np.int64], first: NDArray[np.int64], begins: NDArray[np.int64], classes: int
+) -> Places:
+    """Which sample each place has, as `begins` numbers them; of shape (batches, places).
 
     Args:
         places: of a batch, the same in all of them.
-        counts: samples of each stream in each batch, of shape (batches, streams).
+        counts: samples of each stream in each batch, of shape (batches, streams). All batches have as many.
         first: the class of the first of them, modulo `classes`.
+        begins: the number of the first of them; the stream's others in the batch count on from it.
         classes: of `classes_of`.
-        global_batch: the sum of each row of `counts`.
     """
-    kinds, room = np.arange(classes), global_batch // classes
     full, rest = np.divmod(counts, classes)
-    more = (kinds - first[..., None]) % classes < rest[..., None]
-    upto = np.cumsum(full[..., None] + more, axis=1)  # (batches, streams, classes): of this stream and those before
-    kind, row = (np.broadcast_to(part, (len(counts), len(places))) for part in (places % classes, places // classes))
+    after = (np.arange(classes) - first[..., None]) % classes
+    upto = np.cumsum(full[..., None] + (after < rest[..., None]), axis=1)  # of this stream and those before it
+    numbers = begins[..., None] + after  # (batches, streams, classes): of the sample in a class's row 0
+    numbers[:, 1:] -= classes * upto[:, :-1]
+    kind, row = places % classes, places // classes
+    found = numbers[:, 0].take(kind, axis=1)
+    for stream in range(1, counts.shape[1]):  # stream by stream, whose arrays stay in the cache
+        past = upto[:, stream - 1].take(kind, axis=1) <= row
+        np.copyto(found, numbers[:, stream].take(kind, axis=1), where=past)
+    found += classes * row
     if classes > 1:
-        kind, row = _exchanged(kind, row, upto[:, -1].astype(np.int64), room)
-    batch = np.arange(len(counts))[:, None]
-    stream, before = np.zeros(kind.shape, np.int64), np.zeros(kind.shape, np.int64)
-    for one in range(counts.shape[1] - 1):  # stream by stream, whose arrays stay in the cache
-        own = upto[:, one][batch, kind]
-        past = own <= row
-        stream += past
-        np.copyto(before, own, where=past)
-    after = kind - first[batch, stream]
-    after += classes * (after < 0)
-    return stream, (row - before) * classes + after
+        there = upto[:, -1]
+        batch, place = np.nonzero(there.take(kind, axis=1) <= row)
+        lent, at = _lent(there, int(counts[0].sum()) // classes, batch, kind[place], row[place])
+        stream = (upto[batch, :-1, lent] <= at[:, None]).sum(axis=1)
+        found[batch, place] = numbers[batch, stream, lent] + classes * at
+    return found
 
 
-def _exchanged(
-    kind: NDArray[np.int64], row: NDArray[np.int64], there: NDArray[np.int64], room: int
+def _lent(
+    there: NDArray[np.int64], room: int, batch: Places, empty: NDArray[np.int64], row: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where places of a class have no sample of it, those that another class has too many.
+    """For places whose class has no sample for them one that another class has too many: its class and row.
 
     Args:
-        kind: the class of each place, of shape (batches, places).
-        row: which of the places of its class each is, of the same shape.
         there: samples of each class in each batch, of shape (batches, classes).
         room: places of a class.
+        batch: of each of the places.
+        empty: the class of each.
+        row: which of the places of its class each is.
     """
     turn = _halved(there.shape[1])
     back = np.argsort(turn)
     free, over = np.maximum(room - there, 0)[:, turn], np.maximum(there - room, 0)[:, turn]
     free_before, over_upto = np.cumsum(free, axis=1) - free, np.cumsum(over, axis=1)
-    batch, place = np.nonzero(row >= np.take_along_axis(there, kind, axis=1))
-    empty = kind[batch, place]
-    number = free_before[batch, back[empty]] + row[batch, place] - there[batch, empty]
-    at = (over_upto[batch] <= number[:, None]).sum(axis=1)
-    kind, row = kind.copy(), row.copy()
-    kind[batch, place] = turn[at]
-    row[batch, place] = room + number - (over_upto - over)[batch, at]
-    return kind, row
+    number = free_before[batch, back[empty]] + row - there[batch, empty]
+    apart = (int(over_upto.max(initial=0)) + 1) * np.arange(len(there))  # each batch's numbers above those before
+    at = np.searchsorted((over_upto + apart[:, None]).ravel(), number + apart[batch], side="right") % there.shape[1]
+    return turn[at], room + number - (over_upto - over)[batch, at]
 
 
 def _halved(classes: int) -> NDArray[np.int64]:

@@ -9,14 +9,18 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic_photon.dataloader.order.deal import AT_ONCE, Layout
+from mosaic_photon.dataloader.order.deal import AT_ONCE as SAMPLES_AT_ONCE
+from mosaic_photon.dataloader.order.deal import Layout
 from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan
+from mosaic_photon.dataloader.order.sampling import Ints
 from mosaic_photon.dataloader.order.share_out import classes_of, samples_at
 from mosaic_photon.dataloader.order.stages import Numbers
 
 LOOK_EVERY = 16
 """Batches from one look at what is needed soon to the next: a pass whose order is made beforehand has many more."""
+AT_ONCE = 1 << 14
+"""Numbers in an array of those that places are dealt with: so few stay in a core's cache."""
 HELD = 2
 """Passes of a stream whose orders a process holds: a batch may have samples of two."""
 
@@ -76,7 +80,9 @@ class StagedPlan:
             yield self._ids(batch, batch + 1, self._places(layout, done)).reshape(-1, layout.local_batch)
             batch += 1
         places = self._places(layout)
-        at_once = max(1, AT_ONCE // self.global_batch)
+        classes = classes_of(self.orders[0].order.canonical_nodes, self.global_batch)
+        widest = max(len(places), classes * len(self.orders))
+        at_once = max(1, min(AT_ONCE // widest, SAMPLES_AT_ONCE // self.global_batch))
         for begin in range(batch, end, at_once):
             yield self._ids(begin, min(begin + at_once, end), places).reshape(-1, layout.local_batch)
 
@@ -150,17 +156,17 @@ class StagedPlan:
     def _ids(self, begin: int, end: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The sample ids at these places of batches, of shape (batches, places)."""
         read = self.read(begin, end)
-        counts, read = np.diff(read, axis=0), read[:-1]
+        ids = [self._ids_of(stream, first, last) for stream, (first, last) in enumerate(read[[0, -1]].T.tolist())]
+        begins = read[:-1] - read[0] + np.cumsum([0, *map(len, ids[:-1])])
         classes = classes_of(self.orders[0].order.canonical_nodes, self.global_batch)
-        stream, number = samples_at(places, counts, read % self.sizes % classes, classes, self.global_batch)
-        position = read[np.arange(len(read))[:, None], stream] + number
-        ids = np.empty(position.shape, np.int64)
-        for at, orders in enumerate(self.orders):
-            mine = stream == at
-            passes, within = np.divmod(position[mine], orders.length)
-            found = np.empty(len(passes), np.int64)
-            for one in np.unique(passes):
-                of_pass = passes == one
-                found[of_pass] = orders.get(self.origin.epoch + int(one))[within[of_pass]]
-            ids[mine] = found
-        return ids
+        found = samples_at(places, np.diff(read, axis=0), read[:-1] % self.sizes % classes, begins, classes)
+        return np.concatenate(ids)[found].astype(np.int64)
+
+    def _ids_of(self, stream: int, first: int, last: int) -> Ints:
+        """A stream's samples from the `first` since the origin to the `last`, excluded."""
+        orders, parts = self.orders[stream], []
+        while first < last:
+            number, within = divmod(first, orders.length)
+            parts.append(orders.get(self.origin.epoch + number)[within : within + last - first])
+            first += len(parts[-1])
+        return np.concatenate(parts) if parts else np.zeros(0, orders.order.dtype)
