@@ -225,7 +225,7 @@ def numbers_ours(row: Row, folder: str, node: str) -> None:
     first, last = (tuple(Fraction(one, 36) for one in weights) for weights in (range(1, 9), range(8, 0, -1)))
     steps = int(Path(folder, "steps").read_text())
     with measured(row):
-        Numbers(Stage(last, steps, first), 512, lambda: Path(node)).upto(steps)
+        Numbers(Stage(last, steps, first), 512, lambda: Path(node)).between(steps, steps)
 
 
 def ramp_of(node: str, dataset: dict[str, Any], tokens: int, batch: int, steps: int) -> Any:

@@ -15,7 +15,7 @@ from mds_data import flat, job, numbers, streamings_work, write_mds
 from mosaic_photon.cli.schedule import stream_panels
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.loader import STATE_KEY
-from mosaic_photon.dataloader.order.stages import SMALL
+from mosaic_photon.dataloader.order.stages import PIECE
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.job.data_config import load_data_config
 
@@ -352,4 +352,4 @@ def test_each_mistake_in_a_stage_is_one_message(old: str, new: str, message: str
 def test_numbers_by_step_are_made_only_as_far_as_they_are_asked_for(build: Any, data: dict[str, Any]) -> None:
     loader = build(staged(data, [{"proportion": {"web": 5, "code": 3, "math": 1}}], 10**6))
     assert len(loader.plan.read(0, 100)) == 101
-    assert len(loader.plan.stages[0].upto(1)) == SMALL + 1
+    assert [len(piece) for piece in loader.plan.stages[0]._held.values()] == [PIECE + 1]

@@ -5,6 +5,7 @@ Plans of many random lists of stages, in memory: passes, cuts, ranks and nodes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from mosaic_photon.dataloader.order.orders import Orders
 from mosaic_photon.dataloader.order.plan import Origin
 from mosaic_photon.dataloader.order.staged import StagedPlan
 from mosaic_photon.dataloader.order.stages import Numbers, Stage, numbers_of
+from mosaic_photon.errors import ConfigError
 
 WEIGHTS = st.one_of(st.integers(0, 3), st.integers(0, 1000), st.integers(0, 10**9))
 
@@ -73,15 +75,38 @@ def test_a_ramp_that_rounded_sums_would_run_backwards() -> None:
 
 
 def test_many_numbers_are_made_once_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_file, "SMALL", 8)
-    monkeypatch.setattr(stages_file, "AT_ONCE", 16)
+    monkeypatch.setattr(stages_file, "PIECE", 16)
     stage = Stage((Fraction(1, 3), Fraction(2, 3)))
+    exact = np.concatenate(list(numbers_of(stage, 4, 128)))
     ranks = [Numbers(stage, 4, lambda: tmp_path) for _ in range(3)]
-    assert all(np.array_equal(rank.upto(50), ranks[0].upto(50)) for rank in ranks)
-    kept = [path for path in (tmp_path / "orders").iterdir() if path.is_file()]
-    assert len(kept) == 1 and len(ranks[0].upto(50)) == 65
-    assert np.array_equal(ranks[0].upto(100)[:65], ranks[1].upto(50))  # made anew, longer
-    assert np.array_equal(ranks[0].upto(100), np.concatenate(list(numbers_of(stage, 4, 128))))
+    assert all(np.array_equal(rank.between(0, 50), exact[:51]) for rank in ranks)
+    kept = {path for path in (tmp_path / "orders").iterdir() if path.is_file()}
+    assert len(kept) == 3  # of four pieces: the first is made by each rank
+    assert np.array_equal(ranks[0].between(100, 101), exact[100:102])
+    more = {path for path in (tmp_path / "orders").iterdir() if path.is_file()}
+    assert len(more) == 6 and kept < more  # it goes on where the last one ended
+    assert np.array_equal(Numbers(stage, 4, lambda: tmp_path).between(112, 112), exact[112:113])
+
+
+@given(runs(120), st.sampled_from([1, 3, 8]), st.sampled_from([1, 7, 16]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_numbers_go_on_where_a_piece_has_ended(run: list[Stage], batch: int, size: int, data: st.DataObject) -> None:
+    for stage in run:
+        steps = stage.batches or 50
+        exact = np.concatenate(list(numbers_of(stage, batch, steps)))
+        begin = data.draw(st.integers(0, steps))
+        end = data.draw(st.integers(begin, steps))
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stages_file, "PIECE", size)
+            numbers = Numbers(stage, batch, lambda: Path(folder))
+            assert np.array_equal(numbers.between(begin, end), exact[begin : end + 1])
+
+
+def test_a_node_folder_that_has_no_room_for_numbers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_file, "PIECE", 4)
+    (tmp_path / "orders").touch()  # where a folder should be
+    with pytest.raises(ConfigError, match=r"orders.*set mosaic\.node_folder"):
+        Numbers(Stage((Fraction(1),)), 4, lambda: tmp_path).between(0, 5)
 
 
 def plan_of(run: list[Stage], shards: list[list[int]], batch: int, nodes: int, origin: Origin) -> StagedPlan:

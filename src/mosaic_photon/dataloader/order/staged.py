@@ -128,10 +128,10 @@ class StagedPlan:
             length = stage.stage.batches
             to = last if length is None else min(last, length)
             if first <= to:
-                parts.append(before + stage.upto(to)[first : to + 1])
+                parts.append(before + stage.between(first, to))
             if length is None or last <= length:
                 break
-            before = before + stage.upto(length)[length]
+            before = before + stage.between(length, length)[0]
             first, last = max(1, first - length), last - length
         return np.concatenate(parts)
 

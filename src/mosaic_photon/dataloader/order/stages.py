@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.node.files import map_made
+from mosaic_photon.errors import ConfigError
 
 VERSION = 1
 """Of the numbers that a stage makes: part of the name under which a node keeps them."""
-AT_ONCE = 1 << 14
-SMALL = 1 << 13
-"""So many batches are made by each process: it takes some 50 ms."""
+PIECE = 1 << 12
+"""So many batches are made at once, in some 15 ms: no step waits for more."""
+HELD = 2
+"""Pieces that a process holds: what is read, and what is fetched ahead."""
 Shares = tuple[Fraction, ...]
 
 
@@ -113,16 +115,27 @@ class _Sums:
         return np.minimum(due, self.end)
 
 
-def numbers_of(stage: Stage, global_batch: int, batches: int) -> Iterator[NDArray[np.int64]]:
-    """How many samples of each stream the stage has had, piece by piece: after 0, 1, ... and `batches` batches.
+def numbers_of(
+    stage: Stage, global_batch: int, batches: int, begin: int = 0, had: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """How many samples of each stream the stage has had, piece by piece: after `begin`, `begin` + 1, ... `batches`.
 
     Pieces are of shape (some batches, streams). What comes after a batch has no part in its numbers.
+
+    Args:
+        stage: whose.
+        global_batch: samples of a batch.
+        batches: the last of them.
+        begin: where to go on.
+        had: the numbers then; not asked for at the stage's begin.
     """
     sums = _Sums.of(stage, global_batch, batches)
-    last, ahead = [0] * len(stage.shares), list[int]()  # the whole part of what is due; streams that have one more
-    yield np.zeros((1, len(stage.shares)), np.int64)
-    for begin in range(1, batches + 1, AT_ONCE):
-        now = np.arange(begin, min(begin + AT_ONCE, batches + 1))
+    had = np.zeros(len(stage.shares), np.int64) if had is None else had
+    last: list[int] = (sums.at(np.array([begin]))[0] // sums.unit).tolist()  # the whole part of what is due
+    ahead = [stream for stream, number in enumerate(had.tolist()) if number > last[stream]]  # they have one more
+    yield had[None]
+    for first in range(begin + 1, batches + 1, PIECE):
+        now = np.arange(first, min(first + PIECE, batches + 1))
         numerators = sums.at(now)
         whole = numerators // sums.unit
         may = (whole * sums.unit < numerators).astype(bool)
@@ -144,31 +157,61 @@ def numbers_of(stage: Stage, global_batch: int, batches: int) -> Iterator[NDArra
 
 @dataclass
 class Numbers:
-    """`numbers_of` a stage, as many as are asked for; many are made once a node, in a file that all its ranks map."""
+    """`numbers_of` a stage, made as they are asked for, each piece from the end of the one before.
+
+    The first piece is made by each process, each other one once a node, in a file that all its ranks map.
+    """
 
     stage: Stage
     global_batch: int
     folder: Callable[[], Path]
-    """Asked where they are many."""
-    _made: NDArray[np.int64] | None = field(default=None, repr=False)
+    """Asked where there is more than one piece."""
+    _held: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
-    def upto(self, batches: int) -> NDArray[np.int64]:
-        """Samples of each stream after 0, 1, ... and at least `batches` batches, of shape (batches + 1, streams)."""
-        made = self._made  # threads that ask at the same time may each put theirs there
-        if made is None or len(made) <= batches:
-            made = self._made = self._get(max(SMALL, 1 << (batches - 1).bit_length()))
-        return made
+    def between(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Samples of each stream after `begin`, `begin` + 1, ... and `end` batches, of shape (those batches, streams).
 
-    def _get(self, batches: int) -> NDArray[np.int64]:
-        batches = batches if self.stage.batches is None else min(batches, self.stage.batches)
-        if batches <= SMALL:
-            return np.concatenate(list(numbers_of(self.stage, self.global_batch, batches)))
-        text = f"stage {VERSION} {self.global_batch} {batches} {self.stage.as_json()}"
-        path = self.folder() / "orders" / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        Raises ConfigError if there is no room for them.
+        """
+        first, last = (max(0, batch - 1) // PIECE for batch in (begin, end))
+        parts = []
+        for number in range(first, last + 1):
+            before = number * PIECE
+            parts.append(self._piece(number)[max(begin - before, int(number > first)) : end - before + 1])
+        return np.concatenate(parts)
 
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                for piece in numbers_of(self.stage, self.global_batch, batches):
-                    file.write(piece.tobytes())
+    def _piece(self, number: int) -> NDArray[np.int64]:
+        """After as many pieces, and after each batch of one more, of shape (batches + 1, streams)."""
+        first = number
+        while first and first not in self._held and not self._path(first).exists():
+            first -= 1
+        for one in range(first, number + 1):
+            piece = self._held.get(one)
+            if piece is None:
+                piece = self._mapped(one) if one else self._made(one)
+                kept = list(self._held.items())[
+                    1 - HELD :
+                ]  # threads that ask at the same time may each put theirs there
+                self._held = {**dict(kept), one: piece}
+        return piece
 
-        return np.frombuffer(map_made(path, write), np.int64).reshape(-1, len(self.stage.shares))
+    def _made(self, number: int) -> NDArray[np.int64]:
+        begin, length = number * PIECE, self.stage.batches
+        end = begin + PIECE if length is None else min(begin + PIECE, length)
+        had = self._piece(number - 1)[-1] if number else None
+        return np.concatenate(list(numbers_of(self.stage, self.global_batch, end, begin, had)))
+
+    def _mapped(self, number: int) -> NDArray[np.int64]:
+        path = self._path(number)
+        try:
+            mapped = map_made(path, lambda part: self._made(number).tofile(part))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot keep a stage's numbers of samples on this node: {error.strerror}; free some space, or"
+                " set mosaic.node_folder"
+            ) from error
+        return np.frombuffer(mapped, np.int64).reshape(-1, len(self.stage.shares))
+
+    def _path(self, number: int) -> Path:
+        text = f"stage {VERSION} {self.global_batch} {PIECE} {number} {self.stage.as_json()}"
+        return self.folder() / "orders" / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
