@@ -35,7 +35,8 @@ def samples_at(
     """
     full, rest = np.divmod(counts, classes)
     after = (np.arange(classes) - first[..., None]) % classes
-    upto = np.cumsum(full[..., None] + (after < rest[..., None]), axis=1)  # of this stream and those before it
+    of_class = full[..., None] + (after < rest[..., None])
+    upto = np.cumsum(of_class, axis=1, dtype=np.int64)  # of this stream and those before it
     numbers = begins[..., None] + after  # (batches, streams, classes): of the sample in a class's row 0
     numbers[:, 1:] -= classes * upto[:, :-1]
     kind, row = places % classes, places // classes

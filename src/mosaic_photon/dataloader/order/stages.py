@@ -186,13 +186,10 @@ class Numbers:
         while first and first not in self._held and not self._path(first).exists():
             first -= 1
         for one in range(first, number + 1):
-            piece = self._held.get(one)
-            if piece is None:
-                piece = self._mapped(one) if one else self._made(one)
-                kept = list(self._held.items())[
-                    1 - HELD :
-                ]  # threads that ask at the same time may each put theirs there
-                self._held = {**dict(kept), one: piece}
+            held = self._held  # threads that ask at the same time may each put a dict of their own there
+            piece = held[one] if one in held else self._mapped(one) if one else self._made(one)
+            others = [kept for kept in held.items() if kept[0] != one]
+            self._held = {**dict(others[1 - HELD :]), one: piece}
         return piece
 
     def _made(self, number: int) -> NDArray[np.int64]:
