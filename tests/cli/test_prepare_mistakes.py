@@ -82,6 +82,7 @@ def test_bad_source(tmp_path, capsys, name):
         ({"hashes": "sha11"}, "Did you mean 'sha1'?"),
         ({"eos-text": "<|end|>"}, "is not one token of the tokenizer"),
         ({"out": "ftp://host/data"}, "ftp://host/data: stores that are known are s3://"),
+        ({"out": "/proc/data"}, "/proc/data cannot be written: [Errno"),  # which makes no files, as a read-only disk
         ({"shard-mib": 0}, "--shard-mib is 0"),
     ],
 )

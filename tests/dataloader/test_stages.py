@@ -323,6 +323,11 @@ MISTAKES = [
         "say how much of stream 'web' is read; leave out its repeat",
     ),
     (
+        "{local: /data/web}\n      code: {local: /data/code}",
+        "{local: /data/web, proportion: 0.8}\n      code: {local: /data/code, proportion: 0.2}",
+        "say how much of the streams 'web', 'code' is read; leave out their proportion",
+    ),
+    (
         "shuffle: true",
         "epoch_size: 10",
         "mosaic_stages: a run in stages has no epochs of its own; leave out epoch_size",
@@ -337,13 +342,19 @@ MISTAKES = [
 ]
 
 
+FOUNDRY = GOOD.replace("mosaic_dataloader:", "max_duration: 500ba\ntrain_loader:")
+"""The same in llm-foundry's own training YAML, whose other tables are not read."""
+
+
+@pytest.mark.parametrize("good", [GOOD, FOUNDRY], ids=["a data config", "llm-foundry's"])
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES, ids=[mistake[2] for mistake in MISTAKES])
-def test_each_mistake_in_a_stage_is_one_message(old: str, new: str, message: str, tmp_path: Path) -> None:
-    assert old in GOOD
+def test_each_mistake_in_a_stage_is_one_message(good: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+    old = old if good == GOOD else old.replace("mosaic_dataloader", "max_duration")
+    assert old in good
     path = tmp_path / "data.yaml"
-    path.write_text(GOOD)
+    path.write_text(good)
     assert len(load_data_config(path).stages) == 3
-    path.write_text(GOOD.replace(old, new, 1))
+    path.write_text(good.replace(old, new, 1))
     with pytest.raises(ConfigError) as raised:
         load_data_config(path)
     assert message in str(raised.value) and str(path) in str(raised.value) and "\n" not in str(raised.value)

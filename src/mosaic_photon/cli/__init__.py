@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
 
 from mosaic_photon.errors import ConfigError
@@ -35,9 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser = parser_of(words[:1])
     ours, flags = split_flags(parser, words)
-    args = parser.parse_args(ours)
+    args, unknown = parser.parse_known_args(ours)
+    if unknown:
+        hint = "; the job's flags come behind `--`" if hasattr(args, "flags") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if flags:
         args.flags = flags
+    for message in ("pkg_resources is deprecated", "Using a non-tuple sequence"):  # llm-foundry's own
+        warnings.filterwarnings("ignore", message)
     try:
         code = args.run(args)
         sys.stdout.flush()

@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings as they come; 1 where the job could not run."""
     import logging
-    import warnings
 
     from rich.console import Console
     from rich.markup import escape
@@ -39,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     counts = {"ok": 0, "warn": 0, "fail": 0}
     logging.disable(logging.WARNING)  # retries and the like: the findings say how it ended
-    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # llm-foundry imports it
     try:
         for finding in findings(args):
             counts[finding.level] += 1

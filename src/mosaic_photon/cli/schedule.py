@@ -121,7 +121,7 @@ def stream_panels(job: Any, path: str, batch: int | None, steps: Any) -> tuple[A
     from mosaic_photon.job.run_length import RunLength
 
     if batch is None:
-        raise ConfigError(f"{path}: training.global_batch_size is left to the number of GPUs; give --batch N.")
+        raise ConfigError("training.global_batch_size is left to the number of GPUs; give --batch N.")
     config = load_data_config(path)
     dataset = open_dataset(config.train)
     run = RunLength(job.training.steps, batch, batch * job.training.seq_len)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--full", action="store_true", help="show all of each sample's text")
     add("--json", action="store_true", help="print a JSON list instead of tables")
     flags = "fields of the job, after `--`: they win over the job config; `-- --help` lists all"
-    add("flags", nargs="*", metavar="-- --TABLE.FIELD=VALUE", help=flags)
+    add("flags", nargs="*", default=[], metavar="-- --TABLE.FIELD=VALUE", help=flags)
 
 
 def run(args: argparse.Namespace) -> int:

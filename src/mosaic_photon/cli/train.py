@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("job", metavar="JOB.toml", help="job config")
     add("data", metavar="DATA.toml", help="data config, TOML or llm-foundry's YAML")
     flags = "fields of the job, after `--`: they win over the job config; `-- --help` lists all"
-    add("flags", nargs="*", metavar="-- --TABLE.FIELD=VALUE", help=flags)
+    add("flags", nargs="*", default=[], metavar="-- --TABLE.FIELD=VALUE", help=flags)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -114,13 +114,12 @@ def load_data_config(source: Source) -> DataConfig:
             "table alone."
         )
     whole_foundry_yaml = path.suffix.lower() != ".toml" and "train_loader" in raw
-    if not whole_foundry_yaml:
-        for key in raw:
-            if key == "algorithms":
-                raise ConfigError(f"{path}: {instead_of(raw[key])}")
-            if key not in (*LOADERS, STAGES):
-                raise ConfigError(f"{path}: unknown table {key!r}.{nearest(str(key), (*LOADERS, STAGES))}")
-    elif raw.get("algorithms") and os.environ.get("RANK", "0") == "0":
+    for key in (str(key) for key in raw if not whole_foundry_yaml or str(key).startswith("mosaic_")):
+        if key == "algorithms":
+            raise ConfigError(f"{path}: {instead_of(raw[key])}")
+        if key not in (*LOADERS, STAGES):
+            raise ConfigError(f"{path}: unknown table {key!r}.{nearest(key, (*LOADERS, STAGES))}")
+    if raw.get("algorithms") and os.environ.get("RANK", "0") == "0":
         logging.getLogger().warning(f"{path}: {instead_of(raw['algorithms'])}")
     if train_key not in raw:
         raise ConfigError(f"{path}: no data to train on; add a table [{TRAIN}], or llm-foundry's train_loader")

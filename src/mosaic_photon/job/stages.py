@@ -60,10 +60,12 @@ def _check_length(stage: Mapping[str, Any], is_first: bool, is_last: bool, at: s
 
 def _check_said_once(dataset: Mapping[str, Any], where: str) -> None:
     """What would say the same twice, or could not be had with stages."""
-    for name, stream in (dataset.get("streams") or {}).items():
-        for key in ("proportion", "repeat", "choose"):
-            if stream.get(key) is not None:
-                raise ConfigError(f"{where}: the stages say how much of stream {name!r} is read; leave out its {key}")
+    streams = dataset.get("streams") or {}
+    for key in ("proportion", "repeat", "choose"):
+        if having := [repr(name) for name, stream in streams.items() if stream.get(key) is not None]:
+            named = f"stream {having[0]}" if len(having) == 1 else f"the streams {', '.join(having)}"
+            left_out = "its" if len(having) == 1 else "their"
+            raise ConfigError(f"{where}: the stages say how much of {named} is read; leave out {left_out} {key}")
     if dataset.get("epoch_size") is not None:
         raise ConfigError(f"{where}: a run in stages has no epochs of its own; leave out epoch_size")
     method = dataset.get("batching_method")

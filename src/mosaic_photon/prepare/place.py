@@ -87,8 +87,8 @@ class OnDisk:
                     raise ConfigError(f"another prepare is writing {display(self._out)} right now")
                 records.read_record(self._replaced)  # refuses someone else's before the work, not after it
                 yield
-        except (PermissionError, NotADirectoryError) as error:
-            raise ConfigError(f"cannot write beside {display(self._out)}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{display(self._out)} cannot be written: {error}") from error
 
     def begun(self) -> dict[str, Any] | None:
         for left in self._partial.glob(f"tokens/{OWN}*"):  # by a worker that was killed

@@ -46,7 +46,7 @@ class TooLittleError(ConfigError):
     def __init__(self, split: str, tokens: int, sample: int) -> None:
         super().__init__(
             f"the {split} split has {tokens} tokens, less than one sample of {sample}: "
-            "give more text, another --val share or a smaller --seq-len"
+            "give more text, another --val share (0 for no val split) or a smaller --seq-len"
         )
         self.split, self.tokens, self.sample = split, tokens, sample
 
@@ -173,7 +173,8 @@ def _build(work: Work, place: Place) -> dict[str, Any]:
             }
     except OSError as error:
         raise ConfigError(
-            f"reading or writing failed (what is finished is kept; the same command goes on from there): {error}"
+            f"{display(work.out)}: reading or writing failed (what is finished is kept; the same command goes on from "
+            f"there): {error}"
         ) from error
 
 
