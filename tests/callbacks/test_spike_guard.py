@@ -45,7 +45,8 @@ def test_what_lies_far_above_the_last_made_steps_is_held_back_also_after_a_resum
     found = held_back(guard, steps[:cut])
     later.load_state_dict(decode_state(json.loads(json.dumps(encode_state("spike_guard", guard.state_dict())))))
     assert found + held_back(later, steps[cut:], cut + 1) == expected(steps, deviations, 5)
-    assert [(one.step, one.batch) for one in later.held_back] == [(s, s + 10) for s in expected(steps, deviations, 5)]
+    last = expected(steps, deviations, 5)[-4:]  # one more than max_skips
+    assert [(one.step, one.batch) for one in later.held_back] == [(step, step + 10) for step in last]
 
 
 def test_before_the_window_is_full_only_what_is_not_finite_counts() -> None:
@@ -76,6 +77,18 @@ def test_one_more_than_max_skips_within_the_window_is_too_many() -> None:
     strict = SpikeGuard(max_skips=0)
     assert held_back(strict, [nan]) == [1]
     assert strict.repeated()
+
+
+def test_what_a_checkpoint_keeps_does_not_grow_with_the_run() -> None:
+    guard, later = SpikeGuard(window=4, max_skips=2), SpikeGuard(window=4, max_skips=2)
+    sizes = []
+    for step in range(1, 1001):  # every tenth is held back
+        guard.judge(step, step, math.nan if step % 10 == 0 else 1.0, 1.0)
+        sizes.append(sum(len(guard.state_dict()[name]) for name in ("made", "held_back")))
+    assert max(sizes) == 4 + 3
+    later.load_state_dict(guard.state_dict())
+    later.judge(1001, 1001, math.nan, 1.0)
+    assert (later.count, [one.step for one in later.held_back]) == (101, [990, 1000, 1001])
 
 
 def test_it_is_one_that_the_loop_asks() -> None:

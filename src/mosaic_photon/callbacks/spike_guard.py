@@ -56,7 +56,10 @@ class SpikeGuard(Callback):
         self.deviations, self.window, self.max_skips = deviations, window, max_skips
         self.made: deque[tuple[float, float]] = deque(maxlen=window)
         """Loss and gradient norm of the steps that were made."""
-        self.held_back: list[HeldBack] = []
+        self.held_back: deque[HeldBack] = deque(maxlen=max_skips + 1)
+        """The last ones: as many as end the job."""
+        self.count = 0
+        """All that have been held back in the run."""
         self.has_veto = False
         self._metrics: dict[str, float] = {}
 
@@ -74,8 +77,9 @@ class SpikeGuard(Callback):
             self.made.append((loss, norm))
         else:
             self.held_back.append(HeldBack(step, batch, loss, norm))
+            self.count += 1
             self._metrics |= {"loss": loss, "grad_norm": norm}
-        self._metrics["held_back"] = len(self.held_back)
+        self._metrics["held_back"] = self.count
         return why
 
     def repeated(self) -> list[HeldBack]:
@@ -120,10 +124,12 @@ class SpikeGuard(Callback):
         self._metrics = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers that means are taken of, and what has been held back."""
-        return {"made": [list(one) for one in self.made], "held_back": [asdict(one) for one in self.held_back]}
+        """The numbers that means are taken of, and what has been held back of late; it does not grow with the run."""
+        late = [asdict(one) for one in self.held_back]
+        return {"made": [list(one) for one in self.made], "held_back": late, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; of a longer window the last ones."""
+        """Take them back; of a longer window, and of more, the last ones."""
         self.made = deque(map(tuple, state["made"]), maxlen=self.window)
-        self.held_back = [HeldBack(**one) for one in state["held_back"]]
+        self.held_back = deque((HeldBack(**one) for one in state["held_back"]), maxlen=self.max_skips + 1)
+        self.count = state["count"]
