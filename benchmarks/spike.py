@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer
+
+from mosaic_photon.report.record import read_run
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
@@ -59,7 +60,6 @@ keep_latest_k = 0
 last_save_model_only = false
 [metrics]
 log_freq = 1
-enable_tensorboard = true
 [debug]
 seed = 1
 """
@@ -115,11 +115,8 @@ def command(*words: str) -> None:
 
 def losses(out: Path) -> dict[int, float]:
     """The run's loss by step; of a step that was made twice, the later one."""
-    found: dict[int, float] = {}
-    for events in sorted(out.glob("run/tb/**/events.*"), key=lambda path: path.stat().st_mtime):
-        scalars = EventAccumulator(str(events)).Reload().Scalars("loss_metrics/global_avg_loss")
-        found |= {event.step: event.value for event in scalars}
-    return found
+    loss = read_run(out / "run").series["loss_metrics/global_avg_loss"]
+    return dict(zip(loss.steps, loss.values, strict=True))
 
 
 def leaps(loss: dict[int, float]) -> list[int]:
