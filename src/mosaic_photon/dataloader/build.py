@@ -57,8 +57,8 @@ def build_mosaic_dataloader(
         ConfigError: the job cannot be trained on it.
     """
     training = job_config.training
-    layout = Layout.of(dp_world_size, dp_rank, training.local_batch_size, training.global_batch_size)
-    layout = dataclasses.replace(layout, seats=seats_of_job(dp_world_size, dp_rank))
+    sizes = training.local_batch_size, training.global_batch_size
+    layout = Layout.of(dp_world_size, dp_rank, *sizes, seats_of_job(dp_world_size, dp_rank))
     return open_loader(layout, tokenizer, job_config, state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -73,9 +72,8 @@ def open_data(  # noqa: PLR0913  # all but the first are sizes of a job, given b
     with _in_arguments():
         if label is not None:
             return MosaicData(lambda _: build_mosaic_eval_dataloader(dp_world_size, dp_rank, known, job, label))
-        layout = Layout.of(dp_world_size, dp_rank, batch_size, global_batch_size or -1)
-        places = places_of_mesh(dp_world_size, dp_world_size // nodes, dp_world_size, 1)
-        layout = dataclasses.replace(layout, seats=seats(nodes_of_ranks(places)))
+        turns = seats(nodes_of_ranks(places_of_mesh(dp_world_size, dp_world_size // nodes, dp_world_size, 1)))
+        layout = Layout.of(dp_world_size, dp_rank, batch_size, global_batch_size or -1, turns)
         return MosaicData(lambda state: open_loader(layout, known, job, state))
 
 

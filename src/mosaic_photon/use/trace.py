@@ -209,9 +209,8 @@ def open_run(job: MosaicJobConfig, nodes: int, per_node: int | None, read: bool 
     if nodes < 1 or per_node < 1:
         raise ConfigError(f"--nnodes {nodes} --nproc-per-node {per_node}: both must be at least 1, as in torchrun.")
     ranks = data_parallel_degree(job, nodes * per_node)
-    layout = Layout.of(ranks, 0, job.training.local_batch_size, job.training.global_batch_size)
-    places = places_of_mesh(nodes * per_node, per_node, ranks, inner)
-    layout = dataclasses.replace(layout, seats=seats(nodes_of_ranks(places)))
+    turns = seats(nodes_of_ranks(places_of_mesh(nodes * per_node, per_node, ranks, inner)))
+    layout = Layout.of(ranks, 0, job.training.local_batch_size, job.training.global_batch_size, turns)
     tokenizer = load_tokenizer(find_tokenizer(job.model.hf_assets_path)[0])
     state, steps = newest_state(job)
     loader = open_loader(layout, tokenizer, job, state, read)

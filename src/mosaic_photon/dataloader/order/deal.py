@@ -37,7 +37,9 @@ class Layout:
     """The turn of each rank in the deal, see `seats`; empty: all ranks are on one node."""
 
     @classmethod
-    def of(cls, dp_world_size: int, dp_rank: int, local_batch: int, global_batch: int) -> Layout:
+    def of(
+        cls, dp_world_size: int, dp_rank: int, local_batch: int, global_batch: int, seats: tuple[int, ...] = ()
+    ) -> Layout:
         """`global_batch` < 0 means one micro-batch of each rank. Raises ConfigError if the batches don't divide."""
         if global_batch < 0:
             global_batch = local_batch * dp_world_size
@@ -47,7 +49,7 @@ class Layout:
                 f" of local_batch_size {local_batch} * data-parallel degree {dp_world_size},"
                 f" {local_batch * dp_world_size}."
             )
-        return cls(dp_world_size, dp_rank, local_batch, global_batch)
+        return cls(dp_world_size, dp_rank, local_batch, global_batch, seats=seats)
 
     @property
     def seat(self) -> int:
