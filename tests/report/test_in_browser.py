@@ -115,6 +115,8 @@ def test_nothing_is_fetched_nothing_fails_and_nothing_sticks_out(
     assert browser.execute_script("const all = document.documentElement; return all.scrollWidth <= all.clientWidth")
     wider = "return [...document.querySelectorAll('figure, .canvas')].filter((one) => one.scrollWidth > innerWidth)"
     assert browser.execute_script(wider) == []
+    cut = "return [...document.querySelectorAll('.wide')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert browser.execute_script(f"{cut}.map((one) => one.ariaLabel)") == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -132,8 +134,11 @@ def test_plots_are_painted_in_the_scheme_s_colours(scheme: str, browser: webdriv
     assert max(found, key=found.__getitem__) == ground[other]
 
 
-def test_screen_readers_find_headings_tables_and_what_plots_show(browser: webdriver.Chrome, pages: Path) -> None:
-    look(browser, pages / "odd.html")
+@pytest.mark.parametrize("size", SIZES)
+def test_screen_readers_find_headings_tables_and_what_plots_show(
+    size: str, browser: webdriver.Chrome, pages: Path
+) -> None:
+    look(browser, pages / "odd.html", size)
     found = nodes(browser)
     headings = [(properties["level"], name) for role, name, properties in found if role == "heading"]
     assert [name for level, name in headings if level == 1] == ["Run odd"]

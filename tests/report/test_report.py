@@ -17,7 +17,8 @@ import jobs
 from mosaic_photon.cli import main
 from mosaic_photon.cli import report as command
 from mosaic_photon.report.page import COLOURS
-from mosaic_photon.report.record import METRICS, RUN
+from mosaic_photon.report.panels import panels, shown
+from mosaic_photon.report.record import METRICS, RUN, read_run
 from report.made import write_run
 
 
@@ -275,6 +276,22 @@ def test_lines_and_text_stand_out_in_light_and_dark() -> None:
     for ground, ink, soft in re.findall(r"--ground: (#\w+);.*--ink: (#\w+); --soft: (#\w+)", style):
         ground = "#ffffff" if ground == "#fff" else ground
         assert contrast(ink, ground) > 7 and contrast(soft, ground) > 4.5
+
+
+def test_a_stream_a_set_and_training_have_one_colour_in_all_plots_and_none_shares_a_plot_with_its_own(
+    tmp_path: Path,
+) -> None:
+    (run,) = shown(
+        [read_run(write_run(tmp_path / "run", 60, streams=("code", "web", "books"), sets=("code", "held_out")))]
+    )
+    drawn = {panel.title: {line.name: line.colour for line in panel.lines} for panel in panels([run])}
+    streams, validation = drawn["Loss by stream"], drawn["Validation loss"]
+    assert drawn["Share of streams"] == streams
+    assert validation["code"] == streams["code"]
+    assert drawn["Bits per byte"] == validation | {"training": drawn["Training loss"]["Training loss"]}
+    of_data = streams | drawn["Bits per byte"]
+    assert sorted(of_data.values()) == list(range(len(of_data)))
+    assert list(drawn["Learning rate"].values()) == [0, 1]
 
 
 def test_a_sweep_s_plots_are_told_by_their_range(tmp_path: Path) -> None:

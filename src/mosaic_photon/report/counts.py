@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bokeh.embed import components
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from bokeh.transform import dodge
 from jinja2 import Environment, FileSystemLoader
 
-from mosaic_photon.report.page import COLOURS, DASHES, HERE
+from mosaic_photon.report.page import COLOURS, DASHES, HERE, embedded
 
 GENERATOR = "mosaic-photon inspect --count"
 """By which a page is known as one that this command has written."""
@@ -52,7 +51,7 @@ def counts_page(config: str, columns: Sequence[str], loaders: Sequence[Loader], 
         notes: sentences for below the tables.
     """
     drawn = [made for made in (_tokens(loaders), _usage(loaders), _shares(loaders)) if made is not None]
-    script, divs = components([plot for plot, *_ in drawn]) if drawn else ("", ())
+    script, divs = embedded([plot for plot, *_ in drawn])
     plots = [Plot(title, words, div, legend) for (_, title, words, legend), div in zip(drawn, divs, strict=True)]
     templates = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return templates.get_template("counts.html").render(

@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bokeh.document import Document
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, DataRange1d, GlyphRenderer, HoverTool, NumeralTickFormatter
+from bokeh.models import (
+    ColumnDataSource,
+    DataRange1d,
+    GlyphRenderer,
+    HoverTool,
+    NumeralTickFormatter,
+    Scatter,
+    VSpan,
+)
+from bokeh.models import Line as Glyph
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader
@@ -57,7 +67,7 @@ def page(runs: Sequence[Shown], watched: bool = False) -> str:
     points = max(FEWEST, min(MOST, ALL_POINTS // max(1, sum(len(panel.lines) for panel in drawn))))
     steps = DataRange1d(range_padding=0.02)
     figures = [_figure(panel, runs, points, steps) for panel in drawn]
-    script, divs = components(figures) if figures else ("", ())
+    script, divs = embedded(figures)
     plots = [_plot(place, panel, div) for place, (panel, div) in enumerate(zip(drawn, divs, strict=True))]
     templates = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     templates.filters["breaks"] = _breaks
@@ -78,6 +88,15 @@ def page(runs: Sequence[Shown], watched: bool = False) -> str:
         ledger_shares=_ledger_shares(runs),
         sections=_sections(runs),
     )
+
+
+def embedded(figures: Sequence[figure]) -> tuple[str, Sequence[str]]:
+    """A script that draws the plots, and a div for each."""
+    document = Document()
+    with document.models.freeze():  # what all plots hold is collected once, and not anew with each plot
+        for plot in figures:
+            document.add_root(plot)
+    return components(figures) if figures else ("", ())
 
 
 def _breaks(name: str) -> Markup:
@@ -153,13 +172,14 @@ def _draw(plot: figure, line: Line, rough: bool, place: int, points: int) -> Gly
     mean = smoothed(curve.values, rows) if rough else raw
     with np.errstate(over="ignore"):
         columns = {"step": steps, "tokens": tokens, "raw": raw.astype(np.float32), "mean": mean.astype(np.float32)}
-    look, tags = {"color": _colour(line), "line_dash": _dash(line)}, [place]
-    source = ColumnDataSource(columns)
+    source, tags = ColumnDataSource(columns), [place]
+    look = {"line_color": _colour(line), "line_dash": _dash(line), "tags": tags}
     if not np.array_equal(raw, mean, equal_nan=True):
-        plot.line("step", "raw", source=source, line_width=1, line_alpha=0.35, tags=tags, **look)
-    bold = plot.line("step", "mean", source=source, line_width=2, name=line.name, tags=tags, **look)
+        plot.add_glyph(source, Glyph(x="step", y="raw", line_width=1, line_alpha=0.35, **look))
+    bold = plot.add_glyph(source, Glyph(x="step", y="mean", line_width=2, **look), name=line.name)
     if len(curve.values) <= 50:
-        plot.scatter("step", "raw", source=source, size=6, color=look["color"], tags=tags)
+        dots = Scatter(x="step", y="raw", size=6, line_color=_colour(line), fill_color=_colour(line), tags=tags)
+        plot.add_glyph(source, dots)
     _mark_not_finite(plot, steps, tokens, raw, _colour(line), tags)
     return bold
 
@@ -172,11 +192,13 @@ def _mark_not_finite(plot: figure, steps: Any, tokens: Any, raw: Any, colour: st
         return
     before = finite[np.maximum(np.searchsorted(finite, bad) - 1, 0)]
     source = ColumnDataSource({"step": steps[bad], "tokens": tokens[bad], "raw": raw[before]})
-    plot.scatter("step", "raw", source=source, marker="x", size=9, line_width=2, color=colour, tags=tags)
+    cross = Scatter(x="step", y="raw", marker="x", size=9, line_width=2, line_color=colour, tags=tags)
+    plot.add_glyph(source, cross)
 
 
 def _mark_restarts(plot: figure, run: Shown, colour: str) -> None:
     steps = [row.step for row in run.run.restarts()]
     if steps:
         columns = {"step": np.array(steps, np.float64), "tokens": run.tokens_at(steps)}
-        plot.vspan("step", source=ColumnDataSource(columns), line_color=colour, line_dash="dashed", line_alpha=0.8)
+        span = VSpan(x="step", line_color=colour, line_dash="dashed", line_alpha=0.8)
+        plot.add_glyph(ColumnDataSource(columns), span)

@@ -142,17 +142,24 @@ def common_folder(folders: Sequence[Path]) -> Path:
 
 def panels(runs: Sequence[Shown]) -> list[Panel]:
     """The plots in the order of the page: of one run a plot a kind, of several one a metric with a line a run."""
-    found = []
+    found, colours = [], dict[str, int]()
     for kind in KINDS:
         named = members_of(kind, runs)
         if len(runs) == 1:
-            lines = [Line(name, runs[0].curves[metric], place) for place, (metric, name) in enumerate(named)]
+            known = colours if kind.loss or kind.streams else {}
+            lines = [Line(name, runs[0].curves[metric], _colour(name, kind, known)) for metric, name in named]
             found += [_panel(kind.title, kind, lines)] if lines else []
             continue
         for metric, name in named:
             lines = [Line(run.name, run.curves[metric], i) for i, run in enumerate(runs) if metric in run.curves]
             found.append(_panel(kind.title if name == kind.title else f"{kind.title}: {name}", kind, lines))
     return found
+
+
+def _colour(name: str, kind: Kind, known: dict[str, int]) -> int:
+    """The number of what a line tells of: the same stream, set or training in all plots that share what is `known`."""
+    of = kind.title.split()[0].lower() if name == kind.title else name  # "training" stands without a name in its own
+    return known.setdefault(of, len(known))
 
 
 def left_out(runs: Sequence[Shown]) -> list[str]:
