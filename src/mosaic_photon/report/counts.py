@@ -8,11 +8,9 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
-from bokeh.resources import Resources
 from bokeh.transform import dodge
-from jinja2 import Environment, FileSystemLoader
 
-from mosaic_photon.report.page import COLOURS, DASHES, HERE, embedded
+from mosaic_photon.report.page import COLOURS, DASHES, Plot, render
 
 GENERATOR = "mosaic-photon inspect --count"
 """By which a page is known as one that this command has written."""
@@ -31,17 +29,6 @@ class Loader:
     """The same as numbers, `dataloader.count.StreamCount` as a dict."""
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A plot as the template needs it."""
-
-    title: str
-    words: str
-    div: str
-    legend: list[tuple[str, str, str]]
-    """Names, colours and dashes of its lines or bars."""
-
-
 def counts_page(config: str, columns: Sequence[str], loaders: Sequence[Loader], notes: Sequence[str]) -> str:
     """The whole page.
 
@@ -50,25 +37,15 @@ def counts_page(config: str, columns: Sequence[str], loaders: Sequence[Loader], 
         columns: headings of each loader's table.
         notes: sentences for below the tables.
     """
-    drawn = [made for made in (_tokens(loaders), _usage(loaders), _shares(loaders)) if made is not None]
-    script, divs = embedded([plot for plot, *_ in drawn])
-    plots = [Plot(title, words, div, legend) for (_, title, words, legend), div in zip(drawn, divs, strict=True)]
-    templates = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return templates.get_template("counts.html").render(
+    return render(
+        "counts.html",
+        [made for made in (_tokens(loaders), _usage(loaders), _shares(loaders)) if made is not None],
         generator=GENERATOR,
         title=f"What the samples of {config} hold",
-        style=(HERE / "page.css").read_text(),
-        bokeh=Resources(mode="inline", components=["bokeh"], minified=True).render_js(),
-        script=script,
-        plots=plots,
         columns=columns,
         loaders=loaders,
         notes=notes,
     )
-
-
-Drawn = tuple[figure, str, str, list[tuple[str, str, str]]]
-"""A plot, its title, it in words, and its legend."""
 
 
 def _named(loaders: Sequence[Loader]) -> list[tuple[str, dict[str, Any]]]:
@@ -91,7 +68,7 @@ def _bars(names: Sequence[str], **options: Any) -> figure:
     return _figure(height=90 + 34 * len(names), y_range=FactorRange(*reversed(names)), **options)
 
 
-def _tokens(loaders: Sequence[Loader]) -> Drawn | None:
+def _tokens(loaders: Sequence[Loader]) -> Plot | None:
     known = [(name, stream["tokens"]) for name, stream in _named(loaders) if stream["tokens"] is not None]
     if not known:
         return None
@@ -103,10 +80,10 @@ def _tokens(loaders: Sequence[Loader]) -> Drawn | None:
     plot.ygrid.visible = False
     plot.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@name"), ("tokens", "@tokens{0,0}")]))
     words = "; ".join(f"{name}: {number:,}" for name, number in known)
-    return plot, "Tokens", words, []
+    return Plot(plot, "Tokens", words, [])
 
 
-def _usage(loaders: Sequence[Loader]) -> Drawn | None:
+def _usage(loaders: Sequence[Loader]) -> Plot | None:
     known = [(name, stream) for name, stream in _named(loaders) if stream["usage"]]
     if not known:
         return None
@@ -127,10 +104,10 @@ def _usage(loaders: Sequence[Loader]) -> Drawn | None:
         f"{name}: {stream['used']:,} different tokens, {stream['beyond_common']:.1%} of the text beyond the first 1,000"
         for name, stream in known
     )
-    return plot, "Use of the vocabulary", f"The dashed line stands at 1,000 tokens. {words}.", legend
+    return Plot(plot, "Use of the vocabulary", f"The dashed line stands at 1,000 tokens. {words}.", legend)
 
 
-def _shares(loaders: Sequence[Loader]) -> Drawn | None:
+def _shares(loaders: Sequence[Loader]) -> Plot | None:
     streams = _named(loaders)
     kinds = [kind for kind in SHARES if any(stream[kind] is not None for _, stream in streams)]
     names = [name for name, _ in streams]
@@ -149,4 +126,4 @@ def _shares(loaders: Sequence[Loader]) -> Drawn | None:
         for name, stream in streams
     )
     legend = [(SHARES[kind], COLOURS[number], "solid") for number, kind in enumerate(kinds)]
-    return plot, "Duplicates, padding and special tokens", words, legend
+    return Plot(plot, "Duplicates, padding and special tokens", words, legend)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,20 @@ ALL_POINTS, FEWEST, MOST = 60_000, 60, 1200
 """Points of a page, about, and the bounds of a line's, so that it stays below 5 MB."""
 
 
+Legend = list[tuple[str, str, str]]
+"""What the lines of a plot are called, their colours and their dashes."""
+
+
 @dataclass(frozen=True)
 class Plot:
-    """A plot as the template needs it."""
+    """A plot as the templates need it."""
 
-    id: str
+    figure: figure
     title: str
     words: str
-    div: str
-    legend: list[tuple[str, str, str]]
-    """What the lines are called, their colours and their dashes; none where the plot has one line."""
+    legend: Legend
+    div: str = ""
+    """Where it is drawn."""
 
 
 def page(runs: Sequence[Shown], watched: bool = False) -> str:
@@ -66,21 +70,15 @@ def page(runs: Sequence[Shown], watched: bool = False) -> str:
     drawn = panels(runs)
     points = max(FEWEST, min(MOST, ALL_POINTS // max(1, sum(len(panel.lines) for panel in drawn))))
     steps = DataRange1d(range_padding=0.02)
-    figures = [_figure(panel, runs, points, steps) for panel in drawn]
-    script, divs = embedded(figures)
-    plots = [_plot(place, panel, div) for place, (panel, div) in enumerate(zip(drawn, divs, strict=True))]
-    templates = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["breaks"] = _breaks
-    return templates.get_template("page.html").render(
+    plots = [Plot(_figure(panel, runs, points, steps), panel.title, panel.words, _legend(panel)) for panel in drawn]
+    return render(
+        "page.html",
+        plots,
         generator=GENERATOR,
         title=f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared",
         watched=watched,
         made=tables.moment(max((told for run in runs if (told := tables.last_time(run))), default=None)),
-        style=(HERE / "page.css").read_text(),
         code=(HERE / "page.js").read_text(),
-        bokeh=Resources(mode="inline", components=["bokeh"], minified=True).render_js(),
-        script=script,
-        plots=plots,
         has_tokens=any(tables.last_tokens(run) is not None for run in runs),
         remarks=[*tables.remarks(runs), *left_out(runs)],
         glance=tables.glance(runs),
@@ -90,13 +88,22 @@ def page(runs: Sequence[Shown], watched: bool = False) -> str:
     )
 
 
-def embedded(figures: Sequence[figure]) -> tuple[str, Sequence[str]]:
-    """A script that draws the plots, and a div for each."""
+def render(template: str, plots: Sequence[Plot], **values: Any) -> str:
+    """The page of a template, whose plots are drawn by scripts in it."""
     document = Document()
     with document.models.freeze():  # what all plots hold is collected once, and not anew with each plot
-        for plot in figures:
-            document.add_root(plot)
-    return components(figures) if figures else ("", ())
+        for plot in plots:
+            document.add_root(plot.figure)
+    script, divs = components([plot.figure for plot in plots]) if plots else ("", ())
+    templates = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["breaks"] = _breaks
+    return templates.get_template(template).render(
+        style=(HERE / "page.css").read_text(),
+        bokeh=Resources(mode="inline", components=["bokeh"], minified=True).render_js(),
+        script=script,
+        plots=[replace(plot, div=div) for plot, div in zip(plots, divs, strict=True)],
+        **values,
+    )
 
 
 def _breaks(name: str) -> Markup:
@@ -127,9 +134,8 @@ def _ledger_shares(runs: Sequence[Shown]) -> list[tuple[str, list[tuple[str, str
     return found
 
 
-def _plot(place: int, panel: Panel, div: str) -> Plot:
-    legend = [(line.name, _colour(line), _dash(line)) for line in panel.lines]
-    return Plot(f"plot-{place}", panel.title, panel.words, div, legend if len(legend) > 1 else [])
+def _legend(panel: Panel) -> Legend:
+    return [(line.name, _colour(line), _dash(line)) for line in panel.lines]
 
 
 def _colour(line: Line) -> str:

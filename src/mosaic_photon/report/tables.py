@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -152,20 +152,30 @@ def _part(seconds: float, whole: float) -> str:
 
 def attempts(runs: Sequence[Shown]) -> Table:
     """Each start of each job, and which keys were changed for it."""
-    groups: dict[str, list[Sequence[str]]] = {}
-    for run in runs:
-        starts = {row.attempt: row for row in run.run.events if row.event == START}
-        before: dict[str, Any] | None = None
-        for attempt in run.run.attempts[-MOST_ROWS:]:
-            now = dict(dotted(attempt.config or {}))
-            changed = differing([before, now]) if before is not None else {}
-            words = "; ".join(f"{key}: {text(old)} → {text(new)}" for key, (old, new) in changed.items())
-            step = f"{starts[attempt.attempt].step:,}" if attempt.attempt in starts else "–"
-            end = _end(run, attempt.attempt)
-            row = [str(attempt.attempt), moment(attempt.time), step, attempt.begin, words or "–", end]
-            groups.setdefault(run.name if len(runs) > 1 else "", []).append(row)
-            before = now
-    return Table("Starts of the job", ["start", "when", "after step", "from", "changed", "end"], groups)
+    columns = ["start", "when", "after step", "from", "changed", "end"]
+    return Table("Starts of the job", columns, _by_run(runs, _starts))
+
+
+def _by_run(
+    runs: Sequence[Shown], rows_of: Callable[[Shown], Iterable[Sequence[str]]]
+) -> dict[str, list[Sequence[str]]]:
+    """Each run's rows by its name, or without one where there is one run; without runs that have none."""
+    found = {run.name if len(runs) > 1 else "": list(rows_of(run)) for run in runs}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _starts(run: Shown) -> Iterator[Sequence[str]]:
+    after = {row.attempt: f"{row.step:,}" for row in run.run.events if row.event == START}
+    before: dict[str, Any] | None = None
+    for attempt in run.run.attempts[-MOST_ROWS:]:
+        now = dict(dotted(attempt.config or {}))
+        changed = differing([before, now]) if before is not None else {}
+        words = "; ".join(f"{key}: {text(old)} → {text(new)}" for key, (old, new) in changed.items())
+        number = attempt.attempt
+        yield [
+            str(number), moment(attempt.time), after.get(number, "–"), attempt.begin, words or "–", _end(run, number),
+        ]  # fmt: skip
+        before = now
 
 
 def _end(run: Shown, attempt: int) -> str:
@@ -179,14 +189,15 @@ def _end(run: Shown, attempt: int) -> str:
 
 def skipped(runs: Sequence[Shown]) -> Table:
     """What the jobs left out: batches of the data's plan, and steps whose numbers were not used."""
-    groups: dict[str, list[Sequence[str]]] = {}
-    for run in runs:
-        if run.run.attempts and (words := dict(run.run.attempts[-1].table or []).get("skipped")):
-            groups.setdefault(run.name if len(runs) > 1 else "", []).append(["–", words])
-        for row in [row for row in run.run.events if row.event == SKIP and run.run.counts(row)][:MOST_ROWS]:
-            words = "; ".join(_fact(name, value) for name, value in (row.facts or {}).items())
-            groups.setdefault(run.name if len(runs) > 1 else "", []).append([f"{row.step:,}", words or "–"])
-    return Table("What was skipped", ["step", "what"], groups)
+    return Table("What was skipped", ["step", "what"], _by_run(runs, _skips))
+
+
+def _skips(run: Shown) -> Iterator[Sequence[str]]:
+    if run.run.attempts and (words := dict(run.run.attempts[-1].table or []).get("skipped")):
+        yield ["–", words]
+    for row in [row for row in run.run.events if row.event == SKIP and run.run.counts(row)][:MOST_ROWS]:
+        words = "; ".join(_fact(name, value) for name, value in (row.facts or {}).items())
+        yield [f"{row.step:,}", words or "–"]
 
 
 def _fact(name: str, value: Any) -> str:
@@ -205,16 +216,16 @@ def _brief(value: Any) -> str:
 
 def streams(runs: Sequence[Shown]) -> Table:
     """What each stream gave."""
-    groups: dict[str, list[Sequence[str]]] = {}
-    for run in runs:
-        totals = {name.partition("/")[2]: curve for name, curve in run.curves.items() if name.startswith("tokens/")}
-        whole = sum(curve.values[-1] for curve in totals.values())
-        for name, curve in sorted(totals.items(), key=lambda pair: -pair[1].values[-1])[:MOST_ROWS]:
-            tokens, epochs = curve.values[-1], run.curves.get(f"epochs/{name}")
-            cells = [f"{tokens:,.0f}", f"{tokens / whole:.1%}" if whole else "–"]
-            cells.append(number(epochs.values[-1]) if epochs else "–")
-            groups.setdefault(run.name if len(runs) > 1 else "", []).append([name, *cells])
-    return Table("Tokens by stream", ["stream", "tokens", "share", "epochs"], groups)
+    return Table("Tokens by stream", ["stream", "tokens", "share", "epochs"], _by_run(runs, _streams))
+
+
+def _streams(run: Shown) -> Iterator[Sequence[str]]:
+    totals = {name.partition("/")[2]: curve for name, curve in run.curves.items() if name.startswith("tokens/")}
+    whole = sum(curve.values[-1] for curve in totals.values())
+    for name, curve in sorted(totals.items(), key=lambda pair: -pair[1].values[-1])[:MOST_ROWS]:
+        tokens, epochs = curve.values[-1], run.curves.get(f"epochs/{name}")
+        share = f"{tokens / whole:.1%}" if whole else "–"
+        yield [name, f"{tokens:,.0f}", share, number(epochs.values[-1]) if epochs else "–"]
 
 
 def jobs(runs: Sequence[Shown]) -> Table:
@@ -222,17 +233,17 @@ def jobs(runs: Sequence[Shown]) -> Table:
     told = [dict(run.run.attempts[-1].table or []) if run.run.attempts else {} for run in runs]
     names = dict.fromkeys(name for one in told for name in one)
     rows = [[name, *(one.get(name, "–") for one in told)] for name in names]
-    return Table("The job" if len(runs) == 1 else "The jobs", _beside(runs), {"": rows} if rows else {})
+    return Table("The job" if len(runs) == 1 else "The jobs", _beside(runs), {"": rows})
 
 
 def configs(runs: Sequence[Shown]) -> Table:
     """Of several runs the keys that differ, of one all."""
     if len(runs) == 1:
         rows = [[key, text(value)] for key, value in config_of(runs[0]).items()]
-        return Table("Configuration, as it was resolved", ["key", "value"], {"": rows} if rows else {})
+        return Table("Configuration, as it was resolved", ["key", "value"], {"": rows})
     different = differing([config_of(run) for run in runs])
     rows = [[key, *map(text, values)] for key, values in different.items()]
-    return Table("Keys that differ", ["key", *(run.name for run in runs)], {"": rows} if rows else {})
+    return Table("Keys that differ", ["key", *(run.name for run in runs)], {"": rows})
 
 
 def summary(runs: Sequence[Shown]) -> dict[str, Any]:
@@ -307,4 +318,4 @@ def moment(seconds: float | None) -> str:
 
 def present(tables: Iterable[Table]) -> list[Table]:
     """Those that have rows."""
-    return [table for table in tables if table.groups]
+    return [table for table in tables if any(table.groups.values())]
