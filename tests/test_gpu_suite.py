@@ -20,10 +20,11 @@ import gpu_suite  # noqa: E402
 from gpu.parts import PARTS, Part  # noqa: E402
 
 EVERY_MODULE = """
+NOT_CARRIED = "v03", "on_ray", "report.counts", "report.page", "report.picture"  # for 0.3, Ray, bokeh, matplotlib
 import importlib, pkgutil, mosaic_photon.compat
 names = [m.name for m in pkgutil.walk_packages(mosaic_photon.__path__, "mosaic_photon.")]
 for name in names:
-    if not name.endswith("__main__") and "v03" not in name:  # which import TorchTitan 0.3
+    if not name.endswith("__main__") and not any(part in name for part in NOT_CARRIED):
         importlib.import_module(name)
 print(len(names), mosaic_photon.__file__)
 """
