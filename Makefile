@@ -11,7 +11,7 @@ TEST_CURRENT := .venv-current/bin/python -m pytest -n 2 --dist loadfile tests/ti
 	tests/test_layout_checks.py tests/test_train_job.py tests/use/test_export_import.py \
 	tests/use/test_export_slow.py tests/cli/test_init.py tests/report/test_recorder.py
 
-.PHONY: train test test-all test-launch slurm browser lint format install wheel lock clean gpu-bundle train-current test-current \
+.PHONY: train test test-all test-launch slurm browser stores lint format install wheel lock clean gpu-bundle train-current test-current \
 	test-newest
 
 CONFIGS := examples/mosaic_photon/configs
@@ -26,7 +26,7 @@ train: install data/stdlib/prepare.json
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not launch"
 
-test-all: lint browser test-launch test-current test-newest
+test-all: lint browser stores test-launch test-current test-newest
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not launch"
 	$(TEST_CURRENT) -m slow
 
@@ -59,6 +59,19 @@ slurm:
 browser:
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; }
+
+# Clients and emulators of Google's and Azure's stores, in `make test-all`. Azure's is for Node.js, which Debian has.
+stores: build/stores/installed
+
+build/stores/installed: | $(VENV)/installed
+	@command -v npm >/dev/null || { apt-get update && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; }
+	@mkdir -p build
+	sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' $(LOCK) > build/locked.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/stores --constraint build/locked.txt \
+		gcsfs==2025.12.0 adlfs==2026.8.0 gcp-storage-emulator==2026.7.19
+	npm install --silent --no-audit --no-fund --prefix build/stores azurite@3.37.0
+	touch $@
 
 build/manifests/installed: | $(VENV)/installed
 	$(BIN)/uv venv --quiet --clear build/manifests

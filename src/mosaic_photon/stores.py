@@ -1,6 +1,8 @@
 """Files and folders by one name each: a path of a file system, or the URL of an object store that fsspec knows.
 
-Paths are read by `os`, and fsspec is imported only where a URL is named.
+Paths are read by `os`, and fsspec is imported only where a URL is named. All that asks a store goes through `ask`. How
+long a silent store is waited for, and how often a request is made again, is each client's own; what of it is set here
+is in `_settle`, and holds where the user's settings do not say else.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import logging
 import os
 import posixpath
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import OWN, write_whole
@@ -25,10 +29,17 @@ CLIENTS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs":
 """The extra of this package that brings a store's client, by the scheme of its URLs."""
 SCHEMES = (*CLIENTS, "hf")
 """Of URLs that are known."""
-
-
 ATTEMPTS = 10
 """At a request of S3's, unless AWS_MAX_ATTEMPTS says else; with its pauses they take about a minute."""
+ROUNDS = 2
+"""Of such attempts, where a connection breaks or is silent: s3fs has five, and no option for it."""
+AGAIN_S = 30
+"""A call that fails within so many seconds is made once more: clients do not all repeat what breaks off half-way."""
+PAUSE_S = 2.0
+FINAL = (IsADirectoryError, TypeError, AttributeError, NotImplementedError)
+"""What is a fault of ours, and shows its traceback."""
+
+T = TypeVar("T")
 
 
 def is_url(path: str) -> bool:
@@ -64,7 +75,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def open_store(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the path on it.
+    """The file system of a URL, one a process for all its threads, and the path on it.
 
     Each store's own settings of credentials and endpoints hold; Streaming's S3_ENDPOINT_URL too. Listings are not kept:
     other processes write there.
@@ -72,45 +83,74 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         ConfigError: no such kind of store, or its client is not installed.
     """
+    scheme, bucket = scheme_of(url), url.partition("://")[2].partition("/")[0]
+    try:
+        store = _opened(f"{scheme}://{bucket}", _settle(), os.getpid())
+    except (ImportError, ValueError) as error:
+        extra = CLIENTS.get(scheme, "")
+        raise ConfigError(f"{url}: needs the store's client: pip install 'mosaic-photon[{extra}]' ({error})") from None
+    return store, str(store._strip_protocol(url))
+
+
+@lru_cache(maxsize=64)
+def _opened(bucket: str, *_: object) -> AbstractFileSystem:
     from fsspec.core import url_to_fs
 
-    extra = CLIENTS.get(scheme_of(url), "")
-    _settle()
-    try:
-        return url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: needs the store's client: pip install 'mosaic-photon[{extra}]' ({error})") from None
+    store: AbstractFileSystem = url_to_fs(bucket)[0]
+    if "s3" in store.protocol:
+        type(store).retries = ROUNDS
+    return store
 
 
-def _settle() -> None:
-    """What holds for each store, here and in processes that torch starts, where the user's settings do not say else."""
+def _settle() -> str:
+    """What holds for each store, here and in processes that torch starts; returns it."""
     from fsspec.config import conf
 
     logging.getLogger("aiobotocore.credentials").setLevel(logging.WARNING)  # a line a process, of where they are from
     for scheme, client in CLIENTS.items():
+        given: dict[str, Any] = dict(conf.get(scheme, {}))
         chosen: dict[str, Any] = {"use_listings_cache": False}
         if client == "s3":
             if "AWS_MAX_ATTEMPTS" not in os.environ:  # which the client would not read beside this
-                chosen["config_kwargs"] = {"retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"}}
+                retries = {"retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"}}
+                given["config_kwargs"] = retries | given.get("config_kwargs", {})
             if endpoint := os.environ.get("S3_ENDPOINT_URL"):
-                conf.get(scheme, {}).pop("endpoint_url", None)
-                chosen["endpoint_url"] = endpoint
-        conf[scheme] = chosen | conf.get(scheme, {})
+                given["endpoint_url"] = endpoint
+        conf[scheme] = chosen | given
         os.environ[f"FSSPEC_{scheme.upper()}"] = json.dumps(conf[scheme])
+    return json.dumps({scheme: conf[scheme] for scheme in CLIENTS})
 
 
-@contextmanager
-def understood(url: str) -> Iterator[None]:
-    """What a store refuses, in words, other than a file that is not there. Raises ConfigError for it."""
-    if not is_url(url):
-        yield
-        return
-    try:
-        yield
-    except (ConfigError, FileNotFoundError):
-        raise
-    except Exception as error:  # around one call of the store's client, each of which has its own exceptions
-        raise ConfigError(f"{url}: the store answers with {type(error).__name__}: {error}") from error
+def ask(url: str, what: str, call: Callable[..., T], *args: Any, again: bool = True, **kwargs: Any) -> T:
+    """What a store answers to a call, which is whole or not at all, so that it may be made twice.
+
+    Raises:
+        FileNotFoundError: there is nothing at the address.
+        ConfigError: no rights, or no answer; the message begins with the address and `what` could not be done.
+    """
+    begun = time.monotonic()
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except (FileNotFoundError, ConfigError, *FINAL):
+            raise
+        except PermissionError as error:
+            raise ConfigError(f"{url}: {what} is not allowed: {_reason(error)}") from error
+        except Exception as error:  # around one call of the store's client, each of which has its own exceptions
+            if not again or time.monotonic() - begun > AGAIN_S:
+                raise ConfigError(f"{url}: {what} failed{after(begun)}: {_reason(error)}") from error
+        again = False
+        time.sleep(PAUSE_S)
+
+
+def after(begun: float) -> str:
+    """How long was tried, in words."""
+    seconds = time.monotonic() - begun
+    return f" after {seconds:.0f} s" if seconds >= 1 else ""
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_file(path: str) -> bool:
@@ -118,8 +158,7 @@ def is_file(path: str) -> bool:
     if not is_url(path):
         return os.path.isfile(path)
     store, inside = open_store(path)
-    with understood(path):
-        return store.isfile(inside)
+    return ask(path, "looking", store.isfile, inside)
 
 
 def is_folder(path: str) -> bool:
@@ -127,8 +166,7 @@ def is_folder(path: str) -> bool:
     if not is_url(path):
         return os.path.isdir(path)
     store, inside = open_store(path)
-    with understood(path):
-        return store.isdir(inside)
+    return ask(path, "looking", store.isdir, inside)
 
 
 def names(folder: str) -> list[str]:
@@ -146,8 +184,7 @@ def sizes(folder: str) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
     store, inside = open_store(folder)
     try:
-        with understood(folder):
-            found = store.ls(inside, detail=True)
+        found = ask(folder, "listing", store.ls, inside, detail=True)
     except FileNotFoundError:
         return {}
     entries = {entry["name"].rstrip("/"): int(entry["size"] or 0) for entry in found}
@@ -159,17 +196,27 @@ def matching(folder: str, patterns: Sequence[str]) -> list[str]:
     if not is_url(folder):
         return [str(path) for pattern in patterns for path in Path(folder).glob(pattern)]
     store, inside = open_store(folder)
-    with understood(folder):
-        return [str(store.unstrip_protocol(found)) for one in patterns for found in store.glob(join(inside, one))]
+    found = [ask(folder, "listing", store.glob, join(inside, one)) for one in patterns]
+    return [str(store.unstrip_protocol(name)) for names in found for name in names]
 
 
-def read(path: str) -> bytes:
-    """The whole of a small file. Raises FileNotFoundError."""
+def read(path: str, start: int = 0, count: int = -1) -> bytes:
+    """Bytes [start, start + count) of a file; count -1: to its end. Raises FileNotFoundError."""
     if not is_url(path):
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(count)
+    if count == 0:
+        return b""
     store, inside = open_store(path)
-    with understood(path):
-        return store.cat_file(inside)
+
+    def part() -> bytes:
+        data: bytes = store.cat_file(inside, start=start or None, end=start + count if count > 0 else None)
+        if count > 0 and len(data) != count:
+            raise OSError(f"{len(data)} bytes came, {count} were asked for")
+        return data
+
+    return ask(path, "reading", part)
 
 
 def write(path: str, data: bytes) -> None:
@@ -178,8 +225,7 @@ def write(path: str, data: bytes) -> None:
         write_whole(Path(path), data)
         return
     store, inside = open_store(path)
-    with understood(path):
-        store.pipe_file(inside, data)
+    ask(path, "writing", store.pipe_file, inside, data)
 
 
 def remove(path: str) -> None:
@@ -188,8 +234,8 @@ def remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)
         return
     store, inside = open_store(path)
-    with suppress(FileNotFoundError), understood(path):
-        store.rm_file(inside)
+    with suppress(FileNotFoundError):
+        ask(path, "removing", store.rm_file, inside)
 
 
 def remove_folder(path: str) -> None:
@@ -198,8 +244,8 @@ def remove_folder(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     store, inside = open_store(path)
-    with suppress(FileNotFoundError), understood(path):
-        store.rm(inside, recursive=True)
+    with suppress(FileNotFoundError):
+        ask(path, "removing", store.rm, inside, recursive=True)
 
 
 def check_rights(where: str, url: str) -> None:
@@ -220,12 +266,14 @@ def check_rights(where: str, url: str) -> None:
         ("remove from", lambda: store.rm_file(probe)),
     ]
     for what, attempt in tries:
+        begun = time.monotonic()
         try:
             attempt()
         except ConfigError:
             raise
         except Exception as error:  # whatever each client raises
-            raise ConfigError(f"{where} = {url!r}: cannot {what} it ({type(error).__name__}: {error}).") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{where} = {url!r}: cannot {what} it{after(begun)} ({reason}).") from error
 
 
 def _listed(store: AbstractFileSystem, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,7 +16,7 @@ from mosaic_photon import stores
 from mosaic_photon.checkpoints.find import complete_steps
 from mosaic_photon.cli import main
 from mosaic_photon.errors import ConfigError
-from s3_proxy import Proxy, always, first, reset, status
+from s3_proxy import Proxy, always, first, reset, silent, status
 
 SAVES = "[checkpoint]\nenable = true\ninterval = 1\nkeep_latest_k = 2\n"
 JOB = jobs.JOB.replace("[checkpoint]\n", SAVES)
@@ -106,17 +107,68 @@ def test_what_a_store_cannot_do_is_said_before_the_first_step(
     assert says in capsys.readouterr().out
 
 
-def test_the_users_number_of_attempts_holds(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def settings(monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
+    """As a user's FSSPEC_S3 has them."""
     from fsspec.config import conf
-    from s3fs import S3FileSystem
 
+    for scheme in ("s3", "s3a"):  # s3fs reads both
+        monkeypatch.setitem(conf, scheme, {"config_kwargs": config})
+        monkeypatch.setenv(f"FSSPEC_{scheme.upper()}", "{}")
+
+
+def test_the_users_number_of_attempts_holds(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setitem(conf, "s3", {"endpoint_url": proxy.url})
-    monkeypatch.setenv("FSSPEC_S3", "{}")
+    settings(monkeypatch)
     proxy.of, proxy.fault = lambda one: True, always(status(503))
     with pytest.raises(ConfigError, match="s3://runs/one': cannot list it"):
         stores.check_rights("checkpoint.folder", url)
-    assert len(proxy.requests) == 2 * S3FileSystem.retries  # its own rounds of them, where the store says: busy
+    assert len(proxy.requests) == 2
+    proxy.fault = always(reset)
+    with pytest.raises(ConfigError, match="s3://runs/one': cannot list it"):
+        stores.check_rights("checkpoint.folder", url)
+    assert len(proxy.requests) == 2 + 2 * stores.ROUNDS  # of s3fs, where a connection breaks
+
+
+ONCE = {"total_max_attempts": 1, "mode": "standard"}
+
+
+def test_a_silent_store_is_waited_for_as_long_as_the_user_says(
+    url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(monkeypatch, read_timeout=0.3)
+    assert stores.open_store(url)[0].config_kwargs["retries"]["total_max_attempts"] == stores.ATTEMPTS
+    settings(monkeypatch, read_timeout=0.3, retries=ONCE)
+    monkeypatch.setattr(stores, "AGAIN_S", 1)
+    proxy.of, proxy.fault = lambda one: True, always(silent)
+    with pytest.raises(ConfigError, match=r"s3://runs/one': cannot list it after [2-9] s \(.*[Tt]imeout"):
+        stores.check_rights("checkpoint.folder", url)
+    with pytest.raises(ConfigError, match=r"s3://runs/one/x: reading failed after [2-9] s: .*[Tt]imeout"):
+        stores.read(f"{url}/x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["away, disabled", "silent, async", "away, async_with_pinned_mem"])
+def test_a_store_that_is_away_for_a_whole_save_ends_the_job_and_loses_nothing(
+    case: str, url: str, on_disk: Path, proxy: Proxy, prepared_data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """In one message; the whole checkpoints stay, and the same command goes on from the newest."""
+    how, mode = case.split(", ")
+    arguments = write(tmp_path, prepared_data, url)
+    monkeypatch.setenv("FSSPEC_S3", json.dumps({"config_kwargs": {"read_timeout": 0.5, "retries": ONCE}}))
+    proxy.fault = always(silent if how == "silent" else reset)
+    proxy.of = lambda one: any("step-3/__0_0" in request for request in proxy.requests)
+    flags = "--training.steps=4", f"--checkpoint.async_mode={mode}"
+    process = jobs.start(arguments, *flags, ranks=0)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert said.count("s3://runs/one/step-3: saving failed after ") == 1 and "Traceback" not in said, said
+    assert "the same command goes on from it" in said
+    proxy.fault = lambda one: False
+    assert list(complete_steps(url)) == [1, 2]
+    monkeypatch.delenv("FSSPEC_S3")
+    assert jobs.run_here(arguments, *flags) == 0
+    assert jobs.scalars(tmp_path) == jobs.scalars(on_disk)
+    assert list(complete_steps(url)) == [3, 4]
 
 
 PHASES = {

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -73,8 +72,7 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr("mosaic_photon.prepare.read.PIECE_BYTES", 20_000)
     monkeypatch.setattr("mosaic_photon.prepare.parts.PART_BYTES", (60_000, 60_000))
     monkeypatch.setattr(in_store, "BLOCK", 15_000)
-    monkeypatch.setattr(in_store, "WAITS_S", (0.01,) * 8)
-    monkeypatch.setattr(in_store, "FIRST", (0.01,) * 8)
+    monkeypatch.setattr("mosaic_photon.stores.PAUSE_S", 0.01)
 
 
 def from_store(out, *words, **options):
@@ -109,10 +107,8 @@ def test_a_store_gives_and_takes_the_bytes_of_local_files(s3, corpus, small_piec
     assert objects(s3, out).keys() == {*made, "tokens.old/x"}
 
 
-def test_faults_of_the_store_pass(s3, corpus, small_pieces, out, proxy, monkeypatch):
-    once = {"retries": {"total_max_attempts": 1, "mode": "standard"}}  # the client's own patience is not what is tested
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": once})
-    proxy.of, proxy.fault = lambda one: True, each(3, status(503), reset, status(500))
+def test_faults_of_the_store_pass(s3, corpus, small_pieces, out, proxy):
+    proxy.of, proxy.fault = lambda one: True, each(5, status(503), reset, status(500))
     assert from_store(f"s3://{out}/tokens") == 0
     assert shards(objects(s3, out), "tokens/") == shards(tree(corpus / "out"))
     kinds = {request.split()[0] for request in proxy.requests}

@@ -49,8 +49,8 @@ def read_metadata(folder: str) -> Metadata:
 
     newer_checkpoints.apply()
     try:
-        with stores.understood(folder):
-            return reader_of(folder).read_metadata()
+        read = reader_of(folder).read_metadata
+        return stores.ask(folder, "reading", read) if stores.is_url(folder) else read()
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
         raise ConfigError(f"{stores.join(folder, METADATA)} cannot be read ({error}).") from error
 

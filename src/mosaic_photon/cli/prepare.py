@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display
 from mosaic_photon.signals import Stopped, stop_signals
-from mosaic_photon.stores import is_url
+from mosaic_photon.stores import is_url, open_store
 
 if TYPE_CHECKING:
     from mosaic_photon.prepare.run import Work
@@ -131,12 +131,12 @@ def check(args: argparse.Namespace) -> Work:
 
 def _out(given: str) -> str:
     """The absolute path, or the address, of the folder to write."""
-    from mosaic_photon.prepare.objects import file_system, root
+    from mosaic_photon.prepare.objects import root
 
     if not is_url(given):
         return os.path.realpath(os.path.expanduser(given))
     out = given.rstrip("/")
-    file_system(out)
+    open_store(out)
     if out == root(out):
         raise ConfigError(f"--out {given}: name a folder in it, beside which the unfinished work can lie")
     return out

@@ -9,7 +9,8 @@ from collections.abc import Collection
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.prepare.objects import below, look, read
+from mosaic_photon.prepare.objects import below, look
+from mosaic_photon.stores import read
 
 LeftOut = defaultdict[str, list[str]]
 """What is no source although it lies in a folder that is one: reason -> paths. What is under them is not looked at."""

@@ -1,93 +1,30 @@
-"""Objects of a store, and files, as `prepare` needs them: by ranges, in blocks, moved up, each call again if it fails.
+"""Objects of a store, and files, as `prepare` needs them: by ranges, in blocks, moved up.
 
-A call is whole or not at all, so it may be made again, and is, once: the clients make their requests again themselves,
-and what is left is an answer that breaks off. Nothing is deleted that its caller does not name.
-`mosaic_photon.stores` opens the store.
+Nothing is deleted that its caller does not name. `mosaic_photon.stores` opens the store, and asks it.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.files import OWN, write_whole
-from mosaic_photon.stores import is_url
+from mosaic_photon.files import OWN
+from mosaic_photon.stores import ask, is_url, open_store
 
-T = TypeVar("T")
 UPLOAD = {"s3": {"chunksize": 16 << 20, "max_concurrency": 4}}
 """How a file goes up in parts, where the client would hold half a gigabyte of it."""
-WAITS_S: tuple[float, ...] = (2,)
-"""Between the tries of one request, each of which is a client's own tries: more would multiply those."""
-FIRST: tuple[float, ...] = ()
-"""Who has not got an answer yet is told so after the client's own."""
 BLOCK = 4 << 20
 """Bytes that are asked for at once; of each open file two are held."""
 THREADS = 8
-FINAL = (IsADirectoryError, TypeError, AttributeError, NotImplementedError)
-NO_CREDENTIALS = {"BotoCoreError", "GoogleAuthError", "ClientAuthenticationError", "HttpResponseError"}
-TRANSIENT = {"HTTPClientError", "ConnectionError", "ServiceRequestError", "ServiceResponseError", "TransportError"}
-"""Classes of the clients' errors by name, as the clients need not be installed."""
-
-
-def file_system(url: str) -> Any:
-    """The fsspec file system of an address, one a process, for all its threads.
-
-    Raises:
-        ConfigError: a store that is not known, or whose client is not installed.
-    """
-    return _opened(f"{stores.scheme_of(url)}://", os.environ.get("S3_ENDPOINT_URL"), os.getpid())
-
-
-@lru_cache(maxsize=len(stores.SCHEMES))
-def _opened(root: str, *_: object) -> Any:
-    return stores.open_store(root)[0]
-
-
-def ask(
-    url: str, what: str, call: Callable[..., T], *args: Any, waits: tuple[float, ...] = WAITS_S, **kwargs: Any
-) -> T:
-    """What a store answers, asked again while it fails for reasons that pass.
-
-    Raises:
-        FileNotFoundError: there is nothing at the address.
-        ConfigError: no rights, or no answer; the message begins with the address and `what` could not be done.
-    """
-    for tried in itertools.count(1):
-        try:
-            return call(*args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except PermissionError as error:
-            raise ConfigError(f"{url}: {what} is not allowed: {_reason(error)}") from error
-        except Exception as error:
-            if isinstance(error, (*FINAL, ConfigError)):
-                raise
-            if _is_final(error):
-                raise ConfigError(f"{url}: {what} failed: {_reason(error)}") from error
-            if tried > len(waits):
-                raise ConfigError(f"{url}: {what} failed {tried} times, last: {_reason(error)}") from error
-        time.sleep(waits[tried - 1])
-    raise AssertionError
-
-
-def _is_final(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & NO_CREDENTIALS) and not names & TRANSIENT
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def look(url: str) -> dict[str, Any] | None:
@@ -96,12 +33,12 @@ def look(url: str) -> dict[str, Any] | None:
     Raises:
         ConfigError: there is no such bucket, no right to look, or no answer.
     """
-    store = file_system(url)
+    store, _ = open_store(url)
     try:
-        return ask(url, "looking", store.info, url, waits=FIRST)
+        return ask(url, "looking", store.info, url, again=False)
     except FileNotFoundError:
         bucket = root(url)
-        if bucket != url.rstrip("/") and not ask(bucket, "looking", store.exists, bucket, waits=FIRST):
+        if bucket != url.rstrip("/") and not ask(bucket, "looking", store.exists, bucket, again=False):
             raise ConfigError(f"{url}: there is no {bucket}") from None
         return None
 
@@ -115,50 +52,19 @@ def root(url: str) -> str:
 
 def below(url: str, pattern: bool = False) -> dict[str, dict[str, Any]]:
     """Address -> what fsspec says of it, of all objects below a folder or, with `pattern`, that fit the address."""
-    store, scheme = file_system(url), url.partition("://")[0]
+    (store, _), scheme = open_store(url), url.partition("://")[0]
     try:
-        found = ask(url, "listing", store.glob if pattern else store.find, url, detail=True, waits=FIRST)
+        found = ask(url, "listing", store.glob if pattern else store.find, url, detail=True, again=False)
     except FileNotFoundError:
         return {}
     return {f"{scheme}://{path}": info for path, info in found.items() if info["type"] == "file"}
-
-
-def read(place: str, start: int = 0, count: int = -1) -> bytes:
-    """Bytes [start, start + count) of an object or a file; count -1: to its end.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if not is_url(place):
-        with open(place, "rb") as file:
-            file.seek(start)
-            return file.read(count)
-    if count == 0:
-        return b""
-
-    def part() -> bytes:
-        end = start + count if count > 0 else None
-        data: bytes = file_system(place).cat_file(place, start=start or None, end=end)
-        if count > 0 and len(data) != count:
-            raise OSError(f"{len(data)} bytes came, {count} were asked for")
-        return data
-
-    return ask(place, "reading", part)
-
-
-def write(place: str, data: bytes) -> None:
-    """Write an object or a file that others see whole or not at all."""
-    if is_url(place):
-        ask(place, "writing", file_system(place).pipe_file, place, data)
-    else:
-        write_whole(Path(place), data)
 
 
 def bring(file: Path, place: str) -> None:
     """Move a finished local file to a place on the same file system, or up to a store, in parts if it is large."""
     if is_url(place):
         how = UPLOAD.get(stores.CLIENTS.get(stores.scheme_of(place), ""), {})
-        ask(place, "writing", partial(file_system(place).put_file, str(file), place, **how))
+        ask(place, "writing", partial(open_store(place)[0].put_file, str(file), place, **how))
         file.unlink()
     else:
         os.replace(file, place)
@@ -166,12 +72,7 @@ def bring(file: Path, place: str) -> None:
 
 def remove(urls: Sequence[str]) -> None:
     """Remove these objects; one that is not there is passed over."""
-
-    def one(url: str) -> None:
-        with suppress(FileNotFoundError):
-            ask(url, "deleting", file_system(url).rm_file, url)
-
-    for _ in _threads(os.getpid()).map(one, urls):
+    for _ in _threads(os.getpid()).map(stores.remove, urls):
         pass
 
 
@@ -244,5 +145,5 @@ class Stream(io.RawIOBase):
         if number not in self._blocks:
             begin = number * BLOCK
             count = min(BLOCK, self.size - begin)
-            self._blocks[number] = _threads(os.getpid()).submit(read, self.url, begin, count)
+            self._blocks[number] = _threads(os.getpid()).submit(stores.read, self.url, begin, count)
         return self._blocks[number]

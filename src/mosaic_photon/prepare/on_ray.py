@@ -22,10 +22,9 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mosaic_photon.errors import ConfigError
-from mosaic_photon.prepare.objects import read
 from mosaic_photon.prepare.pool import Finished, in_flight
 from mosaic_photon.prepare.record import parse_record
-from mosaic_photon.stores import is_url
+from mosaic_photon.stores import is_url, read
 
 RETRIES = 5
 """Of a part whose worker or node died."""

@@ -18,9 +18,9 @@ from mosaic_photon import stores
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import OWN, display, json_bytes, locked, write_json
 from mosaic_photon.prepare import record as records
-from mosaic_photon.prepare.objects import below, look, remove, write
+from mosaic_photon.prepare.objects import below, look, remove
 from mosaic_photon.prepare.tokenization import SPLITS
-from mosaic_photon.stores import is_url
+from mosaic_photon.stores import is_url, write
 
 OURS = re.compile(
     r"prepare\.json|bad_lines\.txt|tokens/\d{6,}\.((train|val)\.bin|json)|tokens/(train|val)\.\d{5,}\.json"

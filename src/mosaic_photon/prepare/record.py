@@ -10,8 +10,8 @@ from typing import Any
 
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import OWN, display, json_object, read_json
-from mosaic_photon.prepare.objects import read
 from mosaic_photon.prepare.sources import TextSource
+from mosaic_photon.stores import read
 
 VERSION = 2
 FILE = "prepare.json"

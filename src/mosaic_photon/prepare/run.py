@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemaining
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.files import display, json_bytes
 from mosaic_photon.prepare import record as records
-from mosaic_photon.prepare.objects import make_folder, write
+from mosaic_photon.prepare.objects import make_folder
 from mosaic_photon.prepare.parts import parts_of
 from mosaic_photon.prepare.place import Place, place_of
 from mosaic_photon.prepare.pool import Executor, Processes
@@ -35,6 +35,7 @@ from mosaic_photon.prepare.tokenization import (
     part_file,
     tokenize_part,
 )
+from mosaic_photon.stores import write
 
 PARTS = 2
 """How sources are cut into parts: unfinished work that was cut otherwise is not gone on with."""

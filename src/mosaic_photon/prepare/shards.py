@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic_photon.compat import streaming_lazy_package
-from mosaic_photon.prepare.objects import bring, read, scratch, write
+from mosaic_photon.prepare.objects import bring, scratch
 from mosaic_photon.prepare.record import Options
+from mosaic_photon.stores import read, write
 
 compression, hashing = map(streaming_lazy_package.alone, ("compression", "hashing"))
 

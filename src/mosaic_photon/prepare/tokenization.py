@@ -16,10 +16,11 @@ import numpy as np
 
 from mosaic_photon.errors import ConfigError, nearest
 from mosaic_photon.files import display
-from mosaic_photon.prepare.objects import bring, read, scratch, write
+from mosaic_photon.prepare.objects import bring, scratch
 from mosaic_photon.prepare.read import Fragment, read_pieces
 from mosaic_photon.prepare.record import Options
 from mosaic_photon.prepare.sources import Piece, stdlib_files
+from mosaic_photon.stores import read, write
 from mosaic_photon.tokenizers import special_tokens
 
 SPLITS = ("train", "val")

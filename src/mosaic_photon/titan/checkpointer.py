@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -56,6 +58,8 @@ class Checkpointer(CheckpointManager):
     removing: list[threading.Thread]
     """Of checkpoints in a store, of which TorchTitan 0.2.2 knows nothing."""
     _written = _writing = _load_step = -1
+    _begun = 0.0
+    """When the save began, as `time.monotonic` tells it."""
 
     @classmethod
     def of(
@@ -124,13 +128,35 @@ class Checkpointer(CheckpointManager):
         No rank writes before rank 0 has planned, so what rank 0 removes here is gone by then.
         """
         self._written, self._writing = self._writing, int(checkpoint_id.rpartition("-")[2])
+        self._begun = time.monotonic()
         if dist.get_rank() == 0:
             for name in stores.matching(checkpoint_id, WRITTEN_OVER):
                 stores.remove(name)
             description.write(checkpoint_id, self.model_args)
         if getattr(self, "stager", None) is not None:  # 0.3 saves by another package
             reused_stager.apply()
-        return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+        with self._understood():
+            return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+
+    def _async_wait(self) -> None:
+        with self._understood():
+            super()._async_wait()
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """A store that has not taken a checkpoint is no fault of ours: one message. Raises ConfigError."""
+        try:
+            yield
+        except CheckpointException as error:
+            if not stores.is_url(self.folder):
+                raise
+            self.save_future = None
+            cause = next(cause for cause, _ in error.failures.values())
+            reason = f"{type(cause).__name__}: {cause}"
+            raise ConfigError(
+                f"{self.folder}/step-{self._writing}: saving failed{stores.after(self._begun)}: {reason}"
+                f". The last whole checkpoint stays, and the same command goes on from it."
+            ) from error
 
     def save_now(self, step: int) -> bool:
         """Write a whole checkpoint of `step`, unless it has just been written; returns whether one is there."""

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 from torchtitan.tools.logging import logger
 
-from mosaic_photon.errors import NotFiniteError
+from mosaic_photon.errors import ConfigError, NotFiniteError
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.report import console, recorder
 from mosaic_photon.report.record import VALIDATION
@@ -106,11 +106,11 @@ class InLoop(Mixed):
         if stopped := record(self._train)():
             raise stopped
 
-    def _train(self) -> NotFiniteError | None:
+    def _train(self) -> NotFiniteError | ConfigError | None:
         try:
             unwrap(self.titan_trainer.train)(self)
             self.loop.check_sound()
-        except NotFiniteError as stopped:
+        except (NotFiniteError, ConfigError) as stopped:
             return stopped
         self.loop.fire("fit_end")
         return None
