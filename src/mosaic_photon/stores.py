@@ -32,7 +32,7 @@ SCHEMES = (*CLIENTS, "hf")
 ATTEMPTS = 10
 """At a request of S3's, unless AWS_MAX_ATTEMPTS says else; with its pauses they take about a minute."""
 ROUNDS = 2
-"""Of such attempts, where a connection breaks or is silent: s3fs has five, and no option for it."""
+"""Of such attempts, where a connection breaks, is silent, or S3 is busy: s3fs has five, and no option for it."""
 AGAIN_S = 30
 """A call that fails within so many seconds is made once more: clients do not all repeat what breaks off half-way."""
 PAUSE_S = 2.0
