@@ -19,6 +19,7 @@ import pytest
 from streaming.base.storage import CloudDownloader
 
 from mds_data import job, numbers, write_mds
+from mosaic_photon import waiting
 from mosaic_photon.dataloader.shards import cache as cache_module
 from mosaic_photon.dataloader.shards import fetch
 from mosaic_photon.dataloader.shards import ledger as ledger_module
@@ -32,6 +33,7 @@ from mosaic_photon.dataloader.shards.fetch import Source
 from mosaic_photon.dataloader.shards.index import DataError
 from mosaic_photon.dataloader.shards.ledger import Ledger
 from mosaic_photon.dataloader.shards.table import read_index
+from mosaic_photon.waiting import Count
 
 
 def remote_job(remote: Path, cache: Path, **dataset: Any) -> Any:
@@ -56,6 +58,24 @@ def bytes_in(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
+
+
+def test_what_is_fetched_and_verified_is_counted(mds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever waits for the first step."""
+    fetched, verified = Count("fetched"), Count("verified")
+    monkeypatch.setattr(waiting, "fetched", fetched)
+    monkeypatch.setattr(waiting, "verified", verified)
+    index = read_index(mds)
+    cache = ShardCache([remote_source(mds, tmp_path)], [index])
+    assert waiting.under_way() is None
+    for shard_id in range(2):
+        cache.ensure(shard_id)
+    here = sum(cache.slot(shard_id).shard.raw.bytes for shard_id in range(2))
+    assert waiting.under_way() is fetched
+    assert fetched.done == here
+    cache.check(hashes=True)
+    assert (verified.done, verified.total) == (here, here)
+    assert waiting.under_way() is fetched
 
 
 def test_one_who_waits_for_a_shard_that_cannot_be_fetched_does_not_try_again(
