@@ -91,3 +91,12 @@ def test_states_are_read_without_a_process_group(messy: Path) -> None:
     assert read_values(str(messy / "checkpoint/step-10"), "callbacks.composer_callbacks") == [None]
     config.checkpoint.exclude_from_loading = ["dataloader"]
     assert saved_position(find_start(config), config) == (None, 0)
+
+
+def test_states_are_read_with_the_metadata_read_once(messy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many ranks' checkpoints they are large, and each rank of a job that goes on reads them."""
+    read, path = dcp.FileSystemReader.read_metadata, str(messy / "checkpoint/step-10")
+    times = []
+    monkeypatch.setattr(dcp.FileSystemReader, "read_metadata", lambda *args: times.append(path) or read(*args))
+    assert read_values(path, "dataloader.mosaic_dataloader") == [STATE]
+    assert times == [path]

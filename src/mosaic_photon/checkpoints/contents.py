@@ -55,6 +55,13 @@ def read_metadata(folder: str) -> Metadata:
         raise ConfigError(f"{stores.join(folder, METADATA)} cannot be read ({error}).") from error
 
 
+def reader_with_metadata(folder: str) -> tuple[FileSystemReader, Metadata]:
+    """Torch's reader and the checkpoint's `.metadata`, which it would read anew for each load. Raises ConfigError."""
+    reader, metadata = reader_of(folder), read_metadata(folder)
+    vars(reader)["read_metadata"] = lambda: metadata
+    return reader, metadata
+
+
 def shape_of(stored: Any) -> tuple[int, ...] | None:
     """The shape of an entry of `Metadata.state_dict_metadata`; None for one that is no tensor."""
     return tuple(stored.size) if hasattr(stored, "size") else None
@@ -100,11 +107,13 @@ def read_values(folder: str, *keys: str) -> list[Any]:
     """Values that are no tensors, e.g. a data state's JSON text; None where the checkpoint has no such key."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    there = read_metadata(folder).state_dict_metadata if stores.is_file(stores.join(folder, METADATA)) else {}
-    state = {key: "" for key in keys if key in there}
+    if not stores.is_file(stores.join(folder, METADATA)):
+        return [None] * len(keys)
+    reader, metadata = reader_with_metadata(folder)
+    state = {key: "" for key in keys if key in metadata.state_dict_metadata}
     if state:
         with alone():
-            load(state, storage_reader=reader_of(folder), no_dist=True)
+            load(state, storage_reader=reader, no_dist=True)
     return [state.get(key) for key in keys]
 
 

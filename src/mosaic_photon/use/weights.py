@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from mosaic_photon import stores
-from mosaic_photon.checkpoints.contents import alone, missing_files, read_metadata, reader_of
+from mosaic_photon.checkpoints.contents import alone, missing_files, reader_with_metadata
 from mosaic_photon.checkpoints.find import METADATA
 from mosaic_photon.checkpoints.identity import NOT_THE_MODEL
 from mosaic_photon.errors import ConfigError
@@ -36,8 +36,8 @@ class Weights:
             )
         if faults := missing_files(folder):
             raise ConfigError(f"{folder} is damaged: {'; '.join(faults[:3])}.")
-        self.folder, self._reader, metadata = folder, reader_of(folder), read_metadata(folder)
-        vars(self._reader)["read_metadata"] = lambda: metadata  # torch would read it again for each tensor
+        self.folder = folder
+        self._reader, metadata = reader_with_metadata(folder)
         self.stored: dict[str, TensorStorageMetadata] = {
             name: stored
             for name, stored in metadata.state_dict_metadata.items()
