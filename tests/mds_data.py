@@ -14,6 +14,7 @@ from streaming import MDSWriter, StreamingDataset
 from streaming.base.batching import generate_work
 from streaming.base.world import World
 
+from jobs import DATA
 from mosaic_photon.job.tables import MosaicJobConfig
 
 ASSETS = Path(__file__).parent / "assets" / "tokenizer"
@@ -92,28 +93,14 @@ def write_two_streams(folder: Path, length: int) -> Path:
     return folder
 
 
-TWO_STREAMS = """
-[mosaic_dataloader]
-name = "text"
-num_workers = 0
-drop_last = true
-[mosaic_dataloader.dataset]
-shuffle = true
-shuffle_seed = 5
-num_canonical_nodes = 4
-[mosaic_dataloader.dataset.streams."web, 2026"]
+TWO_STREAMS = DATA.replace('local = "{data}"\nsplit = "train"\n', "", 1).replace(
+    "[mosaic_eval_dataloader]",
+    """[mosaic_dataloader.dataset.streams."web, 2026"]
 local = "{data}/a"
 [mosaic_dataloader.dataset.streams.books]
 local = "{data}/b"
-[mosaic_eval_dataloader]
-name = "text"
-num_workers = 0
-drop_last = false
-[mosaic_eval_dataloader.dataset]
-local = "{data}"
-split = "val"
-shuffle = false
-"""
+[mosaic_eval_dataloader]""",
+)
 """The data config of them. The first has no metric's name."""
 
 

@@ -151,5 +151,7 @@ def test_missing_files_and_titan_flags_without_dashes(capfd: pytest.CaptureFixtu
     assert "comes from the data config" in capfd.readouterr().err
     assert jobs.run_here(arguments, "--job.custom_config_module=no.such.module") == 1
     assert "job.custom_config_module: No module named" in capfd.readouterr().err
+    assert jobs.run_here(arguments, "--job.custom_config_module=.beside") == 1
+    assert "job.custom_config_module: '.beside' is not the whole name of a module" in capfd.readouterr().err
     assert jobs.run_here(arguments, "--training.stepz=2") == 1
     assert "--training.stepz: there is no such flag. Did you mean '--training.steps'?" in capfd.readouterr().err

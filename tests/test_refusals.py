@@ -110,6 +110,12 @@ def eval_sets(*tables: str) -> str:
     return train + "".join(f'{table}\nname = "text"\n{dataset if "dataset" not in table else ""}\n' for table in tables)
 
 
+def second_set(dataset: str) -> str:
+    """Two sets to validate on, of which the second, `web`, has this dataset."""
+    web = f"[mosaic_eval_dataloaders.web]\ndataset = {{{{{dataset}}}}}"
+    return eval_sets("[mosaic_eval_dataloaders.code]", web)
+
+
 def with_(more: str) -> str:
     return jobs.DATA.replace('split = "train"\n', f'split = "train"\n{more}\n')
 
@@ -217,11 +223,11 @@ def half_a_checkpoint(folder: Path) -> None:
     (folder / "step-2").mkdir()
 
 
-def begins_from(more: str) -> str:
-    """The job with this in its [checkpoint]."""
-    return jobs.JOB.replace("[checkpoint]\n", f"[checkpoint]\nenable = true\n{more}\n")
+def begins_from(flag: str) -> tuple[str, str]:
+    return "--checkpoint.enable", f"--checkpoint.{flag}"
 
 
+EARLY_STEPS = ("--training.global_batch_size=-1", "--optimizer.early_step_in_backward")
 CACHE = TOKENS.replace("/shards", "/cache") + 'remote = "{folder}/two"\n'
 OWN_TOKENIZER = jobs.JOB.replace("{tokenizer}", "{folder}/tokenizer")
 FLEX = jobs.JOB.replace('"debugmodel"', '"debugmodel_flex_attn"')
@@ -235,17 +241,17 @@ REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANG
     "a monitor of gradients that are gone": Refusal(
         "callbacks.optimizer_monitor is refused: it measures gradients",
         job=jobs.JOB + "[callbacks.optimizer_monitor]\n",
-        flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
+        flags=EARLY_STEPS,
     ),
     "streams that would be one in metrics": Refusal(
         "loss_per_stream = true: streams 'a b' and 'a:b' would both be 'a_b' in metrics; rename one",
-        job=jobs.JOB + "[mosaic]\nloss_per_stream = true\n",
         data=STREAMS + ONE_NAME,
+        flags=("--mosaic.loss_per_stream",),
     ),
     "a guard that comes too late": Refusal(
         "is refused: it holds back optimizer steps, and optimizer.early_step_in_backward = true has made them",
         job=jobs.JOB + '[callbacks."mosaic_photon.callbacks:SpikeGuard"]\n',
-        flags=("--training.global_batch_size=-1", "--optimizer.early_step_in_backward"),
+        flags=EARLY_STEPS,
     ),
     "an end token that is another": Refusal(
         "eos_token_id: 5 is not the tokenizer's eos token, which is 1: set eos_token_id = 1",
@@ -325,18 +331,18 @@ REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANG
     ),
     "a checkpoint of another model": Refusal(
         "is not a checkpoint of this model: it has vision.weight",
-        job=begins_from('initial_load_path = "{folder}/step-2"'),
+        flags=begins_from("initial_load_path={folder}/step-2"),
         make=another_model,
     ),
     "half a checkpoint": Refusal(
         "initial_load_path = '{folder}/step-2'",
-        job=begins_from('initial_load_path = "{folder}/step-2"'),
+        flags=begins_from("initial_load_path={folder}/step-2"),
         make=half_a_checkpoint,
     ),
-    "a step that was never saved": Refusal("checkpoint.load_step = 7", job=begins_from("load_step = 7")),
+    "a step that was never saved": Refusal("checkpoint.load_step = 7", flags=begins_from("load_step=7")),
     "a state that is not there": Refusal(
         "there is no state 'dataloder'. Did you mean 'dataloader'",
-        job=begins_from('exclude_from_loading = ["dataloder"]'),
+        flags=begins_from("exclude_from_loading=dataloder"),
     ),
     "two sets of one label": Refusal(
         "mosaic_eval_dataloader: two loaders have the label '1'; give each its own",
@@ -360,37 +366,23 @@ REFUSALS: dict[str, Refusal] = {name: changed(*change) for name, change in CHANG
     ),
     "one of several sets without samples": Refusal(
         "{folder}/shards/index.json: the dataset is empty",
-        data=eval_sets(
-            "[mosaic_eval_dataloaders.code]",
-            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{folder}/shards"}}',
-        ),
+        data=second_set('local = "{folder}/shards"'),
         make=nothing,
         flags=("--validation.enable",),
     ),
     "one of several sets longer than positions": Refusal(
         "mosaic_eval_dataloaders.web.dataset.max_seq_len: 129 does not fit validation.seq_len 64",
-        data=eval_sets(
-            "[mosaic_eval_dataloaders.code]",
-            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{data}", split = "val", max_seq_len = 129}}',
-        ),
+        data=second_set('local = "{data}", split = "val", max_seq_len = 129'),
         flags=("--validation.enable",),
     ),
     "a cache of one set in the data of another": Refusal(
         "give the cache (local) a folder of its own",
-        data=eval_sets(
-            "[mosaic_eval_dataloaders.code]",
-            '[mosaic_eval_dataloaders.web]\ndataset = {{local = "{data}/val/cache", remote = "s3://bucket/web"}}',
-        ),
+        data=second_set('local = "{data}/val/cache", remote = "s3://bucket/web"'),
     ),
     "validation beyond the model's positions": Refusal(
-        "the model's positions end at",
-        job=jobs.JOB.replace("[validation]\n", "[validation]\nenable = true\n").replace(
-            "seq_len = 64\nfreq", "seq_len = 65536\nfreq"
-        ),
+        "the model's positions end at", flags=("--validation.enable", "--validation.seq_len=65536")
     ),
-    "a patience below nothing": Refusal(
-        "download_patience_seconds", job=jobs.JOB + "[mosaic]\ndownload_patience_seconds = -1\n"
-    ),
+    "a patience below nothing": Refusal("download_patience_seconds", flags=("--mosaic.download_patience_seconds=-1",)),
 }
 
 
@@ -406,14 +398,15 @@ def test_job_and_doctor_refuse_alike(
     folder.mkdir()
     case.make(folder)
     job, data, says = (text.replace("{folder}", str(folder)) for text in (case.job, case.data, case.says))
+    flags = [flag.replace("{folder}", str(folder)) for flag in case.flags]
     arguments = jobs.write_job(tmp_path, prepared_data, job, data)
     monkeypatch.chdir(tmp_path)
     before = files_of(tmp_path)
     capfd.readouterr()
-    assert jobs.run_here(arguments, *case.flags) == 1
+    assert jobs.run_here(arguments, *flags) == 1
     said = "".join(capfd.readouterr())
     assert said.count("error: ") == 1 and says in said and "Traceback" not in said, said
-    code, said = say_all(arguments, list(case.flags), 1, monkeypatch, capfd)
+    code, said = say_all(arguments, flags, 1, monkeypatch, capfd)
     assert code == 1 and says in failures(said) and "Traceback" not in said, said
     assert files_of(tmp_path) == before
 

@@ -75,6 +75,8 @@ def test_a_mistake_is_raised_and_the_next_call_is_none_the_worse(
             data,
             "",
         ),
+        "job config: unknown field 'training.3'.": (job | {"training": {3: 1}}, data, ""),
+        "data config: unknown table 'None'.": (job, {None: 1}, ""),
         "training.steps": (job, data, "--training.steps=0"),
         "job config: expected the path of a file, or its tables as a dict, found None": (None, data, ""),
         "data config: no data to train on": (job, {}, ""),

@@ -27,16 +27,16 @@ class SpikesError(NotFiniteError):
         self.flags = flags
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
+def nearest(given: object, known: Iterable[str]) -> str:
     """' Did you mean X?' where a known name is close to the given one, else a sentence listing all of them."""
     names = sorted(known)
     return nearest_if_close(given, names) or (f" Known: {', '.join(names)}." if names else "")
 
 
-def nearest_if_close(given: str, known: Iterable[str]) -> str:
+def nearest_if_close(given: object, known: Iterable[str]) -> str:
     """' Did you mean X?' where a known name is close to the given one, else nothing."""
     lower = {name.lower(): name for name in sorted(known)}
-    close = difflib.get_close_matches(given.lower(), lower, n=1)
+    close = difflib.get_close_matches(str(given).lower(), lower, n=1)
     return f" Did you mean {lower[close[0]]!r}?" if close else ""
 
 

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from mosaic_photon.errors import ConfigError
@@ -32,6 +33,24 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
         return getattr(module, name)
 
     return find
+
+
+def import_named(module: str, where: str) -> ModuleType:
+    """Import a module that a user names.
+
+    Args:
+        module: its whole name.
+        where: opens the message.
+
+    Raises:
+        ConfigError: it, or one that it imports, is not there. What else goes wrong in it is shown as it is.
+    """
+    if module.startswith("."):
+        raise ConfigError(f"{where}: {module!r} is not the whole name of a module.")
+    try:
+        return importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name, or one between dots
+        raise ConfigError(f"{where}: {error}.") from error
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

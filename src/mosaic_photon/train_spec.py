@@ -6,7 +6,6 @@
 
 import copy
 import dataclasses
-import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from mosaic_photon.job.run_length import RunLength
 from mosaic_photon.job.tables import MosaicJobConfig
 from mosaic_photon.models.documents import separate_documents
 from mosaic_photon.models.model_args import apply_model_overrides, build_on_meta, check_flex_heads, check_sizes
+from mosaic_photon.names import import_named
 from mosaic_photon.optimizers.builder import build_optimizers
 from mosaic_photon.optimizers.catalog import check_optimizer
 from mosaic_photon.schedulers.builder import build_lr_schedulers, check_schedule
@@ -105,12 +105,8 @@ def import_custom(job_config: MosaicJobConfig) -> None:
     Raises:
         ConfigError: it cannot be imported. What else goes wrong in it is shown as it is.
     """
-    module = job_config.experimental.custom_import
-    try:
-        if module:
-            importlib.import_module(module)
-    except (ImportError, ValueError) as error:  # ValueError: an empty name between dots
-        raise ConfigError(f"experimental.custom_import = {module!r}: {error}.") from error
+    if module := job_config.experimental.custom_import:
+        import_named(module, f"experimental.custom_import = {module!r}")
 
 
 PART_CHECKS: dict[str, tuple[Check, ...]] = {

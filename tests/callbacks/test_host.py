@@ -233,6 +233,7 @@ def test_a_failing_callback_is_named_and_the_job_closed(tmp_path, prepared_data,
         ({"generate_callback": {}}, "is refused: it needs a Hugging Face model"),
         ({"recording:Absent": {}}, "cannot be imported as module.path:Class"),
         ({"no.such.module:Absent": {}}, "cannot be imported as module.path:Class"),
+        ({"..recording:Absent": {}}, "cannot be imported as module.path:Class: '..recording' is not the whole name"),
         ({"recording:NotACallback": {}}, "is not a composer.Callback class"),
     ],
 )

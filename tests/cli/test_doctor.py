@@ -202,6 +202,12 @@ def test_object_store(data, configs, capsys, monkeypatch):
         server.stop()
 
 
+@pytest.mark.parametrize("words", [["--nnodes", "0"], ["--nproc-per-node", "0"]])
+def test_no_machine_and_no_process_is_a_mistake(capsys, words):
+    assert main(["doctor", *words]) == 1
+    assert "both must be at least 1" in capsys.readouterr().err
+
+
 def test_data_config_alone_and_machine_alone(configs, capsys):
     code, found = doctor(capsys, configs()[1])
     assert (code, found["train data"][0], "model" in found) == (0, "ok", False)

@@ -193,6 +193,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("bad.yaml", "a: [1", "malformed YAML"),
         ("list.yaml", "- 1", "expected tables, found list"),
         ("empty.yaml", "max_duration: 1ba\ntrain_loader:", "expected a table, found None"),
+        ("scalar.yaml", "size: 7\ntrain_loader: ${size}", "expected a table, found 7"),
         ("free.yaml", FOUNDRY.replace("${variables.data_local}", "${variables.nothing}"), "variables.nothing"),
     ]:
         if text is not None:

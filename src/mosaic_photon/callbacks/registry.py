@@ -12,6 +12,7 @@ from mosaic_photon.compat.composer_signals import signal_handlers_kept
 from mosaic_photon.errors import ConfigError, ask_upstream, nearest, nearest_if_close
 from mosaic_photon.foundry import foundry_module
 from mosaic_photon.job.kinds import check_scalars
+from mosaic_photon.names import import_named
 
 if TYPE_CHECKING:
     from composer.core import Callback
@@ -109,15 +110,10 @@ def find_class(name: str) -> "type[Callback]":
 
 def _by_path(name: str) -> Any:
     module, _, attribute = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except (ImportError, ValueError) as error:  # ValueError: no name before the colon
-        raise ConfigError(f"callbacks.{name!r}: cannot be imported as module.path:Class: {error}.") from error
+    where = f"callbacks.{name!r}: cannot be imported as module.path:Class"
+    found = import_named(module, where)
     if not hasattr(found, attribute):
-        raise ConfigError(
-            f"callbacks.{name!r}: cannot be imported as module.path:Class: {module} has no {attribute!r}."
-            f"{nearest_if_close(attribute, dir(found))}"
-        )
+        raise ConfigError(f"{where}: {module} has no {attribute!r}.{nearest_if_close(attribute, dir(found))}")
     return getattr(found, attribute)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mosaic_photon.cli.terminal import check_nodes
 from mosaic_photon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    processes_here = _devices() if args.nproc_per_node is None else args.nproc_per_node
+    check_nodes(args.nnodes, processes_here)
     console = Console()
     counts = {"ok": 0, "warn": 0, "fail": 0}
     logging.disable(logging.WARNING)  # retries and the like: the findings say how it ended
     try:
-        for finding in findings(args):
+        for finding in findings(args, processes_here):
             counts[finding.level] += 1
             line = f"{MARKS[finding.level]}  {escape(finding.subject)}: {escape(finding.text)}"
             console.print(line, highlight=False, soft_wrap=True)
@@ -49,11 +52,10 @@ def run(args: argparse.Namespace) -> int:
     return int(counts["fail"] > 0)
 
 
-def findings(args: argparse.Namespace) -> Iterator[Finding]:
+def findings(args: argparse.Namespace, processes_here: int) -> Iterator[Finding]:
     """All findings, cheap ones first."""
     from mosaic_photon.doctor.machine import check_machine
 
-    processes_here = args.nproc_per_node or _devices()
     yield from check_machine(processes_here, args.nnodes)
     if args.job is not None:
         yield from _check_configs(args.job, args.data, args.nnodes, processes_here)

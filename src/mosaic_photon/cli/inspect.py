@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.cli import inspect_count
-from mosaic_photon.cli.terminal import bar, console, printable
+from mosaic_photon.cli.terminal import bar, check_nodes, console, printable
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 
@@ -81,10 +81,7 @@ def _check_nodes(args: argparse.Namespace) -> None:
         return
     args.nnodes = 1 if args.nnodes is None else args.nnodes
     args.nproc_per_node = 1 if args.nproc_per_node is None else args.nproc_per_node
-    if args.nnodes < 1 or args.nproc_per_node < 1:
-        raise ConfigError(
-            f"--nnodes {args.nnodes} --nproc-per-node {args.nproc_per_node}: both must be at least 1, as in torchrun"
-        )
+    check_nodes(args.nnodes, args.nproc_per_node)
     if not args.job:
         raise ConfigError("--nnodes and --nproc-per-node tell of a job; name it with --job")
     args.world_size = args.nnodes * args.nproc_per_node

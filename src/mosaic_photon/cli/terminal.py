@@ -42,6 +42,12 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
+def check_nodes(nodes: int, per_node: int) -> None:
+    """Raises ConfigError for a number of machines, or of processes on each, that no job has."""
+    if nodes < 1 or per_node < 1:
+        raise ConfigError(f"--nnodes {nodes} --nproc-per-node {per_node}: both must be at least 1, as in torchrun.")
+
+
 def check_text(option: str, text: str) -> None:
     """Raises ConfigError: the command line's bytes were no UTF-8, so that the string has stand-ins for them."""
     try:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic_photon.doctor.finding import Finding, tried
+from mosaic_photon.doctor import Finding, tried
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mosaic_photon import foundry
-from mosaic_photon.doctor.finding import Finding
+from mosaic_photon.doctor import Finding
 from mosaic_photon.errors import ConfigError
 from mosaic_photon.names import human_size
 

@@ -16,5 +16,5 @@ INSTEAD = {
 def instead_of(table: Any) -> str:
     """What to set instead of each algorithm that `table` names, or of all where it is no table."""
     names = list(table) if isinstance(table, dict) and table else list(INSTEAD)
-    told = [f"{name}: {INSTEAD.get(name) or f'there is none.{nearest(str(name), INSTEAD)}'}" for name in names]
+    told = [f"{name}: {INSTEAD.get(name) or f'there is none.{nearest(name, INSTEAD)}'}" for name in names]
     return "algorithms is llm-foundry's table, and not read here. " + "; ".join(told) + "."

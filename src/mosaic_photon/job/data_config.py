@@ -146,7 +146,7 @@ def check_loader(loader: Any, where: str) -> None:
     if name == "contrastive_pairs":
         raise ConfigError(f"{where}.name: 'contrastive_pairs' does not train a language model. Use text or finetuning.")
     if name not in ("text", "finetuning"):
-        raise ConfigError(f"{where}.name: {name!r} is no loader.{nearest(str(name), ['text', 'finetuning'])}")
+        raise ConfigError(f"{where}.name: {name!r} is no loader.{nearest(name, ['text', 'finetuning'])}")
     if not loader.get("dataset"):
         raise ConfigError(f"{where}.dataset: missing; it says where the shards are (streams, or local and remote)")
     dataset, where = loader["dataset"], f"{where}.dataset"
@@ -191,7 +191,7 @@ def _check_table(table: Any, known: Iterable[str], where: str) -> None:
         raise ConfigError(f"{where}: expected a table, found {table!r}")
     for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
         if value is not None:
             _check_value(value, key, where)
 

@@ -52,7 +52,11 @@ def interpolated(raw: dict[str, Any], keys: Iterable[str], path: Path) -> dict[s
 
     try:
         whole = OmegaConf.create(raw)
-        return {key: OmegaConf.to_container(whole[key], resolve=True, throw_on_missing=True) for key in tables}
+        found = {key: whole[key] for key in tables}
+        return {
+            key: OmegaConf.to_container(one, resolve=True, throw_on_missing=True) if OmegaConf.is_config(one) else one
+            for key, one in found.items()
+        }
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_in_one_line(error)}") from error
 

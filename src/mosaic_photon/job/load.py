@@ -2,7 +2,6 @@
 
 import codecs
 import dataclasses
-import importlib
 import os
 import tomllib
 from typing import Any
@@ -14,7 +13,8 @@ from mosaic_photon.job.flags import apply_flags
 from mosaic_photon.job.help import help_text
 from mosaic_photon.job.kinds import describe, fits, is_table, types_of
 from mosaic_photon.job.source import Source, opened
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import FROM_DATA, MosaicJobConfig
+from mosaic_photon.names import import_named
 
 
 def load_job(job_source: Source, data_source: Source, flags: list[str]) -> MosaicJobConfig:
@@ -27,7 +27,7 @@ def load_job(job_source: Source, data_source: Source, flags: list[str]) -> Mosai
     for flag in flags:
         if flag.startswith(("--job.config_file", "--job.config-file")):
             raise ConfigError("--job.config_file: give the job config as --config JOB.toml before `--`.")
-        if flag.startswith(("--mosaic.config", "--mosaic.dataloader", "--mosaic.eval", "--mosaic.stages")):
+        if flag.replace("-", "_").startswith(tuple(f"__mosaic.{name}" for name in FROM_DATA)):
             raise ConfigError(f"{flag}: comes from the data config, --mosaic-config DATA before `--`.")
     job = read_job(job_source, flags)
     if job.model.hf_assets_path and not os.path.isdir(job.model.hf_assets_path):
@@ -59,7 +59,7 @@ def read_job(source: Source, flags: list[str]) -> MosaicJobConfig:
             print(help_text(job_class))  # noqa: T201
         raise SystemExit(0)
     check_tables(values, job_class, path)
-    for name in ("config", "dataloader", "eval_dataloaders", "stages"):
+    for name in FROM_DATA:
         if name in values.get("mosaic", {}):
             raise ConfigError(f"{path}: mosaic.{name} comes from the data config, --mosaic-config.")
     apply_flags(values, flags, job_class)
@@ -79,10 +79,7 @@ def _job_class(values: dict[str, Any], flags: list[str]) -> type:
     module = given.get("job", {}).get("custom_config_module")
     if not module or not isinstance(module, str):
         return MosaicJobConfig
-    try:
-        custom = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"job.custom_config_module: {error}.") from error
+    custom = import_named(module, "job.custom_config_module")
     if not is_table(getattr(custom, "JobConfig", None)):
         raise ConfigError(f"job.custom_config_module = {module!r} has no dataclass JobConfig.")
     return merged(MosaicJobConfig, custom.JobConfig)

@@ -20,11 +20,11 @@ from mosaic_photon.job.help import sentences_of
 from mosaic_photon.job.kinds import is_choice, is_dict, is_list, is_table, options_of, types_of
 from mosaic_photon.job.stages import KEYS as STAGE_KEYS
 from mosaic_photon.job.stages import STAGES
-from mosaic_photon.job.tables import MosaicJobConfig
+from mosaic_photon.job.tables import FROM_DATA, MosaicJobConfig
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 DRAFT = "http://json-schema.org/draft-07/schema#"
-FROM_ELSEWHERE = {"job.config_file", *(f"mosaic.{n}" for n in ("config", "dataloader", "eval_dataloaders", "stages"))}
+FROM_ELSEWHERE = {"job.config_file", *(f"mosaic.{name}" for name in FROM_DATA)}
 """Fields that the launcher fills, and a file may not have."""
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

@@ -36,7 +36,7 @@ def check_stages(stages: Any, dataset: Mapping[str, Any], streams: Mapping[str, 
         at = f"{where}, stage {number}"
         for key in stage:
             if key not in KEYS:
-                raise ConfigError(f"{at}: unknown key {key!r}.{nearest(str(key), KEYS)}")
+                raise ConfigError(f"{at}: unknown key {key!r}.{nearest(key, KEYS)}")
         _check_numbers(stage, "proportion", streams, at, lambda value: value >= 0, "a number of at least 0")
         if not any(stage["proportion"].values()):
             raise ConfigError(f"{at}.proportion: all are 0; at least one stream must have more")
@@ -85,7 +85,7 @@ def _check_numbers(
         )
     for name, value in table.items():
         if str(name) not in streams:
-            raise ConfigError(f"{at}.{key}: there is no stream {name!r}.{nearest(str(name), streams)}")
+            raise ConfigError(f"{at}.{key}: there is no stream {name!r}.{nearest(name, streams)}")
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not fits(value):
             raise ConfigError(f"{at}.{key}.{name}: expected {kind}, found {value!r}")

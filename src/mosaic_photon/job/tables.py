@@ -700,6 +700,10 @@ class Mosaic:
     """At start, hash every shard file already in the cache instead of comparing sizes only."""
 
 
+FROM_DATA = ("config", "dataloader", "eval_dataloaders", "stages")
+"""Fields of `[mosaic]` that the data config fills, and a job config or a flag may not."""
+
+
 @dataclass
 class MosaicJobConfig:
     """A job: TorchTitan's tables and ours."""

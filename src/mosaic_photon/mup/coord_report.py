@@ -71,16 +71,15 @@ def to_json(title: str, activations: Activations, verdict: Verdict) -> str:
 
 def plot(title: str, activations: Activations) -> bytes:
     """One panel per layer kind: mean |activation| against size, a line per step; PNG bytes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     steps = activations.values.shape[1]
-    figure, axes = plt.subplots(1, len(KINDS), figsize=(3.2 * len(KINDS), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(KINDS), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(KINDS))
     for axis, kind, values in zip(axes, KINDS, activations.values, strict=True):
         for step in range(steps):
-            color = plt.get_cmap("viridis")(step / max(1, steps - 1))
+            color = colormaps["viridis"](step / max(1, steps - 1))
             axis.plot(activations.sizes, values[step], marker="o", markersize=3, color=color, label=f"step {step}")
         axis.set(title=kind, xlabel=activations.axis, xscale="log", yscale="log")
         axis.set_xticks(activations.sizes, [str(size) for size in activations.sizes])
@@ -90,7 +89,6 @@ def plot(title: str, activations: Activations) -> bytes:
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
     return buffer.getvalue()
 
 

@@ -99,16 +99,13 @@ def drawing(steps: NDArray[np.int64], curves: Sequence[NDArray[np.float64]], wid
 
 def figure(preview: Preview) -> bytes:
     """The panels as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     groups = [group.label for group in preview.groups]
     panels = [(*panel, groups) for panel in preview.panels()]
     panels += [(*panel, list(preview.streams)) for panel in preview.of_streams]
-    size = (9, 2.7 * len(panels))
-    picture, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, layout="constrained")
+    picture = Figure(figsize=(9, 2.7 * len(panels)), layout="constrained")
+    axes = picture.subplots(len(panels), 1, sharex=True)
     for axis, (name, curves, labels) in zip(axes, panels, strict=True):
         for label, curve in zip(labels, curves, strict=True):
             axis.plot(preview.steps, curve, label=label)
@@ -121,5 +118,4 @@ def figure(preview: Preview) -> bytes:
     axes[-1].set_xlabel("optimizer step")
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", dpi=120)
-    plt.close(picture)
     return buffer.getvalue()

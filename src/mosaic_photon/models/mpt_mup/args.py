@@ -314,4 +314,4 @@ def _check_kinds(attn: dict[str, Any]) -> None:
 
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        raise ConfigError(f"model args: {name} is {given!r}.{nearest(str(given), known)}")
+        raise ConfigError(f"model args: {name} is {given!r}.{nearest(given, known)}")

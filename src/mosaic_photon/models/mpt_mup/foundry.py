@@ -201,7 +201,7 @@ def check_model(args: Any) -> None:
     names = {"norm_type": (args.norm_type.lower(), norms), "init_config.name": (init_name, param_init_fns)}
     for field, (given, registry) in names.items():
         if given is not None and given not in registry.get_all():
-            raise ConfigError(f"model args: {field} is {given!r}.{nearest(str(given), registry.get_all())}")
+            raise ConfigError(f"model args: {field} is {given!r}.{nearest(given, registry.get_all())}")
     ask = partial(ask_upstream, "model args: llm-foundry refuses them", REFUSALS)
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         config = ask(MPTMuPConfig, init_device="meta", **args.foundry_config() | {"n_layers": 1})
