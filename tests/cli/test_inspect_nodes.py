@@ -102,6 +102,35 @@ def test_a_node_that_would_read_everything_is_warned_of(
     assert all(node["kept_bytes"] == largest * 20 for node in found["nodes"])
 
 
+def test_what_nodes_read_of_stages_is_told_of_the_steps_in_which_the_streams_are_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    streams = {name: {"local": str(write_mds(tmp_path / name, 240))} for name in ("web", "code")}
+    stages = [
+        {"duration": "4ba", "proportion": {"web": 3, "code": 1}},
+        {"duration": "30ba", "ramp": True, "proportion": {"web": 1, "code": 2}},
+    ]
+    dataset = {"shuffle": True, "num_canonical_nodes": 4, "streams": streams}
+    config = tmp_path / "data.yaml"
+    config.write_text(json.dumps({"mosaic_dataloader": {"name": "text", "dataset": dataset}, "mosaic_stages": stages}))
+    words = [config, "--job", tmp_path / "job.toml", "--nnodes", 2, "--nproc-per-node", 2]
+    found = json.loads(inspect(capsys, *words, "--json"))["job"]
+    assert found["nodes_in_steps"] == 30 and found["order_bytes"] == 240 + 240 * 2  # one id is a byte up to 255
+    settings = job(dataset, stages=stages)
+    settings.training.local_batch_size, settings.training.global_batch_size = 2, 16
+    settings.training.seq_len, settings.training.steps = 16, 30
+    loader = build_mosaic_dataloader(4, 0, HuggingFaceTokenizer(str(ASSETS)), settings)
+    turns, read = seats(nodes_of_ranks(places_of_mesh(4, 2, 4, 1))), [set(), set()]
+    for rank in range(4):
+        layout = dataclasses.replace(loader.layout, dp_rank=rank, seats=turns)
+        for ids in loader.plan.blocks(0, 30, layout):
+            read[rank // 2] |= set(loader.data.dataset.locate(ids)[0].ravel().tolist())
+    loader.close()
+    assert [node["shards"] for node in found["nodes"]] == [len(ids) for ids in read]
+    assert "2 node(s): in its first 30 steps each reads" in inspect(capsys, *words)
+
+
 def test_data_without_a_remote_is_neither_downloaded_nor_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.cli import inspect_count
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes the job has (default: WORLD_SIZE, else 1)",
     )
-    add("--nnodes", type=int, metavar="N", help="nodes the job has: show what each reads and keeps in an epoch")
+    add("--nnodes", type=int, metavar="N", help="nodes the job has: show what each reads and keeps")
     add("--nproc-per-node", type=int, metavar="M", help="processes of each node (default: 1)")
     add("--count", action="store_true",
         help="read samples of each stream and count tokens, documents and duplicates, into a page too")  # fmt: skip
@@ -134,8 +135,6 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
     loader = build_dataloader(data_parallel, 0, tokenizer, job)
     samples, tokens = loader.layout.global_batch, loader.layout.global_batch * job.training.seq_len
     steps, rows = loader.steps_per_epoch, dict(loader.reads(job.training.steps))
-    if args.nnodes and steps is None:
-        raise ConfigError(f"--nnodes: what each node reads is known of an epoch, and {args.config} has stages")
     nodes = _nodes(job, args, data_parallel, loader) if args.nnodes else {}
     loader.close()
     return {
@@ -153,19 +152,28 @@ def _epochs(job: MosaicJobConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _nodes(job: MosaicJobConfig, args: argparse.Namespace, data_parallel: int, loader: Any) -> dict[str, Any]:
-    """What each node reads and keeps in an epoch. Bytes."""
-    from mosaic_photon.dataloader.need import needs_of_nodes, warning
+    """What each node reads and keeps in an epoch; in stages while as much is read as the streams hold. Bytes."""
+    from mosaic_photon.dataloader.need import needs_of_nodes, shards_of_stages, warning
     from mosaic_photon.dataloader.order.deal import places_of_mesh
+    from mosaic_photon.dataloader.order.staged import StagedPlan
 
     inner = job.parallelism.tensor_parallel_degree * job.parallelism.context_parallel_degree
     places = places_of_mesh(args.world_size, args.nproc_per_node, data_parallel, inner)
-    order, cache = loader.orders.order, loader.data.dataset.cache
-    needs = needs_of_nodes(order, cache, places)
+    plan, dataset, steps = loader.plan, loader.data.dataset, None
+    if isinstance(plan, StagedPlan):
+        steps, orders = min(plan.end(0), job.training.steps), plan.orders
+        shards_of_parts = partial(shards_of_stages, plan, dataset, steps)
+    else:
+        orders = (plan.orders,)
+        shards_of_parts = partial(plan.orders.order.shards_of_nodes, 0)
+    order, cache = orders[0].order, dataset.cache
+    needs = needs_of_nodes(shards_of_parts, cache, places)
     return {
+        "nodes_in_steps": steps,
         "nodes": [{"shards": n.shards, "bytes": n.bytes, "kept_bytes": n.kept_bytes} for n in needs],
         "shards": len(cache.shards),
         "download_bytes": sum(need.download_bytes for need in needs),
-        "order_bytes": loader.orders.bytes,
+        "order_bytes": sum(one.bytes for one in orders),
         "index_bytes": sum(len(index.packed) for index in cache.shards.indexes),
         "warning": warning(needs, len(cache.shards), order, places),
     }
@@ -195,8 +203,9 @@ def _print_nodes(out: Any, job: dict[str, Any]) -> None:
     nodes = job["nodes"]
     reads, size, kept = ([node[key] for node in nodes] for key in ("shards", "bytes", "kept_bytes"))
     downloaded, order, index = (human_size(job[key]) for key in ("download_bytes", "order_bytes", "index_bytes"))
+    span = f"its first {job['nodes_in_steps']:,} steps" if job["nodes_in_steps"] else "an epoch"
     out.print(
-        f"{len(nodes)} node(s): in an epoch each reads {_range(reads, '{:,}'.format)} of {job['shards']:,} shards,"
+        f"{len(nodes)} node(s): in {span} each reads {_range(reads, '{:,}'.format)} of {job['shards']:,} shards,"
         f" {_range(size, human_size)}, and keeps {_range(kept, human_size)}; {downloaded} are downloaded in"
         f" all; on each node the order takes {order}, the index {index}",
         highlight=False,

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from mosaic_photon.dataloader.order.deal import AT_ONCE as SAMPLES_AT_ONCE
 from mosaic_photon.dataloader.order.deal import Layout
-from mosaic_photon.dataloader.order.orders import Orders
+from mosaic_photon.dataloader.order.orders import SMALL, Orders
 from mosaic_photon.dataloader.order.plan import BEGIN, Origin, StaticPlan
 from mosaic_photon.dataloader.order.sampling import Ints
 from mosaic_photon.dataloader.order.share_out import classes_of, samples_at
 from mosaic_photon.dataloader.order.stages import Numbers
 
-LOOK_EVERY = 16
-"""Batches from one look at what is needed soon to the next: a pass whose order is made beforehand has many more."""
+LOOK_EVERY = SMALL // 8
+"""Samples from one look at what is needed soon to the next: a pass whose order is made beforehand has more."""
 AT_ONCE = 1 << 14
 """Numbers in an array of those that places are dealt with: so few stay in a core's cache."""
 HELD = 2
@@ -102,7 +102,7 @@ class StagedPlan:
             orders.prepare(number)
 
     def prepare(self, batch: int) -> None:
-        if batch % LOOK_EVERY:
+        if batch % max(1, LOOK_EVERY // self.global_batch):
             return
         for orders, (number, place) in zip(self.orders, self._passes_under_way(batch), strict=True):
             if 2 * place > orders.length:
