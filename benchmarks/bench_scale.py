@@ -149,6 +149,16 @@ def trace_table(args: argparse.Namespace, node: Path) -> None:
     table = Table("Trace: samples; a step of 512 of them", CLOCK | {"sample_s": "s for the steps of a sample"})
     probes: Probes = {who: ("trace_ours", math.inf) for who in ("order to be made", "order there")}
     fill(table, args, node, powers(1_000_000, args.largest_order), write, probes)
+    table = Table("Trace: samples of 2049 tokens that a text is looked for in", {"s": "s", "mib_s": "MiB/s"})
+    fill(table, args, node, [128 * 1022], write_rows, {"ours": ("text_ours", math.inf)})
+
+
+def write_rows(folder: Path, samples: int) -> Path:
+    """Samples of 2049 tokens in shards of 8 MB."""
+    from bench_loader import write_data
+
+    write_data(folder, samples)
+    return folder
 
 
 def stages_table(args: argparse.Namespace, node: Path) -> None:
@@ -175,6 +185,10 @@ def stages_table(args: argparse.Namespace, node: Path) -> None:
     fill(table, args, node, powers(10_000, 10**6), write_steps, {FIRST: ("numbers_ours", math.inf)})
     table = Table("Stages: samples of a step, three streams in a ramp", {"us": "µs a step", "cpu_us": "CPU µs a step"})
     probes: Probes = {f"a rank of {ranks}": (f"step_ours_{ranks}", math.inf) for ranks in (1, 8)}
+    fill(table, args, node, [512], write_sets, probes)
+    columns = {f"of_{nodes}": f"{nodes} nodes" for nodes in (2, 4, 16, 32)}
+    table = Table("Stages: part of the shards that a node reads, three streams, 64 canonical nodes", columns)
+    probes = {who: (f"locality_{name}", math.inf) for who, name in (("a ramp", "ramp"), ("a static mixture", "static"))}
     fill(table, args, node, [512], write_sets, probes)
     table = Table("Stages: samples of 2048 tokens, 8 a batch", {"rate": "batches/s", "cpu_ms": "CPU ms a batch"})
     probes = {"three streams in a ramp": ("batches_ramp", math.inf), STATIC: ("batches_static", math.inf)}

@@ -240,6 +240,20 @@ def step_ours(row: Row, folder: str, node: str, ranks: int) -> None:
     loader.close()
 
 
+def locality_ours(row: Row, folder: str, node: str, ramp: bool) -> None:
+    """The largest part of the shards that any of some nodes reads while as much is read as the streams hold."""
+    from mosaic_photon.dataloader.need import shards_of_stages
+
+    dataset = {"streams": {name: {"local": folder, "split": name} for name in "abc"}, "num_canonical_nodes": 64}
+    steps = sum(1 for _ in Path(folder).glob("*/*.mds")) * SAMPLES_PER_SHARD // 512
+    make = partial(ramp_of, steps=steps) if ramp else loader_of
+    loader = make(node, dataset, TOKENS - 2, batch=512)
+    for nodes in (2, 4, 16, 32):
+        found = shards_of_stages(loader.plan, loader.data.dataset, loader.plan.end(0), nodes)
+        row[f"of_{nodes}"] = max(map(len, found)) / len(loader.data.dataset.shards)
+    loader.close()
+
+
 def batches_ours(row: Row, folder: str, node: str, ramp: bool) -> None:
     """Batches of 8 samples of 2048 tokens through two epochs: in both the samples of two are looked up in them."""
     from bench_loader import BATCH, SEQ_LEN
@@ -280,6 +294,24 @@ def trace_ours(row: Row, folder: str, node: str) -> None:
     begin = time.perf_counter()
     assert [one.step for one in run.seen(step.ids[:1], id)] == [step.step]
     row["sample_s"] = time.perf_counter() - begin
+    run.close()
+
+
+def text_ours(row: Row, folder: str, node: str) -> None:
+    """A text that is nowhere, looked for in all samples of 2049 tokens."""
+    from mosaic_photon.job.tables import MosaicJobConfig
+    from mosaic_photon.use.trace import open_run
+    from mosaic_photon.use.trace_text import find_text
+
+    job = MosaicJobConfig()
+    job.mosaic.dataloader = {"name": "text", "drop_last": True, "num_workers": 0, "dataset": {"local": folder}}
+    job.mosaic.node_folder = node
+    job.model.hf_assets_path = str(Path(__file__).parent.parent / "tests" / "assets" / "tokenizer")
+    job.training.local_batch_size, job.training.seq_len, job.training.steps = 8, 2048, 10
+    run = open_run(job, 1, 1)
+    with measured(row):
+        assert not find_text(run, "a text that is nowhere in these data", id)
+    row["mib_s"] = sum(path.stat().st_size for path in Path(folder).glob("*.mds")) / 2**20 / row["s"]
     run.close()
 
 
@@ -324,8 +356,9 @@ def simulate(row: Row, folder: str, node: str) -> None:
 
 PROBES: dict[str, Callable[[Row, str, str], None]] = {f.__name__: f for f in (
     index_ours, index_streaming, order_ours, order_streaming, cache_ours, cache_streaming, start_ours, start_streaming,
-    trace_ours, numbers_ours, simulate)}  # fmt: skip
+    trace_ours, text_ours, numbers_ours, simulate)}  # fmt: skip
 PROBES |= {f"step_ours_{ranks}": partial(step_ours, ranks=ranks) for ranks in (1, 8)}
+PROBES |= {f"locality_{name}": partial(locality_ours, ramp=name == "ramp") for name in ("ramp", "static")}
 PROBES |= {"batches_ramp": partial(batches_ours, ramp=True), "batches_static": partial(batches_ours, ramp=False)}
 
 
