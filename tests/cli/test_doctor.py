@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -206,6 +207,22 @@ def test_object_store(data, configs, capsys, monkeypatch):
 def test_no_machine_and_no_process_is_a_mistake(capsys, words):
     assert main(["doctor", *words]) == 1
     assert "both must be at least 1" in capsys.readouterr().err
+
+
+def test_a_remote_that_has_gone(data, configs, tmp_path, capsys):
+    """Its cache alone is left: enough where it holds all shards."""
+    shutil.copytree(data / "web", tmp_path / "remote")
+    _, config = configs(stream={"remote": f"{tmp_path}/remote"})
+    assert doctor(capsys, config)[1]["train data"][0] == "ok"
+    (tmp_path / "remote").rename(tmp_path / "gone")
+    code, found = doctor(capsys, config)
+    assert (code, found["train data"][0]) == (1, "FAIL")
+    assert "remote/train: can't be reached (FileNotFoundError: " in found["train data"][1]
+    for shard in (tmp_path / "gone/train").glob("*.mds"):
+        shutil.copy(shard, tmp_path / "cache/train")
+    code, found = doctor(capsys, config)
+    assert (code, found["train data"][0]) == (0, "warn")
+    assert found["train data"][1].endswith(", 0 shards to fetch")
 
 
 def test_data_config_alone_and_machine_alone(configs, capsys):

@@ -171,6 +171,7 @@ MISTAKES = {
     "empty text": (lambda at: at.mkdir(), ["--text", "{at}"], "no text in"),
     "little text": (lambda at: at.write_text("short"), ["--text", "{at}"], "less than one sample of 257: give more"),
     "no such folder": (None, ["--mds", "{at}"], "there is no such folder"),
+    "a lost slash": (None, ["--mds", "s3:/data/web"], "s3:/data/web: a store's address has two slashes: s3://data"),
     "no shards": (lambda at: at.mkdir(), ["--mds", "{at}"], "no shards there"),
     "text shards": (_write_text, ["--mds", "{at}"], "have no tokens, but text. `mosaic-photon prepare`"),
     "short samples": (lambda at: write_tokens(at, 1), ["--mds", "{at}"], "have 1 token;"),

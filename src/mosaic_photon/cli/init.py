@@ -18,6 +18,7 @@ from mosaic_photon.files import OWN, check_path, check_writable, display, made_f
 from mosaic_photon.foundry import needed
 from mosaic_photon.places import same_folder
 from mosaic_photon.signals import Stopped, stop_signals
+from mosaic_photon.stores import is_url
 
 if TYPE_CHECKING:
     from mosaic_photon.init.files import FirstJob
@@ -64,6 +65,7 @@ def _checked(args: argparse.Namespace) -> Path:
     for option, path in (("DIR", args.dir), ("--tokenizer", args.tokenizer), ("--mds", args.mds)):
         expanded = os.path.expanduser(path or "")
         check_path(option, expanded, address=option == "--mds")
+        is_url(expanded)  # or refused
         try:
             expanded.encode()
         except UnicodeEncodeError:

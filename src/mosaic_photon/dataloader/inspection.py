@@ -12,10 +12,12 @@ import numpy as np
 
 from mosaic_photon.dataloader.dataset import ShardedDataset
 from mosaic_photon.dataloader.node.folder import settle_folders
+from mosaic_photon.dataloader.shards.fetch import Source
 from mosaic_photon.dataloader.shards.files import best_hash, fault_of
 from mosaic_photon.dataloader.shards.formats import UndecodableError
 from mosaic_photon.dataloader.shards.index import Column, DataError
 from mosaic_photon.dataloader.shards.reader import token_column
+from mosaic_photon.dataloader.shards.store import stamp_of
 from mosaic_photon.dataloader.shards.table import Index
 from mosaic_photon.dataloader.tokens import ANY_VOCABULARY, fault_of_bytes
 
@@ -65,6 +67,15 @@ class LoaderReport:
     epoch_samples: int
     streams: list[StreamReport]
     samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def why_unreached(source: Source) -> str | None:
+    """Why a stream's remote does not answer, as a job goes on from its cache then; None where it does."""
+    try:
+        stamp_of(source)
+    except Exception as error:  # each store's client has exceptions of its own
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def open_dataset(loader: dict[str, Any]) -> ShardedDataset:

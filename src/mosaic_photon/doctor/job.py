@@ -102,7 +102,7 @@ def check_disk(folder: Path) -> Finding:
 
 
 def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) -> Iterator[Finding]:
-    from mosaic_photon.dataloader.inspection import open_dataset
+    from mosaic_photon.dataloader.inspection import open_dataset, why_unreached
 
     start = time.perf_counter()
     dataset = open_dataset(loader)
@@ -117,8 +117,10 @@ def _check_stream(subject: str, loader: dict[str, Any], disks: dict[int, Path]) 
     if source.remote is None:
         return
     if not source.data:
-        text = f"index in {seconds:.2f} s; {text}, {len(missing):,} shards to fetch"
-        yield Finding("ok", subject, f"{source.remote}: {text}")
+        unreached = why_unreached(source)
+        reach = f"index in {seconds:.2f} s" if unreached is None else f"can't be reached ({unreached}), only the cache"
+        text = f"{source.remote}: {reach}; {text}, {len(missing):,} shards to fetch"
+        yield Finding("ok" if unreached is None else "fail" if missing else "warn", subject, text)
     yield check_room(f"{subject} cache", source.folder, sum(shard.max_bytes for shard in missing), cache.limit)
     disks.setdefault(source.folder.stat().st_dev, source.folder)
     cache.close()
