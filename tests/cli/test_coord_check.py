@@ -156,12 +156,16 @@ def test_another_model_is_refused(tmp_path, capsys):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", range(8))
 def test_no_false_verdict(tmp_path, number):
-    """Sizes over a factor of 4, three seeds, a rate within a factor of 4 of the largest stable one, about 4e-3."""
+    """Sizes over a factor of 4, three seeds, a rate of half the default, the default, and with the MPT twice that.
+
+    At twice the default the outputs of Llama's feed-forwards are larger in narrow models than theory has them.
+    """
     choice = random.Random(number)
     name, overrides = choice.choice([("mpt_mup_mosaic", MPT), ("llama3_mosaic", LLAMA)])
     path = job(tmp_path, name, overrides.replace("n_layers = 2", f"n_layers = {choice.choice([2, 3])}"))
     widths = choice.choice([["64", "128", "256"], ["64", "256"], ["32", "64", "128"], ["64", "96", "256"]])
-    words = ["coord-check", path, f"--lr={choice.choice([1e-3, 2e-3, 4e-3])}", "--out", str(tmp_path)]
+    rate = choice.choice([1e-3, 2e-3, 4e-3] if name == "mpt_mup_mosaic" else [1e-3, 2e-3])
+    words = ["coord-check", path, f"--lr={rate}", "--out", str(tmp_path)]
     if name == "llama3_mosaic" or choice.random() < 0.5:
         assert main([*words, "--widths", *widths]) != 1
         assert main([*words, "--widths", *widths, "--no-mup"]) == 1
