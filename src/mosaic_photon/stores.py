@@ -107,17 +107,20 @@ def _settle() -> str:
     from fsspec.config import conf
 
     logging.getLogger("aiobotocore.credentials").setLevel(logging.WARNING)  # a line a process, of where they are from
-    for scheme, client in CLIENTS.items():
-        given: dict[str, Any] = dict(conf.get(scheme, {}))
-        chosen: dict[str, Any] = {"use_listings_cache": False}
+    for client in dict.fromkeys(CLIENTS.values()):
+        schemes = [scheme for scheme, its in CLIENTS.items() if its == client]
+        given: dict[str, Any] = {}
+        for scheme in schemes:  # fsspec lets the last of them decide, whichever a URL has
+            given |= conf.get(scheme, {})
         if client == "s3":
             if "AWS_MAX_ATTEMPTS" not in os.environ:  # which the client would not read beside this
                 retries = {"retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"}}
                 given["config_kwargs"] = retries | given.get("config_kwargs", {})
             if endpoint := os.environ.get("S3_ENDPOINT_URL"):
                 given["endpoint_url"] = endpoint
-        conf[scheme] = chosen | given
-        os.environ[f"FSSPEC_{scheme.upper()}"] = json.dumps(conf[scheme])
+        for scheme in schemes:
+            conf[scheme] = {"use_listings_cache": False} | given
+            os.environ[f"FSSPEC_{scheme.upper()}"] = json.dumps(conf[scheme])
     return json.dumps({scheme: conf[scheme] for scheme in CLIENTS})
 
 
