@@ -156,7 +156,7 @@ def test_a_silent_store_is_waited_for_as_long_as_the_user_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["away, disabled", "silent, async", "away, async_with_pinned_mem"])
+@pytest.mark.parametrize("case", ["away, disabled", "silent, async"])
 def test_a_store_that_is_away_for_a_whole_save_ends_the_job_and_loses_nothing(
     case: str, url: str, on_disk: Path, proxy: Proxy, prepared_data: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

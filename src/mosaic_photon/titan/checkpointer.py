@@ -152,7 +152,7 @@ class Checkpointer(CheckpointManager):
                 raise
             self.save_future = None
             cause = next(cause for cause, _ in error.failures.values())
-            reason = f"{type(cause).__name__}: {cause}"
+            reason = f"{type(cause).__name__}: {cause}".rstrip(".")
             raise ConfigError(
                 f"{self.folder}/step-{self._writing}: saving failed{stores.after(self._begun)}: {reason}"
                 f". The last whole checkpoint stays, and the same command goes on from it."
