@@ -24,3 +24,7 @@ class Checkpointer(checkpointer.Checkpointer):
     def finish(self) -> None:
         """Wait until what is being saved is written."""
         self.maybe_wait_for_saving()
+
+    def _wait_for_saving(self) -> None:
+        with self._understood():
+            super()._wait_for_saving()
