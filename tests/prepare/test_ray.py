@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -67,6 +68,17 @@ def wait_for(condition, process=None):
         assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token(tmp_path_factory):
+    """Ray leaves one in the user's home for a cluster made here, and asks for it at the next that begins."""
+    file = tmp_path_factory.mktemp("token") / "token"
+    file.write_text(secrets.token_hex(32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,8 @@ def _connect(address: str, workers: int) -> None:
         ray.init(**given, log_to_driver=False, logging_level="ERROR")
     except (RuntimeError, ValueError, OSError) as error:
         python = f"this one is Python {sys.version.split()[0]} with Ray {ray.__version__}"
-        raise ConfigError(f"--ray {address}: no connection to a cluster ({python}): {error}") from error
+        token = " If it asks for a token, set RAY_AUTH_MODE=token." if "RAY_AUTH_MODE" not in os.environ else ""
+        raise ConfigError(f"--ray {address}: no connection to a cluster ({python}): {error}.{token}") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
