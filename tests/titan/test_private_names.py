@@ -46,6 +46,7 @@ OF_RELEASE = {
     "v03": [
         "torch.distributed.tensor.experimental._context_parallel._attention:_compiled_create_block_mask",
         "torch.nn.attention.flex_attention:_DEFAULT_SPARSE_BLOCK_SIZE",
+        "torchtitan.components.checkpoint:CheckpointManager._wait_for_saving",
         "torchtitan.components.loss:BaseLoss._maybe_compile",
         "torchtitan.components.loss:_LossParallelCrossEntropy",
         "torchtitan.components.optimizer:OptimizersContainer._validate_params",

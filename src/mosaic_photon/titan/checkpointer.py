@@ -135,15 +135,15 @@ class Checkpointer(CheckpointManager):
             description.write(checkpoint_id, self.model_args)
         if getattr(self, "stager", None) is not None:  # 0.3 saves by another package
             reused_stager.apply()
-        with self._understood():
+        with self.saves_understood():
             return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
     def _async_wait(self) -> None:
-        with self._understood():
+        with self.saves_understood():
             super()._async_wait()
 
     @contextmanager
-    def _understood(self) -> Iterator[None]:
+    def saves_understood(self) -> Iterator[None]:
         """A store that has not taken a checkpoint is no fault of ours: one message. Raises ConfigError."""
         try:
             yield

@@ -26,5 +26,5 @@ class Checkpointer(checkpointer.Checkpointer):
         self.maybe_wait_for_saving()
 
     def _wait_for_saving(self) -> None:
-        with self._understood():
+        with self.saves_understood():
             super()._wait_for_saving()
