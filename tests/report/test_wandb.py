@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
@@ -36,6 +37,7 @@ def test_wandb_offline_has_what_the_record_has(
     monkeypatch.setenv("WANDB_SILENT", "true")
     arguments = jobs.write_job(tmp_path, prepared_data)
     assert jobs.run_here(arguments, "--metrics.enable_wandb", "--validation.enable") == 0
+    wandb.teardown()  # its service writes the file, after the run has told it that it ends
     values, config = logged(tmp_path / "out")
     series = read_run(tmp_path / "out").series
     assert values.keys() == series.keys()
