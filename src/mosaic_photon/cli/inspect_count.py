@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_photon.cli.terminal import bar
-from mosaic_photon.files import check_path, check_writable, display, write_whole
+from mosaic_photon.files import check_path, display, write_whole
 
 if TYPE_CHECKING:
     from mosaic_photon.dataloader.count import Counts, Meaning, Part, StreamCount
@@ -28,8 +28,7 @@ def page_path(args: Any) -> Path | None:
     Raises:
         ConfigError: not to a file that can be written, or one of somebody else's.
     """
-    from mosaic_photon.cli.report import refuse_others_file
-    from mosaic_photon.errors import ConfigError
+    from mosaic_photon.cli.report import check_page, refuse_others_file
     from mosaic_photon.report.counts import GENERATOR
 
     if args.out is None and args.json:
@@ -37,9 +36,7 @@ def page_path(args: Any) -> Path | None:
     if args.out is not None:
         check_path("--out", args.out)
     page = Path(args.out) if args.out is not None else Path(args.config).with_suffix(".count.html")
-    if page.suffix not in (".html", ".htm") or page.is_dir():
-        raise ConfigError(f"{display(page)}: must be a file named like PAGE.html; name another with --out.")
-    check_writable("--out", str(page.parent))
+    check_page(page)
     refuse_others_file(page, GENERATOR)
     return page
 

@@ -86,10 +86,15 @@ def _page(args: argparse.Namespace) -> Path:
     else:
         check_path("--out", args.out)
         page = Path(args.out)
+    check_page(page)
+    return page
+
+
+def check_page(page: Path) -> None:
+    """Raises ConfigError: no page can be written there."""
     if page.suffix not in (".html", ".htm") or page.is_dir():
         raise ConfigError(f"{display(page)}: must be a file named like PAGE.html; name another with --out.")
     check_writable("--out", str(page.parent))
-    return page
 
 
 def refuse_others_file(path: Path, generator: str) -> None:
